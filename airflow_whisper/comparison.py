@@ -1,0 +1,225 @@
+"""What has to be done so that a partition of the table matches its audio.
+
+The audio and the rows are compared in a temporary SQLite database, so that ten million files need disk space
+instead of memory.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from whisper_spark.contract import CHANGES, FINAL_ERRORS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROW_GROUP = 10_000
+"""Rows in one row group of a manifest: about what one read of it holds in memory."""
+
+_TABLES = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+PRAGMA temp_store = FILE;
+PRAGMA cache_size = -65536;
+CREATE TABLE listing (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER);
+CREATE TABLE rows (uri TEXT, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER, fingerprint TEXT);
+CREATE TABLE listed (uri TEXT PRIMARY KEY, etag TEXT, bytes INTEGER, modified INTEGER) WITHOUT ROWID;
+CREATE TABLE held (uri TEXT PRIMARY KEY, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER,
+                   fingerprint TEXT) WITHOUT ROWID;
+CREATE TABLE files (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER, change TEXT, attempt INTEGER);
+CREATE TABLE gone (uri TEXT);
+"""
+
+# Filled in order of their keys: appending to a tree is far faster than hitting it at random, and joining
+# two that are in the same order reads both from front to end.
+_SORT = """
+INSERT INTO listed SELECT * FROM listing ORDER BY uri;
+INSERT INTO held SELECT * FROM rows ORDER BY uri;
+DROP TABLE listing;
+DROP TABLE rows;
+"""
+
+# An etag that either side lacks says nothing, so it counts as the same.
+_COMPARE = """
+INSERT INTO files
+SELECT uri, etag, bytes, modified, change, iif(change = 'retry', held_attempt + 1, 1) FROM (
+    SELECT l.uri, l.etag, l.bytes, l.modified, h.attempt AS held_attempt, CASE
+        WHEN h.uri IS NULL THEN 'new'
+        WHEN l.etag <> h.etag THEN 'changed'
+        WHEN h.fingerprint IS NOT :fingerprint AND :retranscribe THEN 'stale'
+        WHEN h.status <> 'ok' AND coalesce(h.error_code, '') NOT IN (:final)
+             AND h.attempt < :max_attempts THEN 'retry'
+        WHEN h.fingerprint IS NOT :fingerprint THEN 'kept_stale'
+        ELSE 'unchanged' END AS change
+    FROM listed l LEFT JOIN held h ON h.uri = l.uri
+) ORDER BY bytes DESC, uri
+""".replace(":final", ", ".join(f"'{code}'" for code in sorted(FINAL_ERRORS)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What the user decided about files that are in the table already.
+
+    :param on_removed: rows whose audio is gone stay (``"keep"``) or are deleted (``"delete"``).
+    :param on_stale: rows made with other options are made again (``"retranscribe"``) or stay (``"keep"``).
+    :param max_attempts: how often a file is tried, for one etag, while its error may pass.
+    """
+
+    on_removed: Literal["keep", "delete"] = "keep"
+    on_stale: Literal["retranscribe", "keep"] = "retranscribe"
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("on_removed", ("keep", "delete")), ("on_stale", ("retranscribe", "keep"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
+                )
+        if (
+            not isinstance(self.max_attempts, int)
+            or isinstance(self.max_attempts, bool)
+            or self.max_attempts < 1
+        ):
+            raise ValueError(f"max_attempts must be a whole number of at least 1, got {self.max_attempts!r}")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Files of a partition by what is to be done with them."""
+
+    files: dict[str, int] = field(default_factory=dict)
+    """Per change (``new``, ``changed``, ``stale``, ``retry``), and: ``unchanged``; ``kept_stale``, made with
+    other options and kept; ``removed``, gone and to be deleted; ``kept_removed``, gone and kept."""
+    audio_bytes: int = 0
+    """Bytes of audio to transcribe."""
+
+    @property
+    def to_transcribe(self) -> int:
+        """Files in the manifest."""
+        return sum(self.files[change] for change in CHANGES)
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether the partition is up to date."""
+        return self.to_transcribe == 0 and self.files["removed"] == 0
+
+    def __str__(self) -> str:
+        """For people: what there is any of, for example ``3 new, 22 unchanged``."""
+        words = {
+            "kept_stale": "kept as made with other options",
+            "kept_removed": "kept though the audio is gone",
+        }
+        parts = [f"{n:,} {words.get(name, name)}" for name, n in self.files.items() if n]
+        return ", ".join(parts) or "no files"
+
+
+class Comparison:
+    """The audio that there is against the rows that there are. A context manager: it owns temporary files.
+
+    .. code-block:: python
+
+        with Comparison() as comparison:
+            comparison.add_rows(current_rows(catalog, table, partition))
+            comparison.add_listing(audio_files(storage, source))
+            counts = comparison.compare(options.fingerprint(), Rules())
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="whisper-discover-")
+        self.folder = Path(self._folder.name)
+        self._db = sqlite3.connect(self.folder / "compare.db", isolation_level=None)
+        self._db.executescript(_TABLES)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+        self._folder.cleanup()
+
+    def add_listing(self, batches: Iterable[pa.RecordBatch]) -> int:
+        """Takes in audio files, as :meth:`ObjectStorage.list` gives them. Returns how many there were."""
+        return self._insert("listing", batches, ("audio_uri", "audio_etag", "audio_bytes", "last_modified"))
+
+    def add_rows(self, batches: Iterable[pa.RecordBatch]) -> int:
+        """Takes in rows of the table, as :func:`catalog.current_rows` gives them. Returns how many."""
+        columns = ("audio_uri", "audio_etag", "status", "error_code", "attempt", "fingerprint")
+        return self._insert("rows", batches, columns)
+
+    def _insert(self, table: str, batches: Iterable[pa.RecordBatch], columns: tuple[str, ...]) -> int:
+        count = 0
+        statement = f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - constants
+        self._db.execute("BEGIN")
+        for batch in batches:
+            values = [_plain(batch.column(name)) for name in columns]
+            self._db.executemany(statement, zip(*values, strict=True))
+            count += batch.num_rows
+        self._db.execute("COMMIT")
+        return count
+
+    def compare(self, fingerprint: str, rules: Rules) -> Counts:
+        """Decides about every file. Call it once, after everything was added.
+
+        :param fingerprint: of the options that the partition should have been made with.
+        :raises ValueError: when the table holds two rows for one file.
+        """
+        try:
+            self._db.executescript("BEGIN;" + _SORT + "COMMIT;")
+        except sqlite3.IntegrityError:
+            uri = self._db.execute("SELECT uri FROM rows GROUP BY uri HAVING count(*) > 1 LIMIT 1").fetchone()
+            raise ValueError(
+                f"the table holds more than one row for {uri[0] if uri else 'a file'}, which no run of this "
+                "operator writes: delete the surplus rows of this partition"
+            ) from None
+        values = {
+            "fingerprint": fingerprint,
+            "retranscribe": rules.on_stale == "retranscribe",
+            "max_attempts": rules.max_attempts,
+        }
+        self._db.execute("BEGIN")
+        self._db.execute(_COMPARE, values)
+        self._db.execute(
+            "INSERT INTO gone SELECT uri FROM held WHERE uri NOT IN (SELECT uri FROM listed) ORDER BY uri"
+        )
+        self._db.execute("COMMIT")
+        return self._counts(rules)
+
+    def _counts(self, rules: Rules) -> Counts:
+        counts = dict.fromkeys([*CHANGES, "unchanged", "kept_stale", "removed", "kept_removed"], 0)
+        audio_bytes = 0
+        for change, files, total in self._db.execute(
+            "SELECT change, count(*), sum(bytes) FROM files GROUP BY 1"
+        ):
+            counts[change] = files
+            audio_bytes += (total or 0) if change in CHANGES else 0
+        (gone,) = self._db.execute("SELECT count(*) FROM gone").fetchone()
+        counts["removed" if rules.on_removed == "delete" else "kept_removed"] = gone
+        return Counts(counts, audio_bytes)
+
+    def files(self) -> Iterator[list[tuple[Any, ...]]]:
+        """Files to transcribe, largest first: (uri, etag, bytes, modified in µs, change, attempt), in lists."""
+        changes = ", ".join(f"'{change}'" for change in CHANGES)
+        yield from self._chunks(f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid")  # noqa: S608
+
+    def gone(self) -> Iterator[list[tuple[Any, ...]]]:
+        """Rows whose audio is gone: (uri,), in lists."""
+        yield from self._chunks("SELECT uri FROM gone ORDER BY rowid")
+
+    def _chunks(self, query: str) -> Iterator[list[tuple[Any, ...]]]:
+        cursor = self._db.execute(query)
+        while chunk := cursor.fetchmany(ROW_GROUP):
+            yield chunk
+
+
+def _plain(column: pa.Array) -> list[Any]:
+    import pyarrow as pa
+
+    values: list[Any] = (
+        column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+    ).to_pylist()
+    return values

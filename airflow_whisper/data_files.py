@@ -1,0 +1,137 @@
+"""Parquet data files of one partition, written straight into the table's own place, in bounded memory."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_whisper.tables import TABLE_PROPERTIES, RegistrationError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyiceberg.manifest import DataFile
+    from pyiceberg.partitioning import PartitionKey
+    from pyiceberg.table import Table
+
+_ROW_GROUP_BYTES = 32 * 1024 * 1024
+# Of Arrow memory. A row group is what a writer holds at once, and the least that a reader can skip.
+
+log = logging.getLogger(__name__)
+
+
+class DataFileWriter:
+    """Writes data files for one partition, and can delete again what it wrote.
+
+    The files carry the table's field ids, so they read right in any engine, also after columns were added
+    or renamed. They belong to the table only once a commit names them.
+    """
+
+    def __init__(self, table: Table, partition: Mapping[str, str]) -> None:
+        from pyiceberg.io.pyarrow import schema_to_pyarrow
+
+        self._table = table
+        self._schema = schema_to_pyarrow(table.schema())
+        self._partition = dict(partition)
+        self._paths: set[str] = set()
+
+    def write(self, batches: Iterable[pa.RecordBatch]) -> list[DataFile]:
+        """Write rows into as many files as ``write.target-file-size-bytes`` asks for.
+
+        :return: the files, described as a commit needs them; none for no rows.
+        :raises RegistrationError: when a row belongs to another partition, or has unknown columns.
+        """
+        from pyiceberg.io.pyarrow import parquet_file_to_data_file
+
+        groups = _row_groups(self._conform(batch) for batch in batches if batch.num_rows)
+        written = []
+        for first in groups:
+            path = self._write_file(first, groups)
+            # Reads the footer back: proof that the file is whole, and the statistics as PyIceberg takes them.
+            file = parquet_file_to_data_file(self._table.io, self._table.metadata, path)
+            written.append(file)
+        return written
+
+    def discard(self, files: Iterable[DataFile] | None = None) -> None:
+        """Delete files that no commit names; ``None`` for all that were written."""
+        paths = set(self._paths) if files is None else {file.file_path for file in files}
+        for path in paths & self._paths:
+            try:
+                self._table.io.delete(path)
+            except FileNotFoundError:
+                pass
+            except Exception as error:  # an orphan costs a little space, no more
+                log.warning("Could not delete %s, which no snapshot refers to: %s", path, error)
+            self._paths.discard(path)
+
+    def _write_file(self, first: pa.Table, more: Iterator[pa.Table]) -> str:
+        import pyarrow.parquet as pq
+
+        properties = {**TABLE_PROPERTIES, **self._table.properties}
+        codec = properties["write.parquet.compression-codec"]
+        target = int(properties["write.target-file-size-bytes"])
+        path = self._table.location_provider().new_data_location(
+            f"{uuid.uuid4()}.parquet", self._partition_key()
+        )
+        self._paths.add(path)
+        with self._table.io.new_output(path).create(
+            overwrite=True
+        ) as stream:  # a new name: nothing to overwrite
+            sink: Any = stream
+            with pq.ParquetWriter(
+                sink, first.schema, compression="none" if codec == "uncompressed" else codec
+            ) as out:
+                out.write_table(first)
+                while sink.tell() < target and (group := next(more, None)) is not None:
+                    out.write_table(group)
+        return path
+
+    def _conform(self, batch: pa.RecordBatch) -> pa.Table:
+        """The rows with the table's columns, in the table's order, and field ids at every level."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        schema = self._schema
+        if unknown := set(batch.schema.names) - set(schema.names):
+            raise RegistrationError(
+                f"the rows have columns that the table lacks: {', '.join(sorted(unknown))}"
+            )
+        for key, value in self._partition.items():
+            if (
+                key not in batch.schema.names
+                or not pc.all(pc.equal(batch.column(key), value), skip_nulls=False).as_py()
+            ):
+                raise RegistrationError(
+                    f"a row has a value of {key} other than {value!r}: it was staged for another partition"
+                )
+        columns = [
+            batch.column(field.name).cast(field.type)
+            if field.name in batch.schema.names
+            else pa.nulls(batch.num_rows, field.type)
+            for field in schema
+        ]
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _partition_key(self) -> PartitionKey:
+        from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+
+        spec, schema = self._table.spec(), self._table.schema()
+        values = [
+            PartitionFieldValue(field, self._partition[schema.find_column_name(field.source_id) or ""])
+            for field in spec.fields
+        ]
+        return PartitionKey(values, spec, schema)
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(t.nbytes for t in held) >= _ROW_GROUP_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)

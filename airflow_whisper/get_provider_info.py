@@ -1,0 +1,29 @@
+"""What this provider tells Airflow about itself. Imports nothing: all Airflow components load it."""
+
+
+def get_provider_info() -> dict[str, object]:
+    """Provider metadata in the shape of Airflow's ``provider_info.schema.json``."""
+    return {
+        "package-name": "airflow-provider-whisper",
+        "name": "Whisper",
+        "description": "Audio in object storage becomes a trustworthy table of transcripts: "
+        "faster-whisper on Spark, from Apache Airflow.",
+        "integrations": [
+            {
+                "integration-name": "Whisper",
+                "external-doc-url": "https://github.com/SYSTRAN/faster-whisper",
+                "tags": ["software"],
+            }
+        ],
+        "operators": [
+            {
+                "integration-name": "Whisper",
+                "python-modules": [
+                    "airflow_whisper.operators.discover",
+                    "airflow_whisper.operators.transcribe",
+                    "airflow_whisper.operators.validate",
+                    "airflow_whisper.operators.register",
+                ],
+            }
+        ],
+    }

@@ -1,0 +1,223 @@
+"""What a run wants of a partition, set against what the partition holds; on disk, so any number fits."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_whisper.tables import RegistrationError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NOW, BASE = 1, 0
+"""The states of a partition: the one to commit on, and the one that discovery compared the source with."""
+
+_EXAMPLES = 3
+
+_CREATE = """
+CREATE TABLE wanted (
+    uri TEXT PRIMARY KEY, etag TEXT, change TEXT NOT NULL, attempt INTEGER NOT NULL, staged INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE found (
+    uri TEXT NOT NULL, state INTEGER NOT NULL, file INTEGER NOT NULL, untouched INTEGER NOT NULL,
+    etag TEXT, status TEXT, attempt INTEGER, fingerprint TEXT
+);
+"""
+
+# A row is `done` when another run already made it what this run wants it to be. It `stands` when it is still
+# what discovery saw, so that replacing it is what discovery meant. What discovery saw is known exactly while
+# its snapshot exists; after that, a row stands if discovery would still put it into the manifest for the
+# same reason. An etag that either side lacks says nothing, so it counts as the same.
+_STATE = """
+SELECT wanted.uri AS uri,
+    CASE WHEN change = 'removed' THEN now.uri IS NULL
+         ELSE now.uri IS NOT NULL AND NOT coalesce(now.etag <> wanted.etag, 0)
+              AND now.fingerprint IS :fingerprint AND now.attempt >= wanted.attempt
+    END AS done,
+    CASE WHEN now.uri IS NULL THEN change IN ('new', 'removed')
+         WHEN change = 'new' THEN 0
+         WHEN now.untouched THEN 1
+         WHEN :base_known THEN EXISTS (
+             SELECT 1 FROM found AS base WHERE base.uri = wanted.uri AND base.state = 0
+             AND base.etag IS now.etag AND base.status IS now.status
+             AND base.attempt IS now.attempt AND base.fingerprint IS now.fingerprint)
+         WHEN change = 'changed' THEN coalesce(now.etag <> wanted.etag, 0)
+         WHEN change = 'stale' THEN now.fingerprint IS NOT :fingerprint
+         WHEN change = 'retry' THEN now.status = 'error' AND now.attempt = wanted.attempt - 1
+         ELSE 1
+    END AS stands
+FROM wanted LEFT JOIN found AS now ON now.uri = wanted.uri AND now.state = 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a run and a partition fit together, in files.
+
+    :param wanted: files that the run wants to change.
+    :param pending: those whose rows are not yet what the run wants.
+    :param touched: those whose rows are not what discovery saw any more.
+    :param examples: a few URIs of the latter.
+    """
+
+    wanted: int
+    pending: int
+    touched: int
+    examples: tuple[str, ...]
+
+
+@contextmanager
+def open_ledger() -> Iterator[Ledger]:
+    """A ledger in a temporary file, which is deleted at the end."""
+    with tempfile.TemporaryDirectory(prefix="whisper-register-") as folder:
+        connection = sqlite3.connect(Path(folder, "ledger.db"), isolation_level=None)
+        try:
+            # Nothing in here outlives the process, so durability would be paid for in vain.
+            connection.executescript(
+                "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;"
+                "PRAGMA cache_size = -65536;" + _CREATE
+            )
+            yield Ledger(connection)
+        finally:
+            connection.close()
+
+
+class Ledger:
+    """The files of one run: wanted, found in the partition, staged. Made by :func:`open_ledger`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    def want(self, manifest: Iterable[pa.RecordBatch]) -> None:
+        """Note the rows of a manifest.
+
+        :raises RegistrationError: when a file is in it twice.
+        """
+        for batch in manifest:
+            columns = (
+                batch.column(name).to_pylist() for name in ("audio_uri", "audio_etag", "change", "attempt")
+            )
+            self._insert_wanted(zip(*columns, strict=True))
+
+    def want_removed(self, removed: Iterable[pa.RecordBatch]) -> None:
+        """Note the files whose rows are to be deleted.
+
+        :raises RegistrationError: when a file is in it twice, or in the manifest as well.
+        """
+        for batch in removed:
+            self._insert_wanted((uri, None, "removed", 0) for uri in batch.column("audio_uri").to_pylist())
+
+    def _insert_wanted(self, rows: Iterable[tuple[object, ...]]) -> None:
+        try:
+            with self._transaction():
+                self._db.executemany("INSERT INTO wanted VALUES (?, ?, ?, ?, 0)", rows)
+        except sqlite3.IntegrityError as error:
+            raise RegistrationError(
+                f"the manifest asks for the same file twice, or for a file without a URI ({error}): "
+                "clear the discover task to write it again"
+            ) from error
+
+    def forget_found(self) -> None:
+        """Start over with the states of the partition."""
+        self._db.executescript("DROP INDEX IF EXISTS found_uri; DELETE FROM found;")
+
+    def find(
+        self, state: int, file: int, rows: Iterable[pa.RecordBatch], *, untouched: bool
+    ) -> tuple[int, int]:
+        """Note which wanted files have a row in one data file.
+
+        :param state: :data:`NOW` or :data:`BASE`.
+        :param file: any number that stands for the data file.
+        :param rows: its rows, with the columns of ``tables.STATE_COLUMNS``.
+        :param untouched: the data file was there already when discovery looked.
+        :return: rows in the file, and how many of them are wanted.
+        """
+        total, before = 0, self._db.total_changes
+        insert = (
+            f"INSERT INTO found SELECT ?1, {int(state)}, {int(file)}, {int(untouched)}, ?2, ?3, ?4, ?5 "  # noqa: S608
+            "WHERE EXISTS (SELECT 1 FROM wanted WHERE uri = ?1)"
+        )
+        names = ("audio_uri", "audio_etag", "status", "attempt", "fingerprint")
+        for batch in rows:
+            total += batch.num_rows
+            columns = (batch.column(name).to_pylist() for name in names)
+            with self._transaction():
+                self._db.executemany(insert, zip(*columns, strict=True))
+        return total, self._db.total_changes - before
+
+    def verdict(self, fingerprint: str, *, base_known: bool) -> Verdict:
+        """Compare what is wanted with what was found.
+
+        :param fingerprint: of the options that the run's rows were made with.
+        :param base_known: the partition as discovery saw it was noted too, where it differs from now.
+        """
+        self._db.execute("CREATE INDEX IF NOT EXISTS found_uri ON found (uri, state)")
+        parameters = {"fingerprint": fingerprint, "base_known": base_known}
+        # A file may have several rows if somebody else wrote to the table: it is done, or stands, if all do.
+        by_uri = f"SELECT uri, MIN(done) AS done, MIN(stands) AS stands FROM ({_STATE}) GROUP BY uri"  # noqa: S608
+        wanted, pending, touched = self._db.execute(
+            f"SELECT COUNT(*), COALESCE(SUM(NOT done), 0), COALESCE(SUM(NOT stands), 0) FROM ({by_uri})",  # noqa: S608
+            parameters,
+        ).fetchone()
+        examples = self._db.execute(
+            f"SELECT uri FROM ({by_uri}) WHERE NOT stands LIMIT {_EXAMPLES}",  # noqa: S608
+            parameters,
+        ).fetchall()
+        return Verdict(wanted, pending, touched, tuple(uri for (uri,) in examples))
+
+    def found_in(self, file: int) -> list[str]:
+        """The wanted files that have a row in one data file of the partition as it is now."""
+        query = "SELECT DISTINCT uri FROM found WHERE state = ? AND file = ?"
+        return [uri for (uri,) in self._db.execute(query, (NOW, file))]
+
+    def removed_rows(self) -> int:
+        """Rows of the partition as it is now that are to be deleted and not replaced."""
+        query = "SELECT COUNT(*) FROM found JOIN wanted USING (uri) WHERE state = ? AND change = 'removed'"
+        return int(self._db.execute(query, (NOW,)).fetchone()[0])
+
+    def stage(self, uris: list[str]) -> None:
+        """Note staged rows, each of which has to be wanted and not staged before.
+
+        :raises RegistrationError: when one is not.
+        """
+        before = self._db.total_changes
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE wanted SET staged = 1 WHERE uri = ? AND staged = 0 AND change <> 'removed'",
+                ((uri,) for uri in uris),
+            )
+        if self._db.total_changes - before != len(uris):
+            raise RegistrationError(self._staging_problem(uris))
+
+    def _staging_problem(self, uris: list[str]) -> str:
+        query = "SELECT 1 FROM wanted WHERE uri = ? AND change <> 'removed'"
+        strange = [uri for uri in uris if not self._db.execute(query, (uri,)).fetchone()]
+        what = "is not in the manifest" if strange else "is staged more than once"
+        example = strange[0] if strange else next((u for u in uris if uris.count(u) > 1), uris[0])
+        return f"a staged row {what}, for example {example}: run the validate task, and see its report"
+
+    def check_all_staged(self) -> None:
+        """:raises RegistrationError: when a manifest row has no staged row."""
+        missing = "FROM wanted WHERE staged = 0 AND change <> 'removed'"
+        (count,) = self._db.execute(f"SELECT COUNT(*) {missing}").fetchone()
+        if count:
+            (example,) = self._db.execute(f"SELECT uri {missing} LIMIT 1").fetchone()
+            raise RegistrationError(
+                f"{count} files of the manifest have no staged row, for example {example}: run the "
+                "transcribe task again, which does only what is missing"
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            # With the journal off there is no way back; after a failure the ledger is thrown away.
+            self._db.execute("COMMIT")

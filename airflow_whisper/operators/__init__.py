@@ -1,0 +1,1 @@
+"""Operators, one concept a file."""

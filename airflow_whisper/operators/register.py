@@ -1,0 +1,130 @@
+"""Publish a validated run in one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Asset, BaseOperator
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from whisper_spark.contract import partition_path
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from whisper_spark.contract import Run
+
+
+class RegisterTranscriptsOperator(BaseOperator):
+    """Make a run's transcripts visible in the table, in one commit that replaces exactly what changed.
+
+    .. code-block:: python
+
+        RegisterTranscriptsOperator(
+            task_id="register",
+            manifest="{{ ti.xcom_pull(task_ids='discover')['manifest_uri'] }}",
+            outlets=[Asset("speech_transcripts")],
+        )
+
+    Returns ``{"table", "partition", "snapshot_id", "rows", "errors", "removed", "audio_hours", "report_uri",
+    "table_location"}``: the counts are those of this run, not of the whole partition. Each asset in
+    ``outlets`` gets the same in the ``extra`` of its event, and ``manifest_uri`` and ``idempotency_key``.
+
+    Readers see the partition as it was or as it will be, nothing between. Running the task again returns the
+    first commit. The task skips when another run did the same work already, and fails, without a retry, when
+    another run changed the same rows since discovery: clear the discover task then, and what is transcribed
+    is taken from staging.
+
+    :param manifest: URI of the run's manifest, from ``DiscoverAudioOperator``.
+    :param staging_conn_id: Airflow connection for staging; ``None``: ambient credentials.
+    :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded SQLite catalog.
+    :param report: URI of the validation report; ``None``: ``report.json`` beside the manifest.
+    :param require_report: refuse to register without a report that says that all checks passed.
+    :raises ValueError: when an argument is wrong; before any work for values that are templates.
+    """
+
+    template_fields: Sequence[str] = ("manifest", "staging_conn_id", "catalog_conn_id", "report")
+    ui_color = "#cfe2f3"
+
+    def __init__(
+        self,
+        *,
+        manifest: str,
+        staging_conn_id: str | None = None,
+        catalog_conn_id: str | None = None,
+        report: str | None = None,
+        require_report: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.manifest = manifest
+        self.staging_conn_id = staging_conn_id
+        self.catalog_conn_id = catalog_conn_id
+        self.report = report
+        self.require_report = require_report
+        if isinstance(manifest, str) and "{{" not in manifest:
+            check_uri("manifest", manifest)
+        if isinstance(report, str) and "{{" not in report:
+            check_uri("report", report)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Register, tell the assets, and log what was done."""
+        check_uri("manifest", self.manifest)
+        if self.report is not None:
+            check_uri("report", self.report)
+
+        from airflow_whisper.catalog import PartitionConflictError, TableMismatchError, open_catalog
+        from airflow_whisper.manifest import read_run
+        from airflow_whisper.registration import register_run, result_of
+        from airflow_whisper.storage import object_storage
+
+        storage = object_storage(self.staging_conn_id or None, self.manifest)
+        run = read_run(self.manifest, storage)
+        name = f"{partition_path(run.partition)} of {run.table}"
+        try:
+            registered = register_run(
+                run,
+                storage,
+                open_catalog(self.catalog_conn_id or None),
+                report_uri=self.report,
+                require_report=self.require_report,
+            )
+        except (PartitionConflictError, TableMismatchError) as error:
+            raise AirflowFailException(str(error)) from error  # the next try would find the same
+        if registered is None:
+            raise AirflowSkipException(f"Nothing left to do for {name}: another run did the same work.")
+        result = result_of(run, registered, self.report)
+        self.log.info(
+            "%s %d rows (%d of them errors; %.2f h of audio) and deleted %d, as snapshot %d: %s",
+            "Had registered before" if registered.again else "Registered",
+            registered.rows,
+            registered.errors,
+            registered.audio_seconds / 3600,
+            registered.removed,
+            registered.snapshot_id,
+            name,
+        )
+        self._tell_assets(context, run, result)
+        return result
+
+    def _tell_assets(self, context: Context, run: Run, result: dict[str, Any]) -> None:
+        extra = {**result, "manifest_uri": self.manifest, "idempotency_key": run.idempotency_key}
+        for outlet in self.outlets or ():
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra.update(extra)
+
+
+def check_uri(argument: str, value: object) -> None:
+    """:raises ValueError: unless the value is the URI of something in storage, or a path."""
+    from whisper_spark.objects import normalise_uri
+
+    # A template that looks up what is not there renders to "None".
+    if not isinstance(value, str) or value in ("", "None"):
+        raise ValueError(
+            f"{argument} is {value!r}, but must be a URI: did the task that returns it run, and is its id right?"
+        )
+    try:
+        normalise_uri(value)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None

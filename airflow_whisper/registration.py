@@ -1,0 +1,123 @@
+"""Register a finished run: copy its staged rows into the table and make them visible, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_whisper.manifest import open_parquet
+from airflow_whisper.replacement import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
+from airflow_whisper.tables import RegistrationError
+from whisper_spark.contract import Run, partition_path
+from whisper_spark.objects import ObjectNotFound
+from whisper_spark.staging import read_result
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyiceberg.catalog import Catalog
+
+    from whisper_spark.objects import ObjectStorage
+
+_MANIFEST_ROWS = 10_000
+_BATCH_BYTES = 16 * 1024 * 1024
+# A row with the words of an 11-hour recording is 100,000 times as large as one without speech, so batches of
+# staged rows are sized by what the file says about its rows.
+
+
+def register_run(
+    run: Run,
+    storage: ObjectStorage,
+    catalog: Catalog,
+    *,
+    report_uri: str | None = None,
+    require_report: bool = True,
+) -> Registered | None:
+    """Make the rows of a run visible in its table, in one commit. Done again, it returns the first one.
+
+    :param storage: of staging, which is only read.
+    :param report_uri: where validation has put its report; ``None``: where it does by default.
+    :param require_report: refuse without a report that says that all checks passed.
+    :return: ``None`` when there is nothing left to do, because another run did the same work.
+    :raises PartitionConflictError: when another run has changed the same rows since discovery.
+    :raises TableMismatchError: when the table exists and cannot hold the rows.
+    :raises RegistrationError: when the run is not validated or not complete, or no commit succeeded.
+    """
+    report_uri = report_uri or run.report_uri
+    if require_report:
+        _check_report(run, storage, report_uri)
+    change = PartitionChange(
+        partition=run.partition,
+        fingerprint=run.options.fingerprint(),
+        idempotency_key=run.idempotency_key,
+        base_snapshot_id=run.base_snapshot_id,
+        manifest=_batches(run.manifest_uri, storage, ["audio_uri", "audio_etag", "change", "attempt"]),
+        removed=_batches(run.removed_uri, storage, ["audio_uri"]) if run.counts.get("removed") else (),
+        rows=_staged_rows(run, storage),
+        properties={MANIFEST_URI: run.manifest_uri, REPORT_URI: report_uri},
+    )
+    return replace_rows(catalog, run.table, change)
+
+
+def result_of(run: Run, registered: Registered, report_uri: str | None = None) -> dict[str, Any]:
+    """What downstream tasks are told: identifiers, counts and URIs, all small and none secret."""
+    return {
+        "table": run.table,
+        "partition": partition_path(run.partition),
+        "snapshot_id": registered.snapshot_id,
+        "rows": registered.rows,
+        "errors": registered.errors,
+        "removed": registered.removed,
+        "audio_hours": round(registered.audio_seconds / 3600, 4),
+        "report_uri": report_uri or run.report_uri,
+        "table_location": registered.table_location,
+    }
+
+
+def _check_report(run: Run, storage: ObjectStorage, report_uri: str) -> None:
+    try:
+        report = json.loads(storage.read_bytes(report_uri))
+        passed, manifest_id = report["passed"], report.get("manifest_id", run.manifest_id)
+    except ObjectNotFound:
+        raise RegistrationError(
+            f"there is no validation report at {report_uri}: run the validate task first, or pass "
+            "require_report=False to register what nobody has checked"
+        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RegistrationError(
+            f"{report_uri} is no validation report: run the validate task again"
+        ) from error
+    if manifest_id != run.manifest_id:
+        raise RegistrationError(
+            f"the validation report {report_uri} is about manifest {manifest_id}, not {run.manifest_id}: run the "
+            "validate task of this run"
+        )
+    if passed is not True:
+        raise RegistrationError(
+            f"validation failed, so nothing is registered: see {report_uri}. Once its cause is mended, clear the "
+            "discover task"
+        )
+
+
+def _batches(uri: str, storage: ObjectStorage, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with open_parquet(uri, storage) as file:
+        yield from file.iter_batches(batch_size=_MANIFEST_ROWS, columns=list(columns))
+
+
+def _staged_rows(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
+    try:
+        result = read_result(run, storage)
+    except ObjectNotFound:
+        raise RegistrationError(
+            f"there is no result at {run.result_uri}: run the transcribe task, which does only what is missing"
+        ) from None
+    for staged in result.staged:
+        with open_parquet(staged.uri, storage) as file:
+            yield from file.iter_batches(batch_size=_batch_rows(file.metadata))
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    mean = size / max(metadata.num_rows, 1)
+    return max(1, min(_MANIFEST_ROWS, int(_BATCH_BYTES / max(mean, 1.0))))

@@ -1,0 +1,372 @@
+"""Replace exactly those rows of a partition that a run has changed, in one atomic commit.
+
+How it stays correct beside other writers: every attempt loads the table, checks row by row that the rows to
+replace are still those that discovery saw, and commits on condition that the table has not moved since. When
+it has, the commit fails, and the next attempt checks again. PyIceberg's own retry must not run: it would put
+the same commit on top of whatever the others did, and it sees no conflict between two appends, so two first
+runs of one partition would both succeed and double every row.
+
+How it stays cheap: data files without an affected row are left alone, those with nothing else are dropped
+unread, and only the rest is written again. (``Table.delete`` with an ``In`` of all URIs makes several passes
+over expressions of that size, and cannot drop a whole partition by metadata when a partition value is longer
+than the 16 characters that column statistics keep.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from airflow_whisper.catalog import read_data_file, scan_partition
+from airflow_whisper.commit import passing_errors, pin
+from airflow_whisper.data_files import DataFileWriter
+from airflow_whisper.ledger import BASE, NOW, Ledger, Verdict, open_ledger
+from airflow_whisper.tables import (
+    STATE_COLUMNS,
+    PartitionConflictError,
+    RegistrationError,
+    TableMismatchError,
+    ensure_table,
+)
+from whisper_spark.contract import partition_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyiceberg.catalog import Catalog
+    from pyiceberg.manifest import DataFile
+    from pyiceberg.table import FileScanTask, Table
+    from pyiceberg.table.snapshots import Snapshot
+
+COMMIT_TRIES = 100
+COMMIT_SECONDS = 1800
+_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 5.0
+# Among N writers somebody commits in each round, so N tries are enough for the unluckiest of them.
+
+KEY = "whisper.idempotency-key"
+PARTITION = "whisper.partition"
+ROWS = "whisper.rows"
+ERRORS = "whisper.errors"
+REMOVED = "whisper.removed"
+AUDIO_SECONDS = "whisper.audio-seconds"
+MANIFEST_URI = "whisper.manifest-uri"
+REPORT_URI = "whisper.report-uri"
+FINGERPRINT = "whisper.fingerprint"
+"""Properties in the summary of every snapshot that a run makes."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionChange:
+    """What one run wants of one partition. The three streams are read once, in order.
+
+    :param partition: the partition.
+    :param fingerprint: of the options that the rows were made with.
+    :param idempotency_key: a second change with the same key is the first one again.
+    :param base_snapshot_id: the snapshot that discovery compared the source with; ``None``: an empty table.
+    :param manifest: what to write, as ``contract.manifest_schema``.
+    :param removed: what to delete, one column ``audio_uri``.
+    :param rows: exactly one row per row of the manifest, as ``contract.transcript_schema``.
+    :param properties: more properties for the snapshot's summary.
+    """
+
+    partition: Mapping[str, str]
+    fingerprint: str
+    idempotency_key: str
+    base_snapshot_id: int | None
+    manifest: Iterable[pa.RecordBatch]
+    rows: Iterable[pa.RecordBatch]
+    removed: Iterable[pa.RecordBatch] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """The snapshot that made a run's rows visible.
+
+    :param snapshot_id: of the table.
+    :param rows: rows that the run wrote, errors among them.
+    :param errors: rows with ``status = 'error'``.
+    :param removed: rows that the run deleted without replacement.
+    :param audio_seconds: seconds of audio in the rows written.
+    :param table_location: URI of the table's folder.
+    :param again: the run had been registered before; this is the snapshot of that time.
+    """
+
+    snapshot_id: int
+    rows: int
+    errors: int
+    removed: int
+    audio_seconds: float
+    table_location: str
+    again: bool
+
+
+def replace_rows(catalog: Catalog, table: str, change: PartitionChange) -> Registered | None:
+    """Bring one partition to what a run wants, in one commit. Creates the table when there is none.
+
+    :return: ``None`` when every row is already as wanted, because another run did the same work.
+    :raises TableMismatchError: when the table cannot hold these rows.
+    :raises PartitionConflictError: when another run has changed some of the rows since discovery.
+    :raises RegistrationError: when the rows are not those of the manifest, or no commit succeeded.
+    """
+    loaded = ensure_table(catalog, table, change.partition)
+    if (snapshot := _snapshot_of(loaded, change.idempotency_key)) is not None:
+        return _registered(loaded, snapshot, again=True)
+    with open_ledger() as ledger:
+        return _Replacement(catalog, loaded, change, ledger).run()
+
+
+def _snapshot_of(table: Table, key: str) -> Snapshot | None:
+    """The snapshot that a key was registered with, if readers of the table see what it did."""
+    from pyiceberg.table.snapshots import ancestors_of
+
+    for snapshot in ancestors_of(table.current_snapshot(), table.metadata):
+        if snapshot.summary is not None and snapshot.summary[KEY] == key:
+            return snapshot
+    return None
+
+
+def _registered(table: Table, snapshot: Snapshot, *, again: bool) -> Registered:
+    summary = snapshot.summary.additional_properties if snapshot.summary else {}
+    return Registered(
+        snapshot_id=snapshot.snapshot_id,
+        rows=int(summary[ROWS]),
+        errors=int(summary[ERRORS]),
+        removed=int(summary[REMOVED]),
+        audio_seconds=float(summary[AUDIO_SECONDS]),
+        table_location=table.location(),
+        again=again,
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which data files of the partition have to go, and what takes the place of their other rows."""
+
+    files: frozenset[tuple[str, ...]]
+    dropped: list[DataFile]
+    rewritten: list[DataFile]
+    removed: int
+
+
+@dataclass
+class _Counts:
+    rows: int = 0
+    errors: int = 0
+    audio_seconds: float = 0.0
+
+
+class _Replacement:
+    """One change on its way into the table."""
+
+    def __init__(self, catalog: Catalog, table: Table, change: PartitionChange, ledger: Ledger) -> None:
+        self._catalog, self._table, self._change, self._ledger = catalog, table, change, ledger
+        self._writer = DataFileWriter(table, change.partition)
+        self._plan: _Plan | None = None
+        self._counts = _Counts()
+        self._tried: set[int] = set()
+        # The snapshots that commits were made on whose outcome is not known.
+        self._unsure_on: list[int | None] = []
+
+    def run(self) -> Registered | None:
+        self._ledger.want(self._change.manifest)
+        self._ledger.want_removed(self._change.removed)
+        try:
+            # First, because a conflict is better found before everything is copied than after.
+            plan = self._make_plan(self._table)
+            registered = self._copy_and_commit() if plan else None
+        except BaseException:
+            # A commit that got no answer may have landed: then its files are the table's.
+            if not self._unsure_on:
+                self._writer.discard()
+            raise
+        if registered is None or registered.snapshot_id not in self._tried:
+            self._writer.discard()
+        return registered
+
+    def _copy_and_commit(self) -> Registered | None:
+        added = self._writer.write(self._staged_rows())
+        self._ledger.check_all_staged()
+        deadline = time.monotonic() + COMMIT_SECONDS
+        for attempt in itertools.count(1):
+            try:
+                return self._try_commit(added)
+            except passing_errors() as error:
+                if attempt >= COMMIT_TRIES or time.monotonic() > deadline:
+                    raise RegistrationError(
+                        f"could not commit {self._name} after {attempt} tries, because of other writers or "
+                        f"the catalog itself: {error}. Run the task again; let fewer runs register at once"
+                    ) from error
+                log.info("Try %d to commit %s failed, trying again: %s", attempt, self._name, error)
+            longest = min(_LONGEST_WAIT_SECONDS, _SHORTEST_WAIT_SECONDS * 2 ** min(attempt, 10))
+            time.sleep(random.uniform(_SHORTEST_WAIT_SECONDS, longest))  # noqa: S311 - to spread writers out
+        raise AssertionError("unreachable")
+
+    def _try_commit(self, added: list[DataFile]) -> Registered | None:
+        table = self._catalog.load_table(self._table.name())
+        if (snapshot := _snapshot_of(table, self._change.idempotency_key)) is not None:
+            return _registered(table, snapshot, again=snapshot.snapshot_id not in self._tried)
+        head = _head(table)
+        # A commit is bound to the snapshot it was made on. The table has moved past it without this commit.
+        self._unsure_on = [unsure for unsure in self._unsure_on if unsure == head]
+        plan = self._make_plan(table)
+        return self._commit(table, added, plan) if plan else None
+
+    def _commit(self, table: Table, added: list[DataFile], plan: _Plan) -> Registered:
+        from pyiceberg.exceptions import CommitFailedException
+
+        transaction = table.transaction()
+        update = transaction.update_snapshot(snapshot_properties=self._summary(plan))
+        # One producer and so one snapshot: delete and append would be two, and the one between shows the
+        # partition half empty to whoever travels back to it.
+        producer = update.overwrite() if plan.dropped else update.fast_append()
+        for file in added + plan.rewritten:
+            producer.append_data_file(file)
+        for file in plan.dropped:
+            producer.delete_data_file(file)
+        producer.commit()
+        pin(table, producer.snapshot_id)
+        self._tried.add(producer.snapshot_id)
+        self._unsure_on.append(_head(table))
+        try:
+            transaction.commit_transaction()
+        except CommitFailedException:
+            self._unsure_on.pop()
+            raise
+        self._unsure_on.clear()
+        snapshot = table.snapshot_by_id(producer.snapshot_id)
+        assert snapshot is not None  # noqa: S101 - just committed
+        return _registered(table, snapshot, again=False)
+
+    def _summary(self, plan: _Plan) -> dict[str, str]:
+        return {
+            **self._change.properties,
+            KEY: self._change.idempotency_key,
+            PARTITION: partition_path(self._change.partition),
+            FINGERPRINT: self._change.fingerprint,
+            ROWS: str(self._counts.rows),
+            ERRORS: str(self._counts.errors),
+            REMOVED: str(plan.removed),
+            AUDIO_SECONDS: repr(self._counts.audio_seconds),
+        }
+
+    def _staged_rows(self) -> Iterator[pa.RecordBatch]:
+        import pyarrow.compute as pc
+
+        for batch in self._change.rows:
+            self._ledger.stage(batch.column("audio_uri").to_pylist())
+            self._counts.rows += batch.num_rows
+            self._counts.errors += pc.sum(pc.equal(batch.column("status"), "error")).as_py() or 0
+            self._counts.audio_seconds += pc.sum(batch.column("duration_s")).as_py() or 0.0
+            yield batch
+
+    def _make_plan(self, table: Table) -> _Plan | None:
+        """What to do with the partition as it is in ``table``; ``None``: it is as wanted.
+
+        :raises PartitionConflictError: when it is not what discovery saw.
+        """
+        tasks = self._tasks(table, None)
+        files = frozenset(_identity(task) for task in tasks)
+        if self._plan is not None:
+            if self._plan.files == files:
+                return self._plan  # only other partitions moved
+            self._writer.discard(self._plan.rewritten)
+            self._ledger.forget_found()
+        affected = self._find(table, tasks)
+        verdict = self._ledger.verdict(self._change.fingerprint, base_known=self._base_known(table))
+        if not verdict.pending:
+            return None
+        if verdict.touched:
+            raise PartitionConflictError(self._conflict(table, verdict))
+        partial = [(number, task) for number, task, whole in affected if not whole]
+        kept = (batch for number, task in partial for batch in self._kept(table, number, task))
+        self._plan = _Plan(
+            files=files,
+            dropped=[task.file for _, task, _ in affected],
+            rewritten=self._writer.write(kept),
+            removed=self._ledger.removed_rows(),
+        )
+        return self._plan
+
+    def _find(self, table: Table, tasks: list[FileScanTask]) -> list[tuple[int, FileScanTask, bool]]:
+        """Fills the ledger. Returns the data files with affected rows, and whether all their rows are."""
+        base = {_identity(task): task for task in self._base_tasks(table)}
+        scan = scan_partition(table, self._change.partition, columns=STATE_COLUMNS)
+        affected = []
+        for number, task in enumerate(tasks):
+            untouched = base.pop(_identity(task), None) is not None
+            rows = read_data_file(table, scan, task)
+            total, wanted = self._ledger.find(NOW, number, rows, untouched=untouched)
+            if wanted:
+                affected.append((number, task, wanted == total))
+        for number, task in enumerate(base.values()):
+            self._ledger.find(BASE, number, read_data_file(table, scan, task), untouched=False)
+        return affected
+
+    def _kept(self, table: Table, number: int, task: FileScanTask) -> Iterator[pa.RecordBatch]:
+        """The rows of a data file that the run leaves as they are."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        affected = pa.array(self._ledger.found_in(number), pa.large_string())
+        for batch in read_data_file(table, scan_partition(table, self._change.partition), task):
+            uris = batch.column("audio_uri").cast(pa.large_string())
+            yield batch.filter(pc.invert(pc.is_in(uris, value_set=affected)))
+
+    def _base_known(self, table: Table) -> bool:
+        base = self._change.base_snapshot_id
+        return base is None or table.snapshot_by_id(base) is not None
+
+    def _base_tasks(self, table: Table) -> list[FileScanTask]:
+        base = self._change.base_snapshot_id
+        return [] if base is None or table.snapshot_by_id(base) is None else self._tasks(table, base)
+
+    def _tasks(self, table: Table, snapshot_id: int | None) -> list[FileScanTask]:
+        from pyiceberg.expressions import AlwaysTrue
+
+        tasks = list(scan_partition(table, self._change.partition, snapshot_id=snapshot_id).plan_files())
+        for task in tasks:
+            if task.residual != AlwaysTrue():
+                raise TableMismatchError(
+                    f"{task.file.file_path} of {self._name} holds rows of several partitions, from before "
+                    "the table was partitioned this way: rewrite the table's data files first"
+                )
+        return tasks
+
+    def _conflict(self, table: Table, verdict: Verdict) -> str:
+        culprit = next(iter(self._newer_snapshots(table)), None)
+        who = f" (snapshot {culprit.snapshot_id})" if culprit else ""
+        return (
+            f"another run registered {verdict.touched} of these {verdict.wanted} files in {self._name} since "
+            f"they were discovered{who}, for example {verdict.examples[0]}. Nothing was written. Clear the "
+            "discover task to converge again: what is transcribed already is taken from staging"
+        )
+
+    def _newer_snapshots(self, table: Table) -> Iterator[Snapshot]:
+        from pyiceberg.table.snapshots import ancestors_of
+
+        for snapshot in ancestors_of(table.current_snapshot(), table.metadata):
+            if snapshot.snapshot_id == self._change.base_snapshot_id:
+                return
+            if snapshot.summary and snapshot.summary[PARTITION] == partition_path(self._change.partition):
+                yield snapshot
+
+    @property
+    def _name(self) -> str:
+        return f"{partition_path(self._change.partition)} of {'.'.join(self._table.name())}"
+
+
+def _head(table: Table) -> int | None:
+    snapshot = table.current_snapshot()
+    return snapshot.snapshot_id if snapshot else None
+
+
+def _identity(task: FileScanTask) -> tuple[str, ...]:
+    """What a data file's rows depend on: the file, and the files with its row-level deletes."""
+    return (task.file.file_path, *sorted(file.file_path for file in task.delete_files))

@@ -1,0 +1,132 @@
+"""The whole way for one partition, as a task group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from airflow.sdk import TaskGroup
+
+from airflow_whisper.operators.discover import DiscoverAudioOperator
+from airflow_whisper.operators.register import RegisterTranscriptsOperator
+from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
+from airflow_whisper.operators.validate import ValidateTranscriptsOperator
+from whisper_spark.contract import WhisperOptions
+
+
+def transcribe_partition(
+    *,
+    source: str,
+    partition: Mapping[str, str],
+    table: str,
+    staging: str,
+    options: WhisperOptions | Mapping[str, Any] | str | None = None,
+    source_conn_id: str | None = None,
+    staging_conn_id: str | None = None,
+    catalog_conn_id: str | None = None,
+    model_conn_id: str | None = None,
+    spark_conn_id: str = "spark_default",
+    group_id: str = "transcribe",
+    pattern: str | None = None,
+    on_removed: Literal["keep", "delete"] | str = "keep",
+    on_stale: Literal["retranscribe", "keep"] | str = "retranscribe",
+    on_missing_source: Literal["fail", "skip"] | str = "fail",
+    max_attempts: int = 3,
+    max_error_rate: float | str = 0.05,
+    block_on: Sequence[str] | Mapping[str, float] = (),
+    pool: str | None = None,
+    outlets: Sequence[Any] | None = None,
+    spark: Mapping[str, Any] | None = None,
+    default_args: Mapping[str, Any] | None = None,
+) -> TaskGroup:
+    """Make one partition of a table converge to the audio below a URI, in four tasks.
+
+    .. code-block:: python
+
+        with DAG("calls", schedule="@daily", start_date=datetime(2026, 1, 1)):
+            transcribe_partition(
+                source="s3://calls/raw/dt={{ ds }}/",
+                partition={"dt": "{{ ds }}"},
+                table="speech.transcripts",
+                staging="s3://calls/staging/",
+                options=WhisperOptions(model="large-v3-turbo"),
+            )
+
+    The tasks are ``discover``, ``transcribe``, ``validate`` and ``register``. When the table already holds
+    what the audio and the options ask for, ``discover`` skips, and with it the other three and all that
+    depends on them.
+
+    Strings may be Jinja templates. ``source``, ``partition``, ``table``, ``staging``, ``options`` and
+    ``pattern`` may also come from an upstream task or from the mapping of a surrounding ``@task_group``;
+    they are then checked when the task runs.
+
+    :param source: URI prefix that holds the partition's audio: ``s3://``, ``gs://``, ``az://`` or ``file://``.
+    :param partition: the partition that the audio belongs to, for example ``{"dt": "{{ ds }}"}``.
+    :param table: ``namespace.table``; created when it does not exist.
+    :param staging: URI prefix for manifests, finished rows and reports. Executors write to it.
+    :param options: what to transcribe with, as :class:`WhisperOptions`, as a mapping, or as JSON.
+        ``None``: the defaults of :class:`WhisperOptions`.
+    :param source_conn_id: Airflow connection for ``source``; ``None``: ambient credentials.
+    :param staging_conn_id: Airflow connection for ``staging``; ``None``: the same as ``source_conn_id``.
+    :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: an embedded SQLite catalog
+        with a local warehouse, in ``AIRFLOW_WHISPER_WAREHOUSE`` or else below ``AIRFLOW_HOME``.
+    :param model_conn_id: Airflow connection for a model in an object store; ``None``: ambient credentials.
+    :param spark_conn_id: Airflow connection of type ``spark``.
+    :param group_id: id of the task group, unique in its DAG.
+    :param pattern: glob on the key below ``source``; ``None`` takes every object.
+    :param on_removed: what becomes of the row of a file that is gone: ``"keep"`` or ``"delete"``.
+    :param on_stale: rows made with other options: ``"retranscribe"`` or ``"keep"``.
+    :param on_missing_source: a source without a single object: ``"fail"`` or ``"skip"``.
+    :param max_attempts: how often a file whose error may pass is tried, over all runs.
+    :param max_error_rate: share of error rows, 0 to 1, above which nothing is published.
+    :param block_on: quality flags that keep the partition from being published; a mapping gives the share of
+        rows that may have each.
+    :param pool: Airflow pool of the ``transcribe`` task: one slot for each Spark job that may run at a time.
+    :param outlets: assets that ``register`` updates.
+    :param spark: further arguments of :class:`WhisperTranscribeOperator`, such as ``conf``, ``num_executors``
+        or ``archives``.
+    :param default_args: arguments for all four tasks, such as ``retries``.
+    :raises ValueError: for wrong arguments, with what to do; templated ones are checked when the task runs.
+    """
+    staging_conn_id = staging_conn_id if staging_conn_id is not None else source_conn_id
+    common: dict[str, Any] = {"staging_conn_id": staging_conn_id}
+    with TaskGroup(group_id, default_args=dict(default_args or {})) as group:
+        discover = DiscoverAudioOperator(
+            task_id="discover",
+            source=source,
+            partition=partition,
+            table=table,
+            staging=staging,
+            options=WhisperOptions() if options is None else options,
+            source_conn_id=source_conn_id,
+            catalog_conn_id=catalog_conn_id,
+            pattern=pattern,
+            on_removed=on_removed,
+            on_stale=on_stale,
+            on_missing_source=on_missing_source,
+            max_attempts=max_attempts,
+            **common,
+        )
+        common["manifest"] = discover.output["manifest_uri"]
+        transcribe_args: dict[str, Any] = {"conn_id": spark_conn_id, **(spark or {})}
+        if pool is not None:
+            transcribe_args["pool"] = pool
+        transcribe = WhisperTranscribeOperator(
+            task_id="transcribe",
+            source_conn_id=source_conn_id,
+            model_conn_id=model_conn_id,
+            **common,
+            **transcribe_args,
+        )
+        validate = ValidateTranscriptsOperator(
+            task_id="validate", max_error_rate=max_error_rate, block_on=block_on, **common
+        )
+        register = RegisterTranscriptsOperator(
+            task_id="register",
+            report=validate.output["report_uri"],
+            catalog_conn_id=catalog_conn_id,
+            outlets=list(outlets or ()),
+            **common,
+        )
+        discover >> transcribe >> validate >> register
+    return group

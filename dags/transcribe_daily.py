@@ -1,0 +1,175 @@
+"""Transcribe yesterday's audio every day; catch up, backfill or correct any other day with the same DAG.
+
+Runs as it is on the recordings in ``demo/audio``. To use it for real, set environment variables on the
+scheduler, the DAG processor and the workers, or copy this file and write the values into it:
+
+=====================================  ======================================================================
+``AIRFLOW_WHISPER_SOURCE``             URI prefix of one day's audio; ``{dt}`` stands for the day:
+                                       ``s3://calls/raw/dt={dt}/``
+``AIRFLOW_WHISPER_TABLE``              ``namespace.table``, default ``speech.transcripts``
+``AIRFLOW_WHISPER_STAGING``            URI prefix that workers and executors can write to
+``AIRFLOW_WHISPER_MODEL``              name, path or URI of the model, default ``large-v3-turbo``
+``AIRFLOW_WHISPER_SOURCE_CONN_ID``     Airflow connections; without them ambient credentials, and for the
+``AIRFLOW_WHISPER_STAGING_CONN_ID``    catalog the embedded one
+``AIRFLOW_WHISPER_CATALOG_CONN_ID``
+``AIRFLOW_WHISPER_MODEL_CONN_ID``
+``AIRFLOW_WHISPER_SPARK_CONN_ID``      default ``spark_default``
+``AIRFLOW_WHISPER_SPARK_CONF``         Spark configuration as a JSON object
+``AIRFLOW_WHISPER_RETRIES``            of each task, default 3
+``AIRFLOW_WHISPER_POOL``               pool of the Spark task, for example ``gpu``; default ``default_pool``
+=====================================  ======================================================================
+
+The Params below are the defaults of one run: change them in the trigger form, in a backfill, or with
+``airflow dags trigger --conf``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param
+
+from airflow_whisper import transcribe_partition
+from whisper_spark.contract import KNOWN_MODELS, LANGUAGES, WhisperOptions
+
+HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
+DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
+
+
+def setting(name: str, default: str) -> str:
+    return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
+
+
+def connection(name: str) -> str | None:
+    return os.environ.get(f"AIRFLOW_WHISPER_{name}_CONN_ID") or None
+
+
+TABLE = setting("TABLE", "speech.transcripts")
+
+# The day that a run brings up to date. A run from the trigger form may have no logical date: then its own.
+DT = "{{ params.dt or (dag_run.logical_date or dag_run.run_after).strftime('%Y-%m-%d') }}"
+SOURCE = "{{ params.source.replace('{dt}', " + DT.strip("{} ") + ") }}"
+
+# JSON, because a template renders to a string whatever the type of the Param is.
+OPTIONS = """{{ {
+    "model": params.model,
+    "language": params.language,
+    "task": params.task,
+    "channels": params.channels,
+    "word_timestamps": params.word_timestamps,
+    "initial_prompt": params.initial_prompt,
+} | tojson }}"""
+
+with DAG(
+    "transcribe_daily",
+    description="Audio of one day in object storage -> one partition of transcripts",
+    doc_md=__doc__,
+    # The run for a day starts when that day is over. A plain "@daily" means the day that just begins.
+    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    # Days commit in parallel without conflict; how many Spark jobs run at a time is the pool's business.
+    max_active_runs=8,
+    default_args={
+        "retries": int(setting("RETRIES", "3")),
+        "retry_delay": timedelta(minutes=1),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(hours=1),
+    },
+    params={
+        "source": Param(
+            setting("SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/"),
+            type="string",
+            minLength=1,
+            section="Audio",
+            description="URI prefix of the audio; {dt} stands for the day",
+        ),
+        "dt": Param(
+            None,
+            type=["null", "string"],
+            format="date",
+            section="Audio",
+            description="The day to bring up to date. Empty: the run's logical date",
+        ),
+        "on_removed": Param(
+            "keep",
+            enum=["keep", "delete"],
+            section="Audio",
+            description="Rows of files that are gone from the source",
+        ),
+        "on_stale": Param(
+            "retranscribe",
+            enum=["retranscribe", "keep"],
+            section="Audio",
+            description="Rows made with other options than this run's",
+        ),
+        "on_missing_source": Param(
+            "fail", enum=["fail", "skip"], section="Audio", description="A day without any audio"
+        ),
+        "max_error_rate": Param(
+            0.05,
+            type="number",
+            minimum=0,
+            maximum=1,
+            section="Audio",
+            description="Share of unreadable files above which nothing is published",
+        ),
+        "model": Param(
+            setting("MODEL", WhisperOptions.model),
+            type="string",
+            minLength=1,
+            examples=sorted(KNOWN_MODELS),
+            section="Whisper",
+            description="One of these names, a hub repository org/name, a folder, or an object-store URI",
+        ),
+        "language": Param(
+            None,
+            type=["null", "string"],
+            enum=[None, *sorted(LANGUAGES)],
+            section="Whisper",
+            description="Empty: detected for each file",
+        ),
+        "task": Param(
+            "transcribe",
+            enum=["transcribe", "translate"],
+            section="Whisper",
+            description="translate: into English",
+        ),
+        "channels": Param(
+            "mix",
+            enum=["mix", "split"],
+            section="Whisper",
+            description="split: one transcript for each channel, for calls with one speaker on each",
+        ),
+        "word_timestamps": Param(True, type="boolean", section="Whisper", description="Times of each word"),
+        "initial_prompt": Param(
+            None,
+            type=["null", "string"],
+            section="Whisper",
+            description="Text in the style and spelling wanted",
+        ),
+    },
+    tags=["whisper"],
+):
+    transcribe_partition(
+        source=SOURCE,
+        partition={"dt": DT},
+        table=TABLE,
+        staging=setting("STAGING", str(HOME / "whisper_staging")),
+        options=OPTIONS,
+        source_conn_id=connection("SOURCE"),
+        staging_conn_id=connection("STAGING"),
+        catalog_conn_id=connection("CATALOG"),
+        model_conn_id=connection("MODEL"),
+        spark_conn_id=setting("SPARK_CONN_ID", "spark_default"),
+        on_removed="{{ params.on_removed }}",
+        on_stale="{{ params.on_stale }}",
+        on_missing_source="{{ params.on_missing_source }}",
+        max_error_rate="{{ params.max_error_rate }}",
+        pool=setting("POOL", "default_pool"),
+        outlets=[Asset("transcripts", uri=f"whisper://table/{TABLE}")],
+        spark={"conf": json.loads(setting("SPARK_CONF", "{}"))},
+    )

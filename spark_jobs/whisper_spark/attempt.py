@@ -1,0 +1,281 @@
+"""One attempt to complete a run: take what is there, transcribe the rest, leave one row for each file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+
+from whisper_spark.cluster import slots, task_count
+from whisper_spark.objects import ObjectStorage, StorageError
+from whisper_spark.spread import (
+    copy_rows,
+    deal,
+    drop_rows,
+    is_final,
+    manifest_rows,
+    ranked,
+    reusable,
+    staged_index,
+)
+from whisper_spark.staging import RunResult, StagedFile, StagingError, finished_result, staged_files
+from whisper_spark.task import INPUT_COLUMNS, Job, transcriber
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 60.0
+_EXAMPLES = 5
+_ROWS_A_PARTITION = 50_000
+_CLEANUPS = 3
+# Each one removes everything superfluous; more than one is needed only when executors die meanwhile.
+
+
+class Attempt:
+    """Works through a run with one Spark session and counts what it did.
+
+    :param row_groups: rows in each row group of the manifest.
+    :param started: ``time.monotonic()`` at the start of the job.
+    """
+
+    def __init__(self, spark: SparkSession, job: Job, row_groups: Sequence[int], started: float) -> None:
+        self._spark = spark
+        self._job = job
+        self._run = job.run
+        self._storage = ObjectStorage(job.staging)
+        self._row_groups = list(row_groups)
+        self._files = sum(row_groups)
+        self._started = started
+        self._result = RunResult(
+            manifest_uri=self._run.manifest_uri,
+            manifest_id=self._run.manifest_id,
+            fingerprint=self._run.options.fingerprint(),
+            attempt_id=job.attempt_id,
+            files=self._files,
+            spark_app_id=spark.sparkContext.applicationId,
+        )
+
+    def run(self) -> RunResult:
+        """Everything, up to and including ``result.json``.
+
+        :raises StagingError: when rows are missing at the end.
+        """
+        run = self._run
+        log.info(
+            "%s files for %s %s, manifest %s", f"{self._files:,}", run.table, run.partition, run.manifest_id
+        )
+        finished = finished_result(run, self._storage)
+        if finished is not None:
+            log.info("all of them are staged already: nothing to do")
+            return self._finish(
+                dataclasses.replace(
+                    finished,
+                    attempt_id=self._job.attempt_id,
+                    spark_app_id=self._result.spark_app_id,
+                    transcribed=0,
+                    resumed=self._files,
+                    reused=0,
+                    transcribed_audio_seconds=0.0,
+                    transcribe_seconds=0.0,
+                    real_time_factor=None,
+                )
+            )
+        if self._files:
+            self._size_shuffles()
+            pending = self._without_reusable(self._without_staged(self._manifest))
+            if self._left:
+                self._transcribe(pending)
+        return self._finish(self._settle())
+
+    @property
+    def _left(self) -> int:
+        return self._files - self._result.resumed - self._result.reused
+
+    @property
+    def _slots(self) -> int:
+        context = self._spark.sparkContext
+        return slots(dict(context.getConf().getAll()), context.defaultParallelism)
+
+    def _size_shuffles(self) -> None:
+        # Spark's default of 200 partitions costs small runs more time than the transcription.
+        if "spark.sql.shuffle.partitions" not in dict(self._spark.sparkContext.getConf().getAll()):
+            partitions = max(self._slots, self._files // _ROWS_A_PARTITION)
+            self._spark.conf.set("spark.sql.shuffle.partitions", partitions)
+
+    def _count(self, **counts: int | float | None) -> None:
+        self._result = dataclasses.replace(self._result, **counts)  # type: ignore[arg-type]
+
+    @cached_property
+    def _manifest(self) -> DataFrame:
+        uri, tasks = self._run.manifest_uri, 4 * self._slots
+        return manifest_rows(self._spark, uri, self._row_groups, self._job.staging, tasks).persist()
+
+    def _index(self, files: Sequence[StagedFile]) -> DataFrame:
+        return staged_index(self._spark, files, self._job.staging, 4 * self._slots)
+
+    def _without_staged(self, manifest: DataFrame) -> DataFrame:
+        """What earlier attempts of this run have not settled."""
+        files = staged_files(self._storage, self._run.rows_uri)
+        if not files:
+            return manifest
+        done = self._index(files).where(is_final()).select("audio_uri")
+        pending = manifest.join(done, "audio_uri", "left_anti").persist()
+        self._count(resumed=self._files - pending.count())
+        log.info("%s files were staged by earlier attempts", f"{self._result.resumed:,}")
+        return pending
+
+    def _without_reusable(self, pending: DataFrame) -> DataFrame:
+        """What no other run of this partition and these options has settled; its rows are copied."""
+        own = self._run.rows_uri + "/"
+        files = [f for f in staged_files(self._storage, self._run.siblings_uri) if not f.uri.startswith(own)]
+        if not files or not self._left:
+            return pending
+        chosen = reusable(pending, self._index(files)).select("audio_uri", "file", "row").persist()
+        self._count(reused=chosen.count())
+        if not self._result.reused:
+            return pending
+        copy_rows(chosen, files, self._run, self._job.staging, self._job.id)
+        log.info("%s rows taken from other runs of this partition", f"{self._result.reused:,}")
+        return pending.join(chosen, "audio_uri", "left_anti").persist()
+
+    def _transcribe(self, pending: DataFrame) -> None:
+        groups = {row["row_group"]: row["count"] for row in pending.groupBy("row_group").count().collect()}
+        tasks = self._job.tasks or task_count(self._left, self._slots)
+        log.info(
+            "transcribing %s files in %s tasks with %s", f"{self._left:,}", tasks, self._run.options.model
+        )
+        statistics = transcriber(self._job)(*INPUT_COLUMNS)
+        told = (
+            deal(pending, groups, tasks)
+            .select(statistics.alias("file"))
+            .select("file.*")
+            .agg(F.count("*").alias("files"), F.sum("duration_s").alias("seconds"))
+        )
+        start = time.monotonic()
+        with self._progress():
+            total = told.collect()[0]
+        elapsed = time.monotonic() - start
+        if total["files"] != self._left:
+            raise StagingError(
+                f"{self._left} files went to the tasks, {total['files']} came back. This is a bug: please "
+                f"report it with the log of Spark application {self._result.spark_app_id}"
+            )
+        seconds = float(total["seconds"] or 0.0)
+        self._count(
+            transcribed=self._left,
+            transcribed_audio_seconds=round(seconds, 3),
+            transcribe_seconds=round(elapsed, 3),
+            real_time_factor=round(seconds / elapsed, 3),
+        )
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[None]:
+        """A line every minute: tasks of hours would otherwise look like tasks that hang."""
+        over = threading.Event()
+        before = sum(file.rows for file in staged_files(self._storage, self._run.rows_uri))
+        start = time.monotonic()
+
+        def report() -> None:
+            while not over.wait(_PROGRESS_SECONDS):
+                try:
+                    rows = sum(file.rows for file in staged_files(self._storage, self._run.rows_uri)) - before
+                except StorageError as error:
+                    log.warning("progress is unknown: %s", error)
+                    continue
+                minutes = (time.monotonic() - start) / 60
+                log.info("%s of %s files staged after %.0f min", f"{rows:,}", f"{self._left:,}", minutes)
+
+        thread = threading.Thread(target=report, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _settle(self) -> RunResult:
+        """Exactly one row for each file of the manifest, and what these rows add up to.
+
+        :raises StagingError: when a file has no row.
+        """
+        for _ in range(_CLEANUPS):
+            files = staged_files(self._storage, self._run.rows_uri)
+            if not files and not self._files:
+                return self._result
+            index = ranked(self._index(files)).persist()
+            self._require_all(index)
+            superfluous = index.where("rank > 1").unionByName(
+                index.where("rank = 1").join(self._manifest, "audio_uri", "left_anti")
+            )
+            if not drop_rows(superfluous, files, self._run, self._job.staging, self._job.id):
+                return self._summary(index, files)
+        raise StagingError(
+            f"{self._run.rows_uri} still holds superfluous rows after {_CLEANUPS} attempts to remove them. "
+            "Something else writes there: let only one job at a time work on a run"
+        )
+
+    def _require_all(self, index: DataFrame) -> None:
+        missing = self._manifest.join(index, "audio_uri", "left_anti").select("audio_uri")
+        examples = [row["audio_uri"] for row in missing.limit(_EXAMPLES).collect()]
+        if examples:
+            raise StagingError(
+                f"{missing.count():,} of {self._files:,} files have no row in {self._run.rows_uri}, for "
+                f"example {', '.join(examples)}. Run the job again: it goes on where this one stopped"
+            )
+
+    def _summary(self, index: DataFrame, files: Sequence[StagedFile]) -> RunResult:
+        sums = index.groupBy("status", "error_code", "language", "engine_version").agg(
+            F.count("*").alias("files"), F.sum("duration_s").alias("audio"), F.sum("speech_s").alias("speech")
+        )
+        groups = sums.collect()
+        ok = [group for group in groups if group["status"] == "ok"]
+        return dataclasses.replace(
+            self._result,
+            staged=tuple(files),
+            ok=sum(group["files"] for group in ok),
+            errors=sum(group["files"] for group in groups) - sum(group["files"] for group in ok),
+            error_codes=_tally((g["error_code"], g["files"]) for g in groups if g["status"] != "ok"),
+            languages=_tally((g["language"], g["files"]) for g in ok if g["language"]),
+            audio_seconds=round(sum(group["audio"] or 0.0 for group in groups), 3),
+            speech_seconds=round(sum(group["speech"] or 0.0 for group in groups), 3),
+            engine_version=max((g["engine_version"] for g in groups if g["engine_version"]), default=None),
+        )
+
+    def _finish(self, result: RunResult) -> RunResult:
+        result = dataclasses.replace(
+            result,
+            wall_seconds=round(time.monotonic() - self._started, 3),
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._storage.write_bytes(self._run.result_uri, result.to_json().encode())
+        log.info(
+            "done in %.0f s: %s ok, %s errors; %s transcribed, %s staged before, %s from other runs",
+            result.wall_seconds,
+            f"{result.ok:,}",
+            f"{result.errors:,}",
+            f"{result.transcribed:,}",
+            f"{result.resumed:,}",
+            f"{result.reused:,}",
+        )
+        if result.real_time_factor is not None:
+            log.info(
+                "%.2f hours of audio in %.0f s: %.1f times real time",
+                result.transcribed_audio_seconds / 3600,
+                result.transcribe_seconds,
+                result.real_time_factor,
+            )
+        return result
+
+
+def _tally(counts: Iterator[tuple[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for name, count in counts:
+        total[name] = total.get(name, 0) + count
+    return dict(sorted(total.items()))

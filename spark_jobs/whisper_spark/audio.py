@@ -1,0 +1,190 @@
+"""Bytes of any container FFmpeg knows -> blocks of 16 kHz float32 samples, in bounded memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from whisper_spark.contract import SAMPLE_RATE
+
+av.logging.set_level(None)  # A corrupt file would otherwise write hundreds of lines into the executor's log.
+
+Samples = npt.NDArray[np.float32]
+
+_BLOCK_SAMPLES = 10 * SAMPLE_RATE
+# Long enough that Python's overhead for each block is small, short enough that memory does not matter.
+
+_STILL_IMAGES = frozenset(
+    "apng bmp dpx exr gif jpeg jpegls ljpeg mjpeg pam pbm pcx pgm pgmyuv png ppm psd qoi sgi sunrast svg targa "
+    "tiff txd webp xbm xpm xwd".split()
+)
+# FFmpeg codec names. FFmpeg opens a picture as a video of one frame; to us it is no recording at all.
+
+
+class AudioError(Exception):
+    """A file that cannot be turned into samples. ``code`` is one of :data:`contract.ERROR_CODES`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(slots=True)
+class DecodedAudio:
+    """An open audio file.
+
+    :param channels: channels in the file; :meth:`blocks` gives as many rows when channels are split.
+    :param declared_s: length that the container claims, in seconds; ``None`` when it claims none.
+    :param decoded_s: length decoded so far, in seconds.
+    :param damaged: some of the file could not be decoded.
+    """
+
+    channels: int
+    declared_s: float | None
+    _container: Any
+    _split: bool
+    _max_duration_s: float
+    decoded_s: float = 0.0
+    damaged: bool = False
+    _pending: list[Samples] = field(default_factory=list)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether what could be decoded falls short of what the file promised.
+
+        One second or 2 % of slack: containers round, and MP3 headers count the encoder's padding.
+        """
+        short = self.declared_s is not None and self.decoded_s < self.declared_s - max(1.0, 0.02 * self.declared_s)
+        return self.decoded_s > 0 and (self.damaged or short)
+
+    def blocks(self) -> Iterator[Samples]:
+        """The samples in order: float32 arrays of shape (rows, samples), about 10 seconds each.
+
+        One row when channels are mixed, else one for each channel.
+
+        :raises AudioError: ``empty`` or ``corrupt`` when nothing can be decoded, ``too_long``.
+        """
+        try:
+            for block in self._resampled():
+                self.decoded_s += block.shape[1] / SAMPLE_RATE
+                if self.decoded_s > self._max_duration_s:
+                    raise AudioError("too_long", f"longer than max_duration_s={self._max_duration_s:g} seconds")
+                yield block
+        finally:
+            self._container.close()
+        if not self.decoded_s:
+            if self.damaged:
+                raise AudioError("corrupt", "an audio stream of which nothing can be decoded")
+            raise AudioError("empty", "an audio container without a single sample")
+
+    def _resampled(self) -> Iterator[Samples]:
+        resampler: Any = None
+        shape: tuple[Any, ...] = ()
+        for frame in self._frames():
+            frame.pts = None  # Gaps in the timestamps are the container's; samples follow one another.
+            now = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if resampler is None or now != shape:
+                if resampler is not None:
+                    yield from self._collect(resampler.resample(None))
+                layout = frame.layout.name if self._split else "mono"
+                resampler, shape = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE), now
+            yield from self._collect(resampler.resample(frame))
+        if resampler is not None:
+            yield from self._collect(resampler.resample(None))
+        yield from self._flush()
+
+    def _collect(self, frames: list[Any]) -> Iterator[Samples]:
+        for frame in frames:
+            samples = frame.to_ndarray()
+            rows = self.channels if self._split else 1
+            if samples.shape[0] != rows:  # A stream may change its channels half way through.
+                samples = np.resize(samples, (rows, samples.shape[1]))
+            self._pending.append(samples)
+        if sum(p.shape[1] for p in self._pending) >= _BLOCK_SAMPLES:
+            yield from self._flush()
+
+    def _flush(self) -> Iterator[Samples]:
+        if self._pending:
+            block = np.ascontiguousarray(np.concatenate(self._pending, axis=1), dtype=np.float32)
+            self._pending.clear()
+            np.nan_to_num(block, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+            yield block
+
+    def _frames(self) -> Iterator[Any]:
+        """Decoded frames; a packet that cannot be decoded is skipped, and remembered as damage."""
+        stream = self._container.streams.audio[0]
+        packets = self._container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError as error:
+                logging.getLogger(__name__).debug("demuxing stopped: %s", error)
+                self.damaged = True
+                return
+            try:
+                yield from packet.decode()
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                self.damaged = True
+
+
+def open_audio(stream: BinaryIO, *, split: bool = False, max_duration_s: float = float("inf")) -> DecodedAudio:
+    """Open a seekable binary stream as audio.
+
+    :param split: keep the channels apart instead of averaging them.
+    :param max_duration_s: refuse longer files, in seconds.
+    :raises AudioError: ``empty`` for zero bytes, ``not_audio``, ``no_audio_stream`` or ``too_long``.
+    """
+    if not stream.read(1):
+        raise AudioError("empty", "zero bytes")
+    stream.seek(0)
+    try:
+        container: Any = av.open(stream, mode="r", metadata_errors="ignore")
+    except (av.error.FFmpegError, ValueError) as error:
+        raise AudioError("not_audio", f"no audio container that FFmpeg knows: {_first_line(error)}") from None
+    try:
+        return _decoded_audio(container, split, max_duration_s)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _decoded_audio(container: Any, split: bool, max_duration_s: float) -> DecodedAudio:
+    if not container.streams.audio:
+        videos = [s.codec_context.name for s in container.streams.video if s.codec_context is not None]
+        if videos and not all(name in _STILL_IMAGES for name in videos):
+            raise AudioError("no_audio_stream", f"a video ({', '.join(videos)}) without an audio stream")
+        kind = f"an image ({videos[0]})" if videos else f"{container.format.long_name or container.format.name}"
+        raise AudioError("not_audio", f"no recording but {kind}")
+    stream = container.streams.audio[0]
+    stream.thread_type = "AUTO"
+    context = stream.codec_context
+    if context is None:
+        raise AudioError("corrupt", "an audio stream in a codec that FFmpeg cannot decode")
+    if not context.channels or not context.sample_rate:
+        raise AudioError("corrupt", "an audio stream without channels or sample rate")
+    declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+    if declared is None and container.duration:
+        declared = container.duration / av.time_base
+    if declared is not None and declared > max_duration_s and not _may_lie(container):
+        raise AudioError("too_long", f"{declared:.0f} seconds, longer than max_duration_s={max_duration_s:g}")
+    return DecodedAudio(context.channels, declared, container, split, max_duration_s)
+
+
+def _may_lie(container: Any) -> bool:
+    """A WAV header that was never completed claims hours; only decoding tells."""
+    return "wav" in container.format.name
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,294 @@
+"""Windows of many files -> one batch -> text, scores and word times. Knows nothing of files.
+
+Uses only CTranslate2's public API. Decoding is greedy first; every window is then judged, and those that
+fail are decoded again by beam search and at rising temperatures, as openai/whisper does, keeping the best.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_spark.contract import WINDOW_SECONDS, WhisperOptions, Word
+from whisper_spark.model import Device, load_weights
+from whisper_spark.quality import compression_ratio, phrase_words, repeated_phrase
+from whisper_spark.segments import words_of_window
+from whisper_spark.speech import ChunkMap
+
+Features = npt.NDArray[np.float32]
+
+MAX_LENGTH = 448
+"""Tokens that Whisper's decoder can hold, prompt included (openai/whisper ``n_text_ctx``)."""
+
+MAX_NEW_TOKENS = MAX_LENGTH // 2
+"""Tokens of text for one window (openai/whisper ``sample_len``)."""
+
+_FRAMES = int(WINDOW_SECONDS * 100)  # one frame of features every 10 ms
+_RETRY_BEAM = 5  # openai/whisper's default
+
+
+@dataclass(frozen=True, slots=True)
+class WindowTask:
+    """A window waiting for the device.
+
+    :param features: log-mel features, float32 of shape (mel bands, frames), 10 ms a frame, unpadded.
+    :param map: where its chunks come from.
+    """
+
+    features: Features
+    map: ChunkMap
+
+
+@dataclass(frozen=True, slots=True)
+class WindowText:
+    """What was said in one window.
+
+    :param tokens: text tokens, without special ones.
+    :param avg_logprob: log probability of a token, on average.
+    :param no_speech_prob: probability that nothing was said.
+    :param capped: all tokens that were allowed are used up.
+    :param reliable: passed the quality gate.
+    :param start: first moment of speech in it, in seconds of the file.
+    :param end: last moment of speech in it, in seconds of the file.
+    :param words: with times in the file; ``None`` when word timestamps are off.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    language: str
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+    capped: bool
+    reliable: bool
+    start: float
+    end: float
+    words: tuple[Word, ...] | None = None
+
+
+class WindowDecoder:
+    """A loaded model. Its methods may be called from several threads at once."""
+
+    def __init__(self, options: WhisperOptions, folder: Path, device: Device) -> None:
+        import tokenizers
+        from faster_whisper.feature_extractor import FeatureExtractor
+
+        self.options = options
+        self.device = device
+        self._model = load_weights(folder, options, device)
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._extract = FeatureExtractor(feature_size=self._model.n_mels)
+        self._for_language = lru_cache(maxsize=None)(self._make_tokenizer)
+        self._preamble = self._prompt_tokens()
+
+    @property
+    def multilingual(self) -> bool:
+        """Whether the model knows more than English."""
+        return bool(self._model.is_multilingual)
+
+    def features(self, samples: npt.NDArray[np.float32]) -> Features:
+        """Log-mel features of at most 30 seconds of samples: float32 of shape (mel bands, frames)."""
+        features = self._extract(samples)[..., :-1]  # the extractor pads 10 ms
+        return np.ascontiguousarray(features[:, :_FRAMES], dtype=np.float32)
+
+    def encode(self, tasks: Sequence[WindowTask]) -> Any:
+        """Run the encoder; the result stays on the device."""
+        import ctranslate2
+
+        batch = np.zeros((len(tasks), self._model.n_mels, _FRAMES), np.float32)
+        for row, task in zip(batch, tasks, strict=True):
+            row[:, : task.features.shape[1]] = task.features
+        return self._model.encode(ctranslate2.StorageView.from_array(batch))
+
+    def language_probabilities(self, encoded: Any) -> list[dict[str, float]]:
+        """Probability of each language, window by window."""
+        results = self._model.detect_language(encoded)
+        return [{token[2:-2]: float(probability) for token, probability in row} for row in results]
+
+    def transcribe(self, encoded: Any, tasks: Sequence[WindowTask], languages: Sequence[str]) -> list[WindowText]:
+        """Text, scores and words of each window.
+
+        :param encoded: what :meth:`encode` gave for ``tasks``.
+        :param languages: a Whisper language code for each window.
+        """
+        options = self.options
+        texts = self._generate(encoded, tasks, languages, beam_size=options.beam_size, temperature=options.temperature[0])
+        self._retry(texts, tasks, languages)
+        if options.word_timestamps:
+            self._add_words(encoded, texts, tasks)
+        return texts
+
+    # --- prompts and tokenizers
+
+    def tokenizer(self, language: str) -> Any:
+        """faster-whisper's tokenizer for a language."""
+        return self._for_language(language)
+
+    def _make_tokenizer(self, language: str) -> Any:
+        from faster_whisper.tokenizer import Tokenizer
+
+        return Tokenizer(self._tokenizer, self.multilingual, task=self.options.task, language=language)
+
+    def _prompt_tokens(self) -> list[int]:
+        """Hot words and initial prompt, in the place where Whisper expects the text so far."""
+        tokenizer = self.tokenizer("en")
+        texts = [text.strip() for text in (self.options.hotwords, self.options.initial_prompt) if text]
+        tokens = [token for text in texts for token in tokenizer.encode(" " + text)]
+        return [tokenizer.sot_prev, *tokens[-(MAX_LENGTH // 2 - 1) :]] if tokens else []
+
+    def _prompt(self, language: str) -> list[int]:
+        tokenizer = self.tokenizer(language)
+        return [*self._preamble, *tokenizer.sot_sequence, tokenizer.no_timestamps]
+
+    # --- decoding and judging
+
+    def _generate(
+        self, encoded: Any, tasks: Sequence[WindowTask], languages: Sequence[str], *, beam_size: int, temperature: float
+    ) -> list[WindowText]:
+        options = self.options
+        prompts = [self._prompt(language) for language in languages]
+        caps = [_token_cap(task.map.seconds) for task in tasks]
+        sampling: dict[str, Any] = {"beam_size": beam_size, "patience": options.patience}
+        if temperature > 0:
+            sampling = {
+                "beam_size": 1,
+                "num_hypotheses": options.best_of,
+                "sampling_topk": 0,
+                "sampling_temperature": temperature,
+            }
+        results = self._model.generate(
+            encoded,
+            prompts,
+            length_penalty=options.length_penalty,
+            repetition_penalty=options.repetition_penalty,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            max_length=min(len(prompts[0]) + max(caps), MAX_LENGTH),
+            return_scores=True,
+            return_no_speech_prob=True,
+            suppress_blank=options.suppress_blank,
+            suppress_tokens=list(options.suppress_tokens),
+            **sampling,
+        )
+        return [
+            self._judged(result, task, language, cap, temperature)
+            for result, task, language, cap in zip(results, tasks, languages, caps, strict=True)
+        ]
+
+    def _judged(self, result: Any, task: WindowTask, language: str, cap: int, temperature: float) -> WindowText:
+        tokenizer = self.tokenizer(language)
+        ids = result.sequences_ids[0]
+        score = result.scores[0] * len(ids) ** self.options.length_penalty / (len(ids) + 1)
+        tokens = tuple(token for token in ids if token < tokenizer.eot)
+        text = tokenizer.decode(tokens).strip()
+        judged = WindowText(
+            tokens=tokens,
+            text=text,
+            language=language,
+            avg_logprob=float(score),
+            no_speech_prob=float(result.no_speech_prob),
+            compression_ratio=compression_ratio(text),
+            temperature=temperature,
+            capped=len(ids) >= cap,
+            reliable=True,
+            start=round(task.map.span_in_file(0.0, 0.0)[0], 3),
+            end=round(task.map.span_in_file(task.map.seconds, task.map.seconds)[1], 3),
+        )
+        return dataclasses.replace(judged, reliable=self._is_reliable(judged, task))
+
+    def _is_reliable(self, text: WindowText, task: WindowTask) -> bool:
+        options = self.options
+        if not text.text:
+            return task.map.speech_seconds < _MUST_HAVE_TEXT
+        if text.capped or repeated_phrase(phrase_words(text.text)):
+            return False
+        if options.compression_ratio_threshold and text.compression_ratio > options.compression_ratio_threshold:
+            return False
+        return options.log_prob_threshold is None or text.avg_logprob >= options.log_prob_threshold
+
+    def is_silence(self, text: WindowText) -> bool:
+        """openai/whisper's rule: probably no speech, and what was heard is not credible."""
+        options = self.options
+        if options.no_speech_threshold is None or text.no_speech_prob <= options.no_speech_threshold:
+            return False
+        return options.log_prob_threshold is None or text.avg_logprob < options.log_prob_threshold
+
+    def _retry(self, texts: list[WindowText], tasks: Sequence[WindowTask], languages: Sequence[str]) -> None:
+        """Decode suspects again, and put the best of all tries into ``texts``."""
+        steps = [(max(_RETRY_BEAM, self.options.beam_size), 0.0)] if self.options.temperature[0] == 0 else []
+        steps += [(1, t) for t in self.options.temperature[1:] if t > 0]
+        for beam_size, temperature in steps:
+            if temperature == 0 and beam_size == self.options.beam_size:
+                continue
+            suspects = [i for i, text in enumerate(texts) if not text.reliable and not self.is_silence(text)]
+            if not suspects:
+                return
+            chosen = [tasks[i] for i in suspects]
+            again = self._generate(
+                self.encode(chosen),
+                chosen,
+                [languages[i] for i in suspects],
+                beam_size=beam_size,
+                temperature=temperature,
+            )
+            for i, text in zip(suspects, again, strict=True):
+                texts[i] = max(texts[i], text, key=self._credibility)
+
+    def _credibility(self, text: WindowText) -> tuple[bool, bool, bool, float]:
+        threshold = self.options.compression_ratio_threshold or float("inf")
+        looping = text.capped or text.compression_ratio > threshold
+        return text.reliable, not looping, bool(text.text), text.avg_logprob
+
+    # --- word times
+
+    def _add_words(self, encoded: Any, texts: list[WindowText], tasks: Sequence[WindowTask]) -> None:
+        by_language: dict[str, list[int]] = {}
+        for index, text in enumerate(texts):
+            if text.tokens:
+                by_language.setdefault(text.language, []).append(index)
+            else:
+                texts[index] = dataclasses.replace(text, words=())
+        for language, indices in by_language.items():  # align() takes one start sequence for all rows
+            tokenizer = self.tokenizer(language)
+            rows = encoded if len(indices) == len(texts) else _rows(encoded, indices)
+            tokens = [list(texts[i].tokens) for i in indices]
+            frames = [max(int(tasks[i].features.shape[1]), 2) for i in indices]
+            alignments = self._model.align(rows, tokenizer.sot_sequence, tokens, frames)
+            for i, alignment in zip(indices, alignments, strict=True):
+                words = words_of_window(alignment, texts[i].tokens, tokenizer, tasks[i].map)
+                texts[i] = dataclasses.replace(texts[i], words=tuple(words))
+
+
+_MUST_HAVE_TEXT = 1.0
+# Seconds of detected speech from which an empty text is suspect; the voice detector mistakes shorter clicks.
+
+
+def _token_cap(seconds: float) -> int:
+    """Tokens that this much speech can need. Fast speech in scripts that Whisper spells byte by byte reaches
+    20 tokens a second; a loop would run on to 224 and take longer than everything else in the batch."""
+    return min(MAX_NEW_TOKENS, 24 + int(20 * seconds))
+
+
+def _rows(encoded: Any, indices: Sequence[int]) -> Any:
+    import ctranslate2
+
+    host = encoded.to_device(ctranslate2.Device.cpu) if encoded.device != "cpu" else encoded
+    return ctranslate2.StorageView.from_array(np.ascontiguousarray(np.array(host)[list(indices)]))
+
+
+def vote(rows: Sequence[Mapping[str, float]], weights: Sequence[float]) -> tuple[str, float]:
+    """The language of a file, and its probability: windows vote with their seconds of speech."""
+    total = sum(weights) or 1.0
+    sums: dict[str, float] = {}
+    for row, weight in zip(rows, weights, strict=True):
+        for language, probability in row.items():
+            sums[language] = sums.get(language, 0.0) + probability * weight / total
+    best = max(sums, key=sums.__getitem__)
+    return best, min(sums[best], 1.0)

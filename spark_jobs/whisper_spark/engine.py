@@ -1,0 +1,246 @@
+"""The engine: many audio files in, one transcript or error for each out, in order of completion."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from importlib.resources import files as resources
+from io import BytesIO
+from os import PathLike, fspath
+from typing import BinaryIO
+
+from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
+from whisper_spark.decoder import WindowDecoder, WindowText
+from whisper_spark.model import ModelError, UnusableDeviceError, choose_device, find_model
+from whisper_spark.objects import ObjectStorage, normalise_uri
+from whisper_spark.pipeline import AudioFile, FileWork, Pipeline
+from whisper_spark.quality import quality_flags
+from whisper_spark.segments import join_texts, numbered, split_into_segments
+
+__all__ = ["AudioFile", "Engine", "ModelError", "UnusableDeviceError", "get_engine", "transcribe_files"]
+
+log = logging.getLogger(__name__)
+
+_SPACELESS = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
+# Languages written without spaces between words.
+
+_CLIP = "he_was_not_an_ill_disposed_young_man.flac"
+_CLIP_WORDS = frozenset({"not", "ill", "disposed", "young", "man"})
+# LibriVox recording of "Sense and Sensibility" (public domain), 2.5 seconds.
+
+
+class Engine:
+    """A loaded model that has passed its self-test. Keep one for each process.
+
+    :param storage: obstore configuration for a model in an object store.
+    :raises ModelError: when the model cannot be found or loaded.
+    :raises UnusableDeviceError: when the device does not transcribe a known clip.
+    """
+
+    def __init__(self, options: WhisperOptions, storage: Mapping[str, str] | None = None) -> None:
+        self.options = options
+        self.version = engine_version()
+        device = choose_device(options)
+        folder = find_model(options, storage)
+        self._decoder = WindowDecoder(options, folder, device)
+        self._self_test()
+        log.info("%s loaded on %s", options.model, device.name)
+
+    def transcribe(self, files: Iterable[AudioFile], storage: ObjectStorage | None = None) -> Iterator[Transcript]:
+        """Transcribe files, each as it completes.
+
+        One transcript for each file, never an exception for a bad one. ``files`` is read ahead, by at
+        most ``options.prefetch_files``, from another thread.
+
+        :param storage: where the URIs are read; ``None``: ambient credentials.
+        :raises UnusableDeviceError: when the device fails for good.
+        """
+        store = storage or ObjectStorage()
+
+        def open_file(file: AudioFile) -> tuple[BinaryIO, int | None]:
+            stream = store.open(file.uri, etag=file.etag)
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            return stream, size
+
+        for work in Pipeline(files, self._decoder, self.options, open_file):
+            yield self._transcript(work)
+
+    def _transcript(self, work: FileWork) -> Transcript:
+        common = {
+            "audio_uri": work.file.uri,
+            "audio_etag": work.file.etag,
+            "audio_bytes": work.size if work.file.size is None else work.file.size,
+            "attempt": work.file.attempt,
+            "channels": work.channels,
+            "duration_s": None if work.duration_s is None else round(work.duration_s, 3),
+            "model": self.options.model,
+            "fingerprint": self.options.fingerprint(),
+            "engine_version": self.version,
+            "transcribed_at": datetime.now(UTC),
+        }
+        if work.error is not None:
+            error = {"error_code": work.error.code, "error_message": work.error.message}
+            return Transcript(status="error", **error, **common)
+        texts = sorted(work.texts, key=lambda item: item[:2])
+        spoken = [item for item in texts if not self._decoder.is_silence(item[2])]
+        split = self.options.channels == "split"
+        segments = numbered(s for channel, _, text in spoken for s in _segments(text, channel if split else None))
+        transcript = Transcript(
+            status="ok",
+            language=work.language or _main_language(segments),
+            language_probability=_rounded(work.language_probability),
+            speech_s=round(work.speech_s, 3),
+            text=join_texts((s.text for s in segments), spaced=work.language not in _SPACELESS),
+            segments=segments,
+            quality_flags=_engine_flags(work, spoken),
+            **common,
+        )
+        return _with_flags(transcript, self.options)
+
+    def _self_test(self) -> None:
+        """Decode a known clip: some drivers make CTranslate2 return empty text without any error.
+
+        CTranslate2 issue 1978 and WhisperLiveKit pull request 384 describe such hosts.
+        """
+        clip = AudioFile("self-test", language="en")
+        data = (resources("whisper_spark") / "assets" / _CLIP).read_bytes()
+        pipeline = Pipeline([clip], self._decoder, self.options, lambda _: (BytesIO(data), len(data)))
+        works = list(pipeline)
+        text = " ".join(text.text for work in works for _, _, text in work.texts)
+        problem = None
+        if works and works[0].error:
+            problem = f"it failed: {works[0].error.message}"
+        elif not text.strip():
+            problem = "it gave no text at all"
+        elif self._decoder.device.kind == "cuda" and not _heard(text):
+            problem = f"it heard {text[:100]!r}"
+        if problem:
+            raise UnusableDeviceError(
+                f"the self-test of {self.options.model} on {self._decoder.device.name} failed: {problem}. On a GPU this "
+                "means a driver older than CTranslate2 needs (570 for H100), or memory that another process holds"
+            )
+
+
+def _heard(text: str) -> bool:
+    words = {word.strip(".,!?").lower() for word in text.split()}
+    return len(words & _CLIP_WORDS) >= 2 or not text.isascii()  # a model tuned to another script is no fault
+
+
+def _segments(text: WindowText, channel: int | None) -> Iterator[Segment]:
+    spaced = text.language not in _SPACELESS
+    if text.words is None:
+        groups: list[list[Word]] = []
+    else:
+        groups = split_into_segments(text.words)
+    for words in groups:
+        said = "".join(word.word for word in words).strip()
+        yield _segment(text, channel, words[0].start, words[-1].end, said, tuple(words))
+    if text.words is None and text.text:
+        yield _segment(text, channel, text.start, text.end, text.text if spaced else text.text.strip(), None)
+
+
+def _segment(
+    text: WindowText, channel: int | None, start: float, end: float, said: str, words: tuple[Word, ...] | None
+) -> Segment:
+    return Segment(
+        id=0,
+        channel=channel,
+        start=start,
+        end=end,
+        text=said,
+        language=text.language,
+        avg_logprob=round(text.avg_logprob, 4),
+        compression_ratio=round(text.compression_ratio, 4),
+        no_speech_prob=round(text.no_speech_prob, 4),
+        words=words,
+    )
+
+
+def _engine_flags(work: FileWork, spoken: list[tuple[int, int, WindowText]]) -> tuple[str, ...]:
+    flags = []
+    if not any(text.text for _, _, text in spoken) and not _empty_by_mistake(work):
+        flags.append("no_speech")
+    if work.truncated:
+        flags.append("truncated")
+    if any(text.capped for _, _, text in spoken):
+        flags.append("token_limit")
+    return tuple(flags)
+
+
+def _empty_by_mistake(work: FileWork) -> bool:
+    """Whether a window came back without text although Whisper itself took it for speech."""
+    return any(not text.text and text.no_speech_prob < 0.5 for _, _, text in work.texts)
+
+
+def _with_flags(transcript: Transcript, options: WhisperOptions) -> Transcript:
+    from dataclasses import replace
+
+    return replace(transcript, quality_flags=quality_flags(transcript, options))
+
+
+def _main_language(segments: tuple[Segment, ...]) -> str | None:
+    seconds: dict[str, float] = {}
+    for segment in segments:
+        if segment.language:
+            seconds[segment.language] = seconds.get(segment.language, 0.0) + segment.end - segment.start
+    return max(seconds, key=seconds.__getitem__) if seconds else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def engine_version() -> str:
+    """Versions of everything that turns audio into text, for the column ``engine_version``."""
+    from whisper_spark import __version__
+
+    parts = [f"whisper_spark {__version__}"]
+    for name in ("faster-whisper", "ctranslate2"):
+        try:
+            parts.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            parts.append(f"{name} ?")
+    return ", ".join(parts)
+
+
+_engines: dict[tuple[str, str], Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def get_engine(options: WhisperOptions, storage: Mapping[str, str] | None = None) -> Engine:
+    """The engine of this process for these options: the model is loaded once, and tested once."""
+    key = (options.to_json(), repr(sorted((storage or {}).items())))
+    with _engines_lock:
+        if key not in _engines:
+            _engines.clear()  # one model at a time: two would not fit on most GPUs
+            _engines[key] = Engine(options, storage)
+        return _engines[key]
+
+
+def transcribe_files(
+    paths: Iterable[str | PathLike[str]],
+    options: WhisperOptions | None = None,
+    *,
+    storage: Mapping[str, str] | None = None,
+    model_storage: Mapping[str, str] | None = None,
+) -> Iterator[Transcript]:
+    """Transcribe files in this process, without Spark. Yields each transcript as it completes.
+
+    .. code-block:: python
+
+        for transcript in transcribe_files(["a.wav", "s3://bucket/b.mp3"], WhisperOptions(model="base")):
+            print(transcript.audio_uri, transcript.text)
+
+    :param paths: local paths or URIs; raw, nothing percent-encoded.
+    :param storage: obstore configuration for the URIs; ``None``: ambient credentials.
+    :param model_storage: the same for a model in an object store.
+    :raises ModelError: when the model cannot be found or loaded.
+    :raises UnusableDeviceError: when the device does not work.
+    """
+    engine = get_engine(options or WhisperOptions(), model_storage)
+    audio = (AudioFile(normalise_uri(fspath(path))) for path in paths)
+    yield from engine.transcribe(audio, ObjectStorage(storage))

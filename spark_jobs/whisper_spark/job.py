@@ -1,0 +1,223 @@
+"""The packaged Spark job: brings the audio of one manifest into staging, as transcript rows.
+
+Run it with ``spark-submit job.py --manifest URI``; Airflow does so through ``WhisperTranscribeOperator``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    # Python puts the folder of a script first, but the modules beside this one belong to a package.
+    del sys.path[0]
+
+import argparse
+import dataclasses
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from whisper_spark.cluster import spark_defaults
+from whisper_spark.contract import WhisperOptions
+from whisper_spark.credentials import PLACES, SECRET_PREFIX, from_property
+from whisper_spark.objects import ObjectStorage, StorageError, normalise_uri
+from whisper_spark.staging import (
+    FLUSH_SECONDS,
+    RunResult,
+    StagingError,
+    read_run,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger("whisper_spark.job")
+
+_EPILOG = """\
+examples:
+  spark-submit --py-files whisper_spark.zip job.py --manifest s3://bucket/staging/.../manifest.parquet
+
+  One engine on each executor, with all of its cores and one GPU:
+  spark-submit --master spark://host:7077 --py-files whisper_spark.zip \\
+      --conf spark.executor.cores=8 --conf spark.task.cpus=8 \\
+      --conf spark.executor.resource.gpu.amount=1 --conf spark.task.resource.gpu.amount=1 \\
+      job.py --manifest s3://bucket/staging/.../manifest.parquet --options '{"batch_size": 96}'
+
+credentials:
+  Ambient ones (environment, instance role) need nothing. Others are the Spark properties
+  spark.whisper.secret.source, .staging and .model, each the base64 form of a JSON object with
+  obstore settings. Put them into a file that only you can read and pass that as
+  --properties-file; never pass them as --conf, which everybody on the machine can read.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``spark-submit``. Returns the exit status."""
+    arguments = parser().parse_args(argv)
+    _log_to_stdout()
+    try:
+        run_job(arguments)
+    except Exception as error:
+        if not isinstance(error, (StagingError, StorageError, ValueError)):
+            log.exception("unexpected error")
+        # Last, because the end of the output is what Airflow quotes.
+        log.error("failed: %s", _cause(error))
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="spark-submit job.py",
+        description="Transcribe the audio that a manifest lists, into transcript rows in staging. "
+        "What is staged already is not transcribed again, so a job that was killed goes on where it was.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--manifest", required=True, metavar="URI", help="manifest.parquet of the run")
+    result.add_argument(
+        "--options",
+        default="{}",
+        metavar="JSON",
+        help="other values for options that change only speed, such as batch_size or device, as a JSON "
+        "object; everything else is fixed by the manifest",
+    )
+    result.add_argument(
+        "--tasks",
+        type=_positive(int),
+        metavar="N",
+        help="Spark tasks to spread the files over (default: one for each task that can run at the same "
+        "time, four for many files)",
+    )
+    result.add_argument(
+        "--flush-seconds",
+        type=_positive(float),
+        default=FLUSH_SECONDS,
+        metavar="S",
+        help="finished rows are durable after so many seconds at the latest (default: %(default)g)",
+    )
+    result.add_argument(
+        "--attempt-id",
+        default="",
+        metavar="ID",
+        help="copied to the result, for whoever has to tell results of several attempts apart",
+    )
+    result.add_argument("--engine", default="whisper_spark.engine:get_engine", help=argparse.SUPPRESS)
+    return result
+
+
+def _positive(kind: type[int] | type[float]) -> Any:
+    def number(text: str) -> int | float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+        return value
+
+    number.__name__ = kind.__name__  # argparse quotes it: "invalid int value"
+    return number
+
+
+def speed_options(options: WhisperOptions, overrides: dict[str, Any]) -> WhisperOptions:
+    """The options with other values for what changes only speed.
+
+    :raises ValueError: for an option that would change the text: the manifest has decided on those.
+    """
+    speed = {f.name for f in dataclasses.fields(WhisperOptions) if f.metadata.get("speed_only")}
+    changed = {**json.loads(options.to_json()), **overrides}
+    result = WhisperOptions.from_dict(changed)  # names unknown options first
+    others = sorted(set(overrides) - speed)
+    if others:
+        raise ValueError(
+            f"{', '.join(others)} cannot be changed here: the manifest was made for certain options, and "
+            f"these change the text. Run discovery again with other options, or change only "
+            f"{', '.join(sorted(speed))}"
+        )
+    return result
+
+
+def run_job(arguments: argparse.Namespace) -> RunResult:
+    """Everything between the command line and ``result.json``.
+
+    :raises ValueError: for options or credentials that are not usable, or a file that is no manifest.
+    :raises StorageError: when the manifest cannot be read, or staging not be written.
+    :raises StagingError: when staging does not hold every row at the end.
+    """
+    started = time.monotonic()
+    overrides = json.loads(arguments.options)
+    if not isinstance(overrides, dict):
+        raise ValueError(f"--options must be a JSON object, got {arguments.options!r}")
+    conf = _submitted_conf()
+    credentials = {place: from_property(place, conf.get(SECRET_PREFIX + place)) for place in PLACES}
+    storage = ObjectStorage(credentials["staging"])
+    run, manifest = read_run(storage, normalise_uri(arguments.manifest))
+    options = speed_options(run.options, overrides)
+    spark = _session(spark_defaults(conf, options))
+    try:
+        # Only now, because these need the session's Python path.
+        from whisper_spark.attempt import Attempt
+        from whisper_spark.task import Job
+
+        job = Job(
+            run=run,
+            options=options,
+            credentials=credentials,
+            attempt_id=arguments.attempt_id,
+            tasks=arguments.tasks,
+            flush_seconds=arguments.flush_seconds,
+            engine=arguments.engine,
+        )
+        row_groups = [manifest.row_group(group).num_rows for group in range(manifest.num_row_groups)]
+        result = Attempt(spark, job, row_groups, started).run()
+    finally:
+        spark.stop()
+    return result
+
+
+def _submitted_conf() -> dict[str, str]:
+    """Spark properties as submitted, before there is a session."""
+    from pyspark import SparkConf, SparkContext
+
+    # Without this SparkConf() knows nothing of what spark-submit was given.
+    SparkContext._ensure_initialized()
+    return dict(SparkConf().getAll())
+
+
+def _session(defaults: dict[str, str]) -> SparkSession:
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder
+    for key, value in defaults.items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("WARN")
+    return spark
+
+
+def _log_to_stdout() -> None:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("whisper: %(message)s"))
+    logger = logging.getLogger("whisper_spark")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def _cause(error: BaseException) -> str:
+    """The line that says what went wrong, out of Spark's and Python's many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # An exception on an executor arrives as text: its last line is that of the Python error.
+    raised = [line for line in lines if _PYTHON_ERROR.match(line)]
+    return (raised or lines or [type(error).__name__])[-1 if raised else 0]
+
+
+_PYTHON_ERROR = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|NotFound|Forbidden|Changed): ")
+
+if __name__ == "__main__":
+    # The module proper, not this script: what is defined here could not be found by the executors.
+    from whisper_spark import job
+
+    sys.exit(job.main())

@@ -1,0 +1,373 @@
+"""Keep the device busy: fetch, decode and cut files ahead in threads, batch windows across files.
+
+Threads, because everything heavy here releases the GIL and because a process forked from a Spark worker may
+not touch a loaded model. Memory is bounded in bytes: a file's thread waits when too much is waiting for the
+device, so a file of eleven hours needs no more than one of eleven minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from whisper_spark.audio import AudioError, DecodedAudio, open_audio
+from whisper_spark.contract import WhisperOptions
+from whisper_spark.decoder import WindowDecoder, WindowTask, WindowText, vote
+from whisper_spark.model import UnusableDeviceError
+from whisper_spark.objects import ObjectChanged, ObjectForbidden, ObjectNotFound
+from whisper_spark.speech import Window, WindowPacker, segmenter
+
+log = logging.getLogger(__name__)
+
+_HEAD = 4
+# Windows that vote on the language of a file. They travel in one batch, so that the encoder runs once.
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFile:
+    """A file to transcribe.
+
+    :param uri: raw URI, nothing percent-encoded.
+    :param etag: when given, other bytes under this URI are an error ``changed_during_read``.
+    :param size: bytes, as listed.
+    :param attempt: copied to the transcript.
+    :param language: Whisper language code that overrides the options' for this file.
+    """
+
+    uri: str
+    etag: str | None = None
+    size: int | None = None
+    attempt: int = 1
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileError:
+    """Why there is no transcript. ``code`` is one of :data:`contract.ERROR_CODES`."""
+
+    code: str
+    message: str
+
+
+@dataclass(slots=True, eq=False)
+class FileWork:
+    """Everything known about a file while it is under way."""
+
+    file: AudioFile
+    language: str | None = None
+    language_probability: float | None = None
+    duration_s: float | None = None
+    speech_s: float = 0.0
+    channels: int | None = None
+    truncated: bool = False
+    error: FileError | None = None
+    size: int | None = None
+    texts: list[tuple[int, int, WindowText]] = field(default_factory=list)  # channel, number in it, text
+    issued: int = 0  # windows handed to the device
+    returned: int = 0
+    read: bool = False  # its thread is through with it
+    held: list[_Job] = field(default_factory=list)  # until the head has voted on the language
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more will come."""
+        return self.read and self.returned == self.issued
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    work: FileWork
+    channel: int
+    number: int
+    task: WindowTask
+
+    @property
+    def size(self) -> int:
+        return self.task.features.nbytes
+
+
+class Pipeline:
+    """One pass over many files. Iterate it to get each :class:`FileWork` as it completes.
+
+    :param files: taken one by one, never more than ``options.prefetch_files`` ahead.
+    :param open_file: gives a seekable stream and the size in bytes; raises the errors of ``objects``.
+    """
+
+    def __init__(
+        self,
+        files: Iterable[AudioFile],
+        decoder: WindowDecoder,
+        options: WhisperOptions,
+        open_file: Callable[[AudioFile], tuple[BinaryIO, int | None]],
+    ) -> None:
+        self._files = iter(files)
+        self._decoder = decoder
+        self._options = options
+        self._open = open_file
+        self._batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 8)
+        self._state = threading.Condition()
+        self._take = threading.Lock()  # guards the iterator, which may block while Spark sends more
+        self._ready: list[list[_Job]] = []  # groups that must share a batch, oldest first
+        self._bytes = 0
+        self._reading = 0  # threads that may still bring windows
+        self._blocked = 0  # of these, how many wait for memory
+        self._stopped = False
+        self._done: queue.Queue[FileWork | BaseException | None] = queue.Queue()
+
+    def __iter__(self) -> Iterator[FileWork]:
+        readers = [self._thread(self._read_files, f"read-{n}") for n in range(self._readers())]
+        self._reading = len(readers)
+        decoders = [self._thread(self._decode, f"decode-{n}") for n in range(max(1, self._decoder.device.workers))]
+        waiting = len(decoders)
+        for thread in [*readers, *decoders]:
+            thread.start()
+        try:
+            while waiting:
+                item = self._done.get()
+                if item is None:
+                    waiting -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            with self._state:
+                self._stopped = True
+                self._state.notify_all()
+            for thread in decoders:
+                thread.join()
+            for thread in readers:
+                thread.join(timeout=60)  # a read from a dead store may take as long as its time-out
+
+    def _readers(self) -> int:
+        return max(2, min(self._options.prefetch_files, 16))
+
+    def _thread(self, target: Callable[[], None], name: str) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                target()
+            except BaseException as error:  # a thread that dies in silence would leave the others waiting
+                self._done.put(error)
+
+        return threading.Thread(target=guarded, name=f"whisper-{name}", daemon=True)
+
+    # --- reading
+
+    def _read_files(self) -> None:
+        try:
+            while not self._stopped:
+                with self._take:
+                    file = next(self._files, None)
+                if file is None:
+                    return
+                self._read(FileWork(file, language=file.language or self._options.language))
+        finally:
+            with self._state:
+                self._reading -= 1
+                self._state.notify_all()
+
+    def _read(self, work: FileWork) -> None:
+        try:
+            stream, work.size = self._open(work.file)
+            with stream:
+                self._cut(work, stream)
+        except AudioError as error:
+            work.error = FileError(error.code, error.message)
+        except (ObjectNotFound, FileNotFoundError):
+            work.error = FileError("not_found", "the object is not there")
+        except (ObjectForbidden, PermissionError):
+            work.error = FileError("forbidden", "not allowed to read the object")
+        except ObjectChanged:
+            work.error = FileError("changed_during_read", "the object is not the one that was listed")
+        except MemoryError:
+            work.error = FileError("out_of_memory", "not enough memory to decode the file")
+        except Exception as error:  # one bad file harms only its own row
+            log.exception("cannot read %s", work.file.uri)
+            work.error = FileError("internal", f"{type(error).__name__}: {error}"[:500])
+        with self._state:
+            work.read = True
+            self._finish_if_complete(work)
+
+    def _cut(self, work: FileWork, stream: BinaryIO) -> None:
+        """Decode a file and hand over its windows as they come."""
+        options = self._options
+        audio = open_audio(stream, split=options.channels == "split", max_duration_s=options.max_duration_s)
+        work.channels = audio.channels
+        if not self._decoder.multilingual:
+            work.language = "en"
+        voting = work.language is None and not options.multilingual
+        packers = [WindowPacker(segmenter(options)) for _ in range(audio.channels if options.channels == "split" else 1)]
+        head: list[_Job] = []
+        for job in self._jobs(work, audio, packers):
+            head.append(job)
+            if not voting or len(head) == min(_HEAD, self._batch):
+                self._put(work, head)
+                head, voting = [], False
+            if self._stopped:
+                return
+        if head:
+            self._put(work, head)
+        work.duration_s = audio.decoded_s
+        work.truncated = audio.truncated
+        work.speech_s = sum(packer.speech_seconds for packer in packers)
+
+    def _jobs(self, work: FileWork, audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[_Job]:
+        numbers = [0] * len(packers)
+        for channel, window in _windows(audio, packers):
+            task = WindowTask(self._decoder.features(window.samples), window.map)
+            yield _Job(work, channel, numbers[channel], task)
+            numbers[channel] += 1
+
+    def _put(self, work: FileWork, jobs: list[_Job]) -> None:
+        """Make windows ready for the device, then wait while too much is.
+
+        Waiting comes after: a thread that waits never holds back work, so the device can always go on.
+        """
+        with self._state:
+            first = work.issued == 0
+            work.issued += len(jobs)
+            self._bytes += sum(job.size for job in jobs)
+            if first or work.language or self._options.multilingual:
+                self._ready.append(jobs)
+            else:
+                work.held.extend(jobs)
+            self._state.notify_all()
+            self._blocked += 1
+            while self._bytes > self._options.prefetch_bytes and not self._stopped:
+                self._state.wait()
+            self._blocked -= 1
+
+    def _finish_if_complete(self, work: FileWork) -> None:
+        if work.complete:
+            self._done.put(work)
+
+    # --- the device
+
+    def _decode(self) -> None:
+        while batch := self._next_batch():
+            self._decode_batch(batch)
+        self._done.put(None)
+
+    def _next_batch(self) -> list[_Job]:
+        """Windows of similar length from any files; empty when there will be no more."""
+        with self._state:
+            while not self._stopped:
+                waiting = sum(map(len, self._ready))
+                if waiting >= self._batch or (waiting and self._reading == self._blocked):
+                    return self._fill_batch()
+                if not waiting and self._finished():
+                    return []
+                if not self._state.wait(timeout=_PATIENCE_SECONDS) and self._ready:
+                    return self._fill_batch()
+            return []
+
+    def _finished(self) -> bool:
+        return self._reading == 0 and self._bytes == 0
+
+    def _fill_batch(self) -> list[_Job]:
+        """The group that has waited longest, and those closest to it in length."""
+        first = self._ready.pop(0)
+        length = _longest(first)
+        batch, left = list(first), []
+        for group in sorted(self._ready, key=lambda group: abs(_longest(group) - length)):
+            if len(batch) + len(group) <= self._batch:
+                batch.extend(group)
+            else:
+                left.append(id(group))
+        self._ready = [group for group in self._ready if id(group) in left]
+        return batch
+
+    def _decode_batch(self, batch: list[_Job]) -> None:
+        try:
+            texts: list[WindowText | FileError] = list(self._texts(batch))
+        except Exception as error:  # whatever it is, it must not take other files' windows with it
+            if _device_is_lost(error):
+                raise UnusableDeviceError(f"{self._decoder.device.name} failed: {error}") from error
+            if len(batch) > 1:
+                log.warning("a batch of %d windows failed (%s): decoding it in halves", len(batch), error)
+                for half in _halves(batch):
+                    self._decode_batch(half)
+                return
+            log.exception("cannot decode a window of %s", batch[0].work.file.uri)
+            texts = [_decoding_error(error)]
+        with self._state:
+            self._bytes -= sum(job.size for job in batch)
+            for job, text in zip(batch, texts, strict=True):
+                self._return(job, text)
+            self._state.notify_all()
+
+    def _return(self, job: _Job, text: WindowText | FileError) -> None:
+        work = job.work
+        work.returned += 1
+        if isinstance(text, FileError):
+            work.error = work.error or text
+        else:
+            work.texts.append((job.channel, job.number, text))
+        if work.held and (work.language or work.error):
+            work.language = work.language or "en"  # never used: the file has failed
+            self._ready.extend([held] for held in work.held)
+            work.held = []
+        self._finish_if_complete(work)
+
+    def _texts(self, batch: list[_Job]) -> list[WindowText]:
+        tasks = [job.task for job in batch]
+        encoded = self._decoder.encode(tasks)
+        return self._decoder.transcribe(encoded, tasks, self._languages(encoded, batch))
+
+    def _languages(self, encoded: Any, batch: list[_Job]) -> list[str]:
+        """A language for each window: the file's, decided by vote where it is not known yet."""
+        if all(job.work.language for job in batch):
+            return [job.work.language or "" for job in batch]
+        rows = self._decoder.language_probabilities(encoded)
+        chosen: dict[int, tuple[str, float]] = {}
+        for work in {id(job.work): job.work for job in batch if not job.work.language}.values():
+            members = [i for i, job in enumerate(batch) if job.work is work]
+            if self._options.multilingual:
+                chosen.update({i: max(rows[i].items(), key=lambda item: item[1]) for i in members})
+                continue
+            weights = [batch[i].task.map.speech_seconds + 0.01 for i in members]
+            decision = vote([rows[i] for i in members], weights)
+            with self._state:
+                work.language, work.language_probability = decision
+            chosen.update(dict.fromkeys(members, decision))
+        return [job.work.language or chosen[i][0] for i, job in enumerate(batch)]
+
+
+_PATIENCE_SECONDS = 0.2
+# How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
+
+
+def _windows(audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[tuple[int, Window]]:
+    for block in audio.blocks():
+        for channel, packer in enumerate(packers):
+            for window in packer.push(block[channel]):
+                yield channel, window
+    for channel, packer in enumerate(packers):
+        for window in packer.finish():
+            yield channel, window
+
+
+def _longest(group: list[_Job]) -> int:
+    return max(job.task.features.shape[1] for job in group)
+
+
+def _halves(batch: list[_Job]) -> Iterator[list[_Job]]:
+    middle = len(batch) // 2
+    yield batch[:middle]
+    yield batch[middle:]
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """A CUDA error other than lack of memory stays for the life of the process: every window would fail."""
+    message = str(error).lower()
+    return ("cuda" in message or "cublas" in message) and "out of memory" not in message
+
+
+def _decoding_error(error: Exception) -> FileError:
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return FileError("out_of_memory", "the device ran out of memory for a single window")
+    return FileError("internal", f"{type(error).__name__}: {error}"[:500])

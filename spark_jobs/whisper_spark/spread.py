@@ -1,0 +1,216 @@
+"""The rows of a run as Spark DataFrames: what is asked for, what is staged, who does what.
+
+The driver handles file names and counts only. Rows are read, matched and rewritten on the executors, so
+a manifest of ten million files fits through a small driver.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - as in Spark's own documentation
+from pyspark.sql.window import Window
+
+from whisper_spark.contract import FINAL_ERRORS, Run
+from whisper_spark.objects import ObjectNotFound, ObjectStorage
+from whisper_spark.staging import INDEX_COLUMNS, StagedFile, StagedRows, open_parquet, read_index, read_rows
+
+MANIFEST_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt", "language")
+_MANIFEST_DDL = (
+    "audio_uri string, audio_etag string, audio_bytes bigint, attempt int, language string, "
+    "row_group int, position bigint"
+)
+_INDEX_DDL = (
+    "audio_uri string, audio_etag string, status string, error_code string, language string, "
+    "duration_s double, speech_s double, engine_version string, transcribed_at timestamp, `row` int, file int"
+)
+
+_Batches = Iterator[pa.RecordBatch]
+
+
+def manifest_rows(
+    spark: SparkSession, uri: str, row_groups: Sequence[int], staging: Mapping[str, str], tasks: int
+) -> DataFrame:
+    """The manifest, each row with its ``row_group`` and its ``position`` in the whole file.
+
+    :param row_groups: rows in each row group.
+    :param staging: configuration of the storage that holds the manifest.
+    :param tasks: how many tasks read it, at most.
+    """
+    starts = [0, *itertools.accumulate(row_groups)]
+    config = dict(staging)
+
+    def read(batches: _Batches) -> _Batches:
+        groups = [group for batch in batches for group in batch.column("id").to_pylist()]
+        if not groups:
+            return
+        with open_parquet(ObjectStorage(config), uri) as parquet:
+            for group in groups:
+                rows = parquet.read_row_group(group, columns=list(MANIFEST_COLUMNS))
+                positions = range(starts[group], starts[group] + rows.num_rows)
+                rows = rows.append_column("row_group", pa.array([group] * rows.num_rows, pa.int32()))
+                rows = rows.append_column("position", pa.array(positions, pa.int64()))
+                yield from rows.to_batches()
+
+    return _per_item(spark, len(row_groups), tasks).mapInArrow(read, _MANIFEST_DDL)
+
+
+def staged_index(
+    spark: SparkSession, files: Sequence[StagedFile], staging: Mapping[str, str], tasks: int
+) -> DataFrame:
+    """What is known about staged rows without their text; ``file`` is a position in ``files``."""
+    uris = [file.uri for file in files]
+    config = dict(staging)
+
+    def read(batches: _Batches) -> _Batches:
+        storage = ObjectStorage(config)
+        for batch in batches:
+            for number in batch.column("id").to_pylist():
+                for index in read_index(storage, uris[number]):
+                    file = pa.array([number] * index.num_rows, pa.int32())
+                    yield pa.RecordBatch.from_arrays(
+                        [*index.columns, file], names=[*INDEX_COLUMNS, "row", "file"]
+                    )
+
+    return _per_item(spark, len(uris), tasks).mapInArrow(read, _INDEX_DDL)
+
+
+def _per_item(spark: SparkSession, items: int, tasks: int) -> DataFrame:
+    return spark.range(0, items, 1, max(1, min(tasks, items)))
+
+
+def is_final() -> Column:
+    """Whether a staged row settles its file: a transcript, or an error that lies in the file."""
+    return (F.col("status") == "ok") | F.coalesce(
+        F.col("error_code").isin(*sorted(FINAL_ERRORS)), F.lit(False)
+    )
+
+
+def ranked(index: DataFrame) -> DataFrame:
+    """The index with ``rank``: 1 is the row to keep for a file, all others are superseded.
+
+    A transcript is better than a final error, that is better than an error that may pass, and of equals
+    the latest counts. File and position decide last, so that every evaluation decides alike.
+    """
+    quality = F.when(F.col("status") == "ok", 0).when(is_final(), 1).otherwise(2)
+    best = Window.partitionBy("audio_uri").orderBy(
+        quality, F.col("transcribed_at").desc_nulls_last(), F.col("file"), F.col("row")
+    )
+    return index.withColumn("rank", F.row_number().over(best))
+
+
+def reusable(pending: DataFrame, siblings: DataFrame) -> DataFrame:
+    """Rows of other runs that settle files of this one: the same bytes, the same options.
+
+    Without an etag nothing says that the bytes are the same, so such files are transcribed.
+    """
+    wanted = pending.select("audio_uri", "audio_etag").where(F.col("audio_etag").isNotNull())
+    matches = siblings.where(is_final()).join(wanted, ["audio_uri", "audio_etag"], "left_semi")
+    return ranked(matches).where("rank = 1")
+
+
+def deal(pending: DataFrame, row_groups: Mapping[int, int], tasks: int) -> DataFrame:
+    """Spread files over tasks by bytes: each task gets about the same, and its largest file first.
+
+    The manifest is sorted by size. Its rows are dealt like cards, back and forth (0 1 2 2 1 0 0 1 2 ...),
+    which keeps tasks within the size of one file of each other.
+
+    :param pending: rows of :func:`manifest_rows`, any subset.
+    :param row_groups: how many of them are in each row group.
+    """
+    # Ranks count pending rows only: with the ranks of the whole manifest, the files of a task that
+    # failed would all be dealt to that one task again.
+    groups = sorted(row_groups)
+    starts = itertools.accumulate((row_groups[group] for group in groups), initial=0)
+    offsets = F.broadcast(
+        pending.sparkSession.createDataFrame(
+            [*zip(groups, starts, strict=False)], "row_group int, first bigint"
+        )
+    )
+    in_group = Window.partitionBy("row_group").orderBy("position")
+    dealt = (
+        pending.join(offsets, "row_group")
+        .withColumn("rank", F.col("first") + F.row_number().over(in_group) - 1)
+        .withColumn("round", F.floor(F.col("rank") / tasks))
+        .withColumn("seat", F.col("rank") % tasks)
+        .withColumn(
+            "task", F.when(F.col("round") % 2 == 0, F.col("seat")).otherwise(tasks - 1 - F.col("seat"))
+        )
+    )
+    # The number of partitions is asked for, so adaptive execution leaves it alone.
+    return dealt.repartitionById(tasks, F.col("task").cast("int")).sortWithinPartitions("rank")
+
+
+def copy_rows(
+    chosen: DataFrame, files: Sequence[StagedFile], run: Run, staging: Mapping[str, str], job: str
+) -> int:
+    """Copy rows of other runs into this one, unchanged. Returns how many.
+
+    :param chosen: ``file`` and ``row`` of each.
+    """
+    uris = [file.uri for file in files]
+    config = dict(staging)
+
+    def copy(batches: _Batches) -> _Batches:
+        storage = ObjectStorage(config)
+        copied = 0
+        with StagedRows(storage, run, "reused", job) as staged:
+            for number, rows in _grouped(batches):
+                for batch in read_rows(storage, uris[number], rows, run.partition):
+                    staged.add_batch(batch)
+                    copied += batch.num_rows
+        yield _count(copied)
+
+    return _total(_by_file(chosen).mapInArrow(copy, "rows bigint"))
+
+
+def drop_rows(
+    dropped: DataFrame, files: Sequence[StagedFile], run: Run, staging: Mapping[str, str], job: str
+) -> int:
+    """Take rows out of staging. Returns how many files were rewritten or deleted.
+
+    What is left of a file is written to a new one before the old one goes: a crash in between leaves
+    duplicates, which the next look at staging finds, and never a gap.
+
+    :param dropped: ``file`` and ``row`` of each.
+    """
+    listed = [(file.uri, file.rows) for file in files]
+    config = dict(staging)
+
+    def drop(batches: _Batches) -> _Batches:
+        storage = ObjectStorage(config)
+        changed = 0
+        for number, rows in _grouped(batches):
+            uri, count = listed[number]
+            keep = sorted(set(range(count)) - set(rows))
+            try:
+                with StagedRows(storage, run, "kept", job) as staged:
+                    for batch in read_rows(storage, uri, keep, run.partition) if keep else ():
+                        staged.add_batch(batch)
+            except ObjectNotFound:
+                continue  # an earlier try of this task came as far as deleting it
+            storage.delete([uri])
+            changed += 1
+        yield _count(changed)
+
+    return _total(_by_file(dropped).mapInArrow(drop, "rows bigint"))
+
+
+def _by_file(rows: DataFrame) -> DataFrame:
+    return rows.groupBy("file").agg(F.collect_list("row").alias("rows"))
+
+
+def _grouped(batches: _Batches) -> Iterator[tuple[int, list[int]]]:
+    for batch in batches:
+        yield from zip(batch.column("file").to_pylist(), batch.column("rows").to_pylist(), strict=True)
+
+
+def _count(rows: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([rows], pa.int64())], names=["rows"])
+
+
+def _total(counts: DataFrame) -> int:
+    return int(counts.agg(F.coalesce(F.sum("rows"), F.lit(0))).collect()[0][0])

@@ -1,0 +1,413 @@
+"""Where finished work becomes durable: the rows, the result, and the files of one run in staging.
+
+Knows Arrow and object storage, but neither Spark nor Airflow: both sides use it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import json
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from whisper_spark.contract import Run, Transcript, transcript_schema
+
+if TYPE_CHECKING:
+    import types
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from whisper_spark.objects import ObjectStorage
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 60.0
+"""A killed task loses what it finished in at most this many seconds."""
+
+FLUSH_BYTES = 32 * 1024 * 1024
+"""Rows are written earlier once this many bytes of them are waiting in memory (Arrow, uncompressed)."""
+
+INDEX_COLUMNS: tuple[str, ...] = (
+    "audio_uri",
+    "audio_etag",
+    "status",
+    "error_code",
+    "language",
+    "duration_s",
+    "speech_s",
+    "engine_version",
+    "transcribed_at",
+)
+"""What can be learned about staged rows without reading their text."""
+
+_ROW_FILE = re.compile(r"^(?P<origin>part|reused|kept)-.*-n(?P<rows>\d+)\.parquet$")
+
+
+class StagingError(RuntimeError):
+    """Staging does not hold what it should. The message names the run and says what to do."""
+
+
+# --- result ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """One Parquet file of staged rows: its URI, its rows, its size in bytes."""
+
+    uri: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What one run left in staging. ``RUN/result.json``, written after everything it speaks of.
+
+    :param manifest_uri: manifest of the run.
+    :param manifest_id: the same as :attr:`Run.manifest_id`.
+    :param fingerprint: of the options that the rows were made with.
+    :param attempt_id: chosen by whoever started the job, to recognise the result of this very attempt.
+    :param staged: every file of staged rows; together they hold exactly one row per manifest row.
+    :param files: rows in the manifest.
+    :param ok: rows with a transcript.
+    :param errors: rows with an error.
+    :param error_codes: rows per error code.
+    :param languages: transcripts per language.
+    :param audio_seconds: seconds of audio in all rows.
+    :param speech_seconds: seconds of detected speech in all rows.
+    :param transcribed: files that this attempt transcribed.
+    :param resumed: rows that earlier attempts of this run had staged.
+    :param reused: rows taken from other runs of the same partition and options.
+    :param transcribed_audio_seconds: seconds of audio that this attempt transcribed.
+    :param transcribe_seconds: wall time of that, in seconds, model loading included.
+    :param real_time_factor: ``transcribed_audio_seconds / transcribe_seconds``: seconds of audio per
+        second of wall time, the whole cluster together. ``None`` when nothing was transcribed.
+    :param wall_seconds: from the start of the job to this result, in seconds.
+    :param spark_app_id: ``None`` when there was nothing to do for Spark.
+    :param engine_version: of the rows; ``None`` without rows.
+    :param finished_at: ISO 8601, UTC.
+    """
+
+    manifest_uri: str
+    manifest_id: str
+    fingerprint: str
+    attempt_id: str
+    staged: tuple[StagedFile, ...] = ()
+    files: int = 0
+    ok: int = 0
+    errors: int = 0
+    error_codes: Mapping[str, int] = field(default_factory=dict)
+    languages: Mapping[str, int] = field(default_factory=dict)
+    audio_seconds: float = 0.0
+    speech_seconds: float = 0.0
+    transcribed: int = 0
+    resumed: int = 0
+    reused: int = 0
+    transcribed_audio_seconds: float = 0.0
+    transcribe_seconds: float = 0.0
+    real_time_factor: float | None = None
+    wall_seconds: float = 0.0
+    spark_app_id: str | None = None
+    engine_version: str | None = None
+    finished_at: str = ""
+
+    def to_json(self) -> str:
+        """All fields as one JSON object, keys sorted."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RunResult:
+        """The inverse of :meth:`to_json`.
+
+        :raises ValueError: when the text is no result. Fields of later releases are ignored.
+        """
+        try:
+            values = json.loads(text)
+            known = {f.name for f in dataclasses.fields(cls)}
+            values = {key: value for key, value in values.items() if key in known}
+            values["staged"] = tuple(StagedFile(**file) for file in values.get("staged", ()))
+            return cls(**values)
+        except (AttributeError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"this is no result of the transcription job: {error}") from error
+
+    @property
+    def reused_fraction(self) -> float:
+        """Share of the rows that this attempt did not have to transcribe, 0 to 1."""
+        return (self.resumed + self.reused) / self.files if self.files else 0.0
+
+
+def read_result(run: Run, storage: ObjectStorage) -> RunResult:
+    """The result of a run.
+
+    :raises ObjectNotFound: when the job has not finished yet.
+    :raises StagingError: when the result is of another manifest, or not readable.
+    """
+    try:
+        result = RunResult.from_json(storage.read_bytes(run.result_uri))
+    except ValueError as error:
+        raise StagingError(f"{run.result_uri}: {error}. Delete it and run the transcription again") from error
+    if result.manifest_id != run.manifest_id:
+        raise StagingError(
+            f"{run.result_uri} belongs to manifest {result.manifest_id}, not to {run.manifest_id}. "
+            "Two runs share one folder in staging: give each table its own staging URI"
+        )
+    return result
+
+
+def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
+    """The result of a run whose staged files are all in place, else ``None``.
+
+    Looks at the files, because a result alone proves nothing once a lifecycle rule or a person
+    has tidied up staging.
+    """
+    from whisper_spark.objects import ObjectNotFound
+
+    try:
+        result = read_result(run, storage)
+    except (ObjectNotFound, StagingError):
+        return None
+    there = {file.uri: file.bytes for file in staged_files(storage, run.rows_uri)}
+    return result if there == {file.uri: file.bytes for file in result.staged} else None
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def staged_files(storage: ObjectStorage, folder_uri: str) -> list[StagedFile]:
+    """All files of staged rows below a folder, sorted by URI. Empty when there is no such folder.
+
+    Row counts come from the names, so that this costs one listing and no reads.
+    """
+    files = []
+    for batch in storage.list(folder_uri):
+        for uri, size in zip(
+            batch.column("audio_uri").to_pylist(), batch.column("audio_bytes").to_pylist(), strict=True
+        ):
+            match = _ROW_FILE.match(uri.rsplit("/", 1)[1])
+            if match and uri.rsplit("/", 2)[1] == "rows":
+                files.append(StagedFile(uri, int(match["rows"]), size))
+    return sorted(files, key=lambda file: file.uri)
+
+
+def staged_file_uri(rows_uri: str, origin: str, name: str, rows: int) -> str:
+    """A new, unique URI for a file of staged rows.
+
+    :param origin: ``"part"`` for rows just transcribed, ``"reused"`` for rows of another run, ``"kept"``
+        for what is left of a file after superseded rows were taken out.
+    """
+    return f"{rows_uri}/{origin}-{name}-{uuid.uuid4().hex[:12]}-n{rows}.parquet"
+
+
+@contextlib.contextmanager
+def open_parquet(storage: ObjectStorage, uri: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file in object storage, closed at the end.
+
+    :raises StagingError: when the object is no Parquet file.
+    :raises StorageError: when it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with storage.open(uri) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise StagingError(f"{uri} is no Parquet file: {error}") from error
+        with parquet:
+            yield parquet
+
+
+def read_run(storage: ObjectStorage, manifest_uri: str) -> tuple[Run, pq.FileMetaData]:
+    """The run that a manifest describes, and the manifest's Parquet metadata.
+
+    :raises StorageError: when there is no manifest or it cannot be read.
+    :raises ValueError: when the file is no manifest.
+    """
+    with open_parquet(storage, manifest_uri) as parquet:
+        return Run.from_metadata(parquet.schema_arrow.metadata), parquet.metadata
+
+
+def write_table(storage: ObjectStorage, uri: str, table: pa.Table) -> int:
+    """Write one table as one Parquet file. Returns its size in bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    data = buffer.getvalue()
+    storage.write_bytes(uri, data.to_pybytes())
+    return len(data)
+
+
+# --- rows --------------------------------------------------------------------------------------------
+
+
+class StagedRows:
+    """Rows of one task on their way to staging: durable after ``flush_seconds`` at the latest.
+
+    .. code-block:: python
+
+        with StagedRows(storage, run, "part", "0007") as staged:
+            for transcript in engine.transcribe(files):
+                staged.add(transcript)
+
+    A thread writes what has gathered, so that a file that takes an hour does not hold back its
+    finished neighbours. Leaving the block writes the rest, also when it is left by an exception:
+    what is finished is paid for.
+
+    :param origin, name: parts of the file names, see :func:`staged_file_uri`.
+    :param flush_seconds: longest time that a row waits in memory, in seconds.
+    :param flush_bytes: rows are written at once when so many bytes of them wait in memory.
+    """
+
+    def __init__(
+        self,
+        storage: ObjectStorage,
+        run: Run,
+        origin: str,
+        name: str,
+        *,
+        flush_seconds: float = FLUSH_SECONDS,
+        flush_bytes: int = FLUSH_BYTES,
+    ) -> None:
+        self._storage = storage
+        self._rows_uri = run.rows_uri
+        self._partition = run.partition
+        self._schema = transcript_schema(run.partition)
+        self._origin, self._name = origin, name
+        self._flush_seconds, self._flush_bytes = flush_seconds, flush_bytes
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()  # guards the two above, never held during I/O
+        self._writing = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._flush_regularly, name="staging", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> StagedRows:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except Exception:
+            if error is None:
+                raise
+            log.exception("finished rows could not be written either")  # the first error is the cause
+
+    def add(self, transcript: Transcript) -> None:
+        """Take one finished row.
+
+        :raises StorageError: when too many rows wait already and still cannot be written.
+        """
+        import pyarrow as pa
+
+        row = {**transcript.to_row(), **self._partition}
+        self.add_batch(pa.RecordBatch.from_pylist([row], schema=self._schema))
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Take finished rows in the schema of the table. Raises as :meth:`add` does."""
+        with self._lock:
+            self._waiting.append(batch)
+            self._waiting_bytes += batch.nbytes
+            full = self._waiting_bytes >= self._flush_bytes
+        if full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything that waits. Rows that cannot be written keep waiting.
+
+        :raises StorageError: when staging cannot be written.
+        """
+        import pyarrow as pa
+
+        with self._writing:
+            with self._lock:
+                batches, self._waiting = self._waiting, []
+                size, self._waiting_bytes = self._waiting_bytes, 0
+            if not batches:
+                return
+            table = pa.Table.from_batches(batches, schema=self._schema)
+            uri = staged_file_uri(self._rows_uri, self._origin, self._name, table.num_rows)
+            try:
+                write_table(self._storage, uri, table)
+            except BaseException:
+                with self._lock:
+                    self._waiting = batches + self._waiting
+                    self._waiting_bytes += size
+                raise
+
+    def close(self) -> None:
+        """Stop the thread and write the rest.
+
+        :raises StorageError: when staging cannot be written.
+        """
+        self._closing.set()
+        self._thread.join()
+        self.flush()
+
+    def _flush_regularly(self) -> None:
+        while not self._closing.wait(self._flush_seconds):
+            try:
+                self.flush()
+            except Exception as error:
+                # The next round, a full buffer or close() tries again; an outage of a minute costs nothing.
+                log.warning("finished rows could not be written yet: %s", error)
+
+
+def read_index(storage: ObjectStorage, uri: str) -> Iterator[pa.RecordBatch]:
+    """:data:`INDEX_COLUMNS` of one file of staged rows, plus ``row`` (int32): the position in the file."""
+    import pyarrow as pa
+
+    first = 0
+    with open_parquet(storage, uri) as parquet:
+        for batch in parquet.iter_batches(columns=list(INDEX_COLUMNS)):
+            rows = pa.array(range(first, first + batch.num_rows), pa.int32())
+            first += batch.num_rows
+            yield pa.RecordBatch.from_arrays(
+                [*(batch.column(name) for name in INDEX_COLUMNS), rows], names=[*INDEX_COLUMNS, "row"]
+            )
+
+
+def read_rows(
+    storage: ObjectStorage, uri: str, rows: Sequence[int], partition: Mapping[str, str]
+) -> Iterator[pa.RecordBatch]:
+    """The rows at the given positions of one file of staged rows, in batches."""
+    import pyarrow as pa
+
+    schema = transcript_schema(partition)
+    wanted = sorted(rows)
+    first = taken = 0
+    with open_parquet(storage, uri) as parquet:
+        for batch in parquet.iter_batches(batch_size=1024):
+            here = wanted[taken : bisect.bisect_left(wanted, first + batch.num_rows)]
+            if here:
+                table = pa.Table.from_batches(
+                    [batch.take(pa.array([row - first for row in here], pa.int64()))]
+                )
+                yield from table.select(schema.names).cast(schema).to_batches()
+            taken += len(here)
+            first += batch.num_rows
+
+
+def task_index(storage: ObjectStorage, rows_uri: str, name: str) -> dict[str, dict[str, Any]]:
+    """What a task of this name has staged before, by audio URI: a task that Spark tries again starts here."""
+    index: dict[str, dict[str, Any]] = {}
+    for file in staged_files(storage, rows_uri):
+        if file.uri.startswith(f"{rows_uri}/part-{name}-"):
+            for batch in read_index(storage, file.uri):
+                index.update((row["audio_uri"], row) for row in batch.to_pylist())
+    return index

