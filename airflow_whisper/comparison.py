@@ -202,7 +202,7 @@ class Comparison:
         return Counts(counts, audio_bytes)
 
     def files(self) -> Iterator[list[tuple[Any, ...]]]:
-        """Files to transcribe, largest first: (uri, etag, bytes, modified in µs, change, attempt), in lists."""
+        """Files to transcribe, largest first: (uri, etag, bytes, modified µs, change, attempt), in lists."""
         changes = ", ".join(f"'{change}'" for change in CHANGES)
         yield from self._chunks(f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid")  # noqa: S608
 

@@ -56,19 +56,18 @@ def _is_audio(key: str, pattern: str | None) -> bool:
     return pattern is None or fnmatch(key.lower(), pattern.lower())
 
 
-def check_locations(source: str | None, staging: str | None) -> None:
-    """Checks what can be told without asking any store; ``None``: not known yet.
+def check_locations(locations: Mapping[str, str]) -> None:
+    """Checks what can be told without asking any store.
 
+    :param locations: ``source``, ``staging``, or whichever of them is known already.
     :raises ValueError: for a URI that is not supported, or staging inside the source, where its files would
         be taken for audio.
     """
-    folders = [
-        None if uri is None else _folder(name, uri)
-        for name, uri in (("source", source), ("staging", staging))
-    ]
-    if None not in folders and str(folders[1]).startswith(str(folders[0])):
+    folders = {argument: _folder(argument, uri) for argument, uri in locations.items()}
+    if len(folders) == 2 and folders["staging"].startswith(folders["source"]):
         raise ValueError(
-            f"staging {staging!r} must not lie inside source {source!r}: name a folder beside it"
+            f"staging {locations['staging']!r} must not lie inside source {locations['source']!r}: "
+            "name a folder beside it"
         )
 
 

@@ -90,13 +90,13 @@ def _check_report(run: Run, storage: ObjectStorage, report_uri: str) -> None:
         ) from error
     if manifest_id != run.manifest_id:
         raise RegistrationError(
-            f"the validation report {report_uri} is about manifest {manifest_id}, not {run.manifest_id}: run the "
-            "validate task of this run"
+            f"the validation report {report_uri} is about manifest {manifest_id}, not "
+            f"{run.manifest_id}: run the validate task of this run"
         )
     if passed is not True:
         raise RegistrationError(
-            f"validation failed, so nothing is registered: see {report_uri}. Once its cause is mended, clear the "
-            "discover task"
+            f"validation failed, so nothing is registered: see {report_uri}. Once its cause is mended, "
+            "clear the discover task"
         )
 
 
@@ -110,7 +110,8 @@ def _staged_rows(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
         result = read_result(run, storage)
     except ObjectNotFound:
         raise RegistrationError(
-            f"there is no result at {run.result_uri}: run the transcribe task, which does only what is missing"
+            f"there is no result at {run.result_uri}: run the transcribe task, which does only what is "
+            "missing"
         ) from None
     for staged in result.staged:
         with open_parquet(staged.uri, storage) as file:

@@ -33,7 +33,7 @@ from pathlib import Path
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param
 
 from airflow_whisper import transcribe_partition
-from whisper_spark.contract import KNOWN_MODELS, LANGUAGES, WhisperOptions
+from whisper_spark.options import KNOWN_MODELS, LANGUAGES, WhisperOptions
 
 HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
 DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
@@ -170,6 +170,6 @@ with DAG(
         on_missing_source="{{ params.on_missing_source }}",
         max_error_rate="{{ params.max_error_rate }}",
         pool=setting("POOL", "default_pool"),
-        outlets=[Asset("transcripts", uri=f"whisper://table/{TABLE}")],
+        outlets=[Asset(TABLE)],
         spark={"conf": json.loads(setting("SPARK_CONF", "{}"))},
     )

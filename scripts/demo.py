@@ -3,7 +3,8 @@
     python scripts/demo.py                      recordings that come with the project, in five languages
     python scripts/demo.py FOLDER_OR_S3_URI     one's own audio
 
-Runs the example DAG ``transcribe_daily``. Everything it writes is in ``.demo``.
+Runs the example DAG ``transcribe_daily``. Everything it writes is in ``.demo``, or in the folder
+``WHISPER_DEMO_DIR``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from assemble_model import assemble
 from demo_audio import DAY, prepare_recordings
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / ".demo"
+DEMO = Path(os.environ.get("WHISPER_DEMO_DIR") or ROOT / ".demo")
 HOME = DEMO / "airflow"
 WAREHOUSE = DEMO / "warehouse"
 LOGS = DEMO / "logs"

@@ -25,7 +25,7 @@ class Expected:
 
     :param code: the error code, ``None`` for a transcript.
     :param flags: quality flags that must be there.
-    :param text: ``"whole"``: what is said in the clip, ``"part"``: its beginning, ``"none"``: empty, no invented words.
+    :param text: ``"whole"``: what is said in the clip, ``"part"``: its beginning, ``"none"``: not a word.
     """
 
     code: str | None = None
@@ -118,7 +118,9 @@ def write_wav(path: Path, rate: int, samples: Samples) -> None:
         file.writeframes(samples.tobytes())
 
 
-def encode(path: Path, codec: str, rate: int, samples: Samples, *, options: dict[str, str] | None = None) -> bytes:
+def encode(
+    path: Path, codec: str, rate: int, samples: Samples, *, options: dict[str, str] | None = None
+) -> bytes:
     """Write samples in another format, chosen by the suffix of ``path``. Returns the bytes written."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate if codec != "libopus" else 48_000, layout="mono")
@@ -207,10 +209,12 @@ def _damaged(folder: Path, rate: int, samples: Samples) -> dict[str, Expected]:
     flac = encode(folder / "truncated.flac", "flac", rate, samples)
     (folder / "truncated.flac").write_bytes(flac[: len(flac) * 6 // 10])
     header = _flac_header_bytes(flac)
-    (folder / "garbage_inside.flac").write_bytes(flac[:header] + noise(len(flac) - header))
+    (folder / "garbage_inside.flac").write_bytes(flac[:header] + noise(200_000))
     m4a = encode(folder / "truncated.m4a", "aac", rate, samples)  # the index comes last and is lost
     (folder / "truncated.m4a").write_bytes(m4a[: len(m4a) * 6 // 10])
-    front = encode(folder / "truncated_faststart.m4a", "aac", rate, samples, options={"movflags": "faststart"})
+    front = encode(
+        folder / "truncated_faststart.m4a", "aac", rate, samples, options={"movflags": "faststart"}
+    )
     (folder / "truncated_faststart.m4a").write_bytes(front[: len(front) * 6 // 10])
     return {
         "truncated.mp3": TRUNCATED,

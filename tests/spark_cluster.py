@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from servers import free_ports, stop
+
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema, run_folder
 from whisper_spark.objects import ObjectStorage
 
@@ -54,7 +55,9 @@ def standalone_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterat
             arguments = [*common, "--webui-port", "0", "--cores", str(cores), "--memory", "1g"]
             arguments += ["--work-dir", str(folder / "work" / str(number)), master]
             worker_log = folder / f"worker-{number}.log"
-            processes.append(_daemon("org.apache.spark.deploy.worker.Worker", arguments, worker_log, loopback))
+            processes.append(
+                _daemon("org.apache.spark.deploy.worker.Worker", arguments, worker_log, loopback)
+            )
         _wait_for(log, r"Registering worker", workers)
         yield SparkCluster(master, folder)
     finally:
@@ -66,7 +69,9 @@ def _daemon(java_class: str, arguments: list[str], log: Path, env: dict[str, str
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         # spark-class ends in exec, so the process started here is the JVM itself.
-        return subprocess.Popen([spark_binary("spark-class"), java_class, *arguments], stdout=out, stderr=out, env=env)
+        return subprocess.Popen(
+            [spark_binary("spark-class"), java_class, *arguments], stdout=out, stderr=out, env=env
+        )
 
 
 def _wait_for(log: Path, pattern: str, times: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import importlib.metadata
 import json
 import subprocess
@@ -14,6 +16,7 @@ import jsonschema
 import pytest
 from packaging.requirements import Requirement
 
+from airflow_whisper import WhisperOptions
 from airflow_whisper.get_provider_info import get_provider_info
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,3 +168,12 @@ def test_version_is_the_same_everywhere() -> None:
 
     assert importlib.metadata.version("airflow-provider-whisper") == whisper_spark.__version__
     assert f"## {whisper_spark.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_readme_knows_every_option_column_code_and_flag() -> None:
+    from whisper_spark.contract import ERROR_CODES, QUALITY_FLAGS, Transcript
+
+    readme = (ROOT / "README.md").read_text()
+    names = [field.name for cls in (WhisperOptions, Transcript) for field in dataclasses.fields(cls)]
+    missing = [name for name in (*names, *ERROR_CODES, *QUALITY_FLAGS) if f"`{name}`" not in readme]
+    assert missing == []

@@ -119,9 +119,9 @@ class DiscoverAudioOperator(BaseOperator):
 
     def _check_arguments(self) -> None:
         """Checks what is no template yet, or no template any more."""
-        from airflow_whisper.catalog import check_table_name
         from airflow_whisper.comparison import Rules
         from airflow_whisper.discovery import check_locations
+        from airflow_whisper.tables import check_table_name
 
         if isinstance(self.partition, Mapping) and all(_known(v) for v in self.partition.values()):
             check_partition(self.partition)
@@ -133,9 +133,8 @@ class DiscoverAudioOperator(BaseOperator):
             )
         if _known(self.table):
             check_table_name(self.table)
-        check_locations(
-            self.source if _known(self.source) else None, self.staging if _known(self.staging) else None
-        )
+        locations = {"source": self.source, "staging": self.staging}
+        check_locations({argument: uri for argument, uri in locations.items() if _known(uri)})
         if _known(self.options):
             _whisper_options(self.options)
         if all(_known(v) for v in (self.on_removed, self.on_stale, self.max_attempts)):
@@ -237,14 +236,18 @@ class DiscoverAudioOperator(BaseOperator):
 
     def _log_summary(self, run: Run, counts: Counts) -> None:
         self.log.info(
-            "Partition %s of %s: %s.\nTo transcribe: %s files, %.2f GB. Manifest: %s",
+            "Partition %s of %s: %s.\nTo transcribe: %s files, %s. Manifest: %s",
             partition_path(run.partition),
             run.table,
             counts,
             f"{counts.to_transcribe:,}",
-            run.audio_bytes / 1e9,
+            _size(run.audio_bytes),
             run.manifest_uri,
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _known(value: Any) -> bool:

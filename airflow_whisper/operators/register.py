@@ -122,7 +122,8 @@ def check_uri(argument: str, value: object) -> None:
     # A template that looks up what is not there renders to "None".
     if not isinstance(value, str) or value in ("", "None"):
         raise ValueError(
-            f"{argument} is {value!r}, but must be a URI: did the task that returns it run, and is its id right?"
+            f"{argument} is {value!r}, but must be a URI: did the task that returns it run, and is its id "
+            "right?"
         )
     try:
         normalise_uri(value)

@@ -26,7 +26,14 @@ from whisper_spark.spread import (
     reusable,
     staged_index,
 )
-from whisper_spark.staging import RunResult, StagedFile, StagingError, finished_result, staged_files
+from whisper_spark.staging import (
+    RunResult,
+    StagedFile,
+    StagingError,
+    finished_result,
+    nothing_done,
+    staged_files,
+)
 from whisper_spark.task import INPUT_COLUMNS, Job, transcriber
 
 log = logging.getLogger(__name__)
@@ -74,19 +81,12 @@ class Attempt:
         finished = finished_result(run, self._storage)
         if finished is not None:
             log.info("all of them are staged already: nothing to do")
-            return self._finish(
-                dataclasses.replace(
-                    finished,
-                    attempt_id=self._job.attempt_id,
-                    spark_app_id=self._result.spark_app_id,
-                    transcribed=0,
-                    resumed=self._files,
-                    reused=0,
-                    transcribed_audio_seconds=0.0,
-                    transcribe_seconds=0.0,
-                    real_time_factor=None,
-                )
+            self._result = dataclasses.replace(
+                nothing_done(finished),
+                attempt_id=self._job.attempt_id,
+                spark_app_id=self._result.spark_app_id,
             )
+            return self._finish(self._result)
         if self._files:
             self._size_shuffles()
             pending = self._without_reusable(self._without_staged(self._manifest))
@@ -146,7 +146,11 @@ class Attempt:
         return pending.join(chosen, "audio_uri", "left_anti").persist()
 
     def _transcribe(self, pending: DataFrame) -> None:
-        groups = {row["row_group"]: row["count"] for row in pending.groupBy("row_group").count().collect()}
+        groups = dict(enumerate(self._row_groups))
+        if self._left < self._files:
+            groups = {
+                row["row_group"]: row["count"] for row in pending.groupBy("row_group").count().collect()
+            }
         tasks = self._job.tasks or task_count(self._left, self._slots)
         log.info(
             "transcribing %s files in %s tasks with %s", f"{self._left:,}", tasks, self._run.options.model

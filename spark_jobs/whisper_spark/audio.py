@@ -21,8 +21,8 @@ _BLOCK_SAMPLES = 10 * SAMPLE_RATE
 # Long enough that Python's overhead for each block is small, short enough that memory does not matter.
 
 _STILL_IMAGES = frozenset(
-    "apng bmp dpx exr gif jpeg jpegls ljpeg mjpeg pam pbm pcx pgm pgmyuv png ppm psd qoi sgi sunrast svg targa "
-    "tiff txd webp xbm xpm xwd".split()
+    "apng bmp dpx exr gif jpeg jpegls ljpeg mjpeg pam pbm pcx pgm pgmyuv png ppm psd qoi sgi sunrast svg "
+    "targa tiff txd webp xbm xpm xwd".split()
 )
 # FFmpeg codec names. FFmpeg opens a picture as a video of one frame; to us it is no recording at all.
 
@@ -61,7 +61,9 @@ class DecodedAudio:
 
         One second or 2 % of slack: containers round, and MP3 headers count the encoder's padding.
         """
-        short = self.declared_s is not None and self.decoded_s < self.declared_s - max(1.0, 0.02 * self.declared_s)
+        short = self.declared_s is not None and self.decoded_s < self.declared_s - max(
+            1.0, 0.02 * self.declared_s
+        )
         return self.decoded_s > 0 and (self.damaged or short)
 
     def blocks(self) -> Iterator[Samples]:
@@ -75,7 +77,9 @@ class DecodedAudio:
             for block in self._resampled():
                 self.decoded_s += block.shape[1] / SAMPLE_RATE
                 if self.decoded_s > self._max_duration_s:
-                    raise AudioError("too_long", f"longer than max_duration_s={self._max_duration_s:g} seconds")
+                    raise AudioError(
+                        "too_long", f"longer than max_duration_s={self._max_duration_s:g} seconds"
+                    )
                 yield block
         finally:
             self._container.close()
@@ -138,7 +142,9 @@ class DecodedAudio:
                 self.damaged = True
 
 
-def open_audio(stream: BinaryIO, *, split: bool = False, max_duration_s: float = float("inf")) -> DecodedAudio:
+def open_audio(
+    stream: BinaryIO, *, split: bool = False, max_duration_s: float = float("inf")
+) -> DecodedAudio:
     """Open a seekable binary stream as audio.
 
     :param split: keep the channels apart instead of averaging them.
@@ -164,7 +170,9 @@ def _decoded_audio(container: Any, split: bool, max_duration_s: float) -> Decode
         videos = [s.codec_context.name for s in container.streams.video if s.codec_context is not None]
         if videos and not all(name in _STILL_IMAGES for name in videos):
             raise AudioError("no_audio_stream", f"a video ({', '.join(videos)}) without an audio stream")
-        kind = f"an image ({videos[0]})" if videos else f"{container.format.long_name or container.format.name}"
+        kind = (
+            f"an image ({videos[0]})" if videos else f"{container.format.long_name or container.format.name}"
+        )
         raise AudioError("not_audio", f"no recording but {kind}")
     stream = container.streams.audio[0]
     stream.thread_type = "AUTO"

@@ -30,6 +30,10 @@ MAX_LENGTH = 448
 MAX_NEW_TOKENS = MAX_LENGTH // 2
 """Tokens of text for one window (openai/whisper ``sample_len``)."""
 
+MARGIN_FRAMES = 400
+"""Padding behind the longest window of a batch, in frames of 10 ms. Measured on recorded prompts: with 4
+seconds the word error rate is that of the full 30 seconds, once the quality gate has done its work."""
+
 _FRAMES = int(WINDOW_SECONDS * 100)  # one frame of features every 10 ms
 _RETRY_BEAM = 5  # openai/whisper's default
 
@@ -99,11 +103,18 @@ class WindowDecoder:
         features = self._extract(samples)[..., :-1]  # the extractor pads 10 ms
         return np.ascontiguousarray(features[:, :_FRAMES], dtype=np.float32)
 
-    def encode(self, tasks: Sequence[WindowTask]) -> Any:
-        """Run the encoder; the result stays on the device."""
+    def encode(self, tasks: Sequence[WindowTask], *, full: bool = False) -> Any:
+        """Run the encoder; the result stays on the device.
+
+        :param full: pad to 30 seconds as Whisper was trained. Otherwise to the longest window and
+            :data:`MARGIN_FRAMES`, which costs in proportion. Some windows then loop or lose their end;
+            the quality gate catches those and decodes them again in full.
+        """
         import ctranslate2
 
-        batch = np.zeros((len(tasks), self._model.n_mels, _FRAMES), np.float32)
+        longest = max(task.features.shape[1] for task in tasks)
+        frames = _FRAMES if full else min(_FRAMES, longest + MARGIN_FRAMES + longest % 2)
+        batch = np.zeros((len(tasks), self._model.n_mels, frames), np.float32)
         for row, task in zip(batch, tasks, strict=True):
             row[:, : task.features.shape[1]] = task.features
         return self._model.encode(ctranslate2.StorageView.from_array(batch))
@@ -113,14 +124,18 @@ class WindowDecoder:
         results = self._model.detect_language(encoded)
         return [{token[2:-2]: float(probability) for token, probability in row} for row in results]
 
-    def transcribe(self, encoded: Any, tasks: Sequence[WindowTask], languages: Sequence[str]) -> list[WindowText]:
+    def transcribe(
+        self, encoded: Any, tasks: Sequence[WindowTask], languages: Sequence[str]
+    ) -> list[WindowText]:
         """Text, scores and words of each window.
 
         :param encoded: what :meth:`encode` gave for ``tasks``.
         :param languages: a Whisper language code for each window.
         """
         options = self.options
-        texts = self._generate(encoded, tasks, languages, beam_size=options.beam_size, temperature=options.temperature[0])
+        texts = self._generate(
+            encoded, tasks, languages, beam_size=options.beam_size, temperature=options.temperature[0]
+        )
         self._retry(texts, tasks, languages)
         if options.word_timestamps:
             self._add_words(encoded, texts, tasks)
@@ -151,7 +166,13 @@ class WindowDecoder:
     # --- decoding and judging
 
     def _generate(
-        self, encoded: Any, tasks: Sequence[WindowTask], languages: Sequence[str], *, beam_size: int, temperature: float
+        self,
+        encoded: Any,
+        tasks: Sequence[WindowTask],
+        languages: Sequence[str],
+        *,
+        beam_size: int,
+        temperature: float,
     ) -> list[WindowText]:
         options = self.options
         prompts = [self._prompt(language) for language in languages]
@@ -182,7 +203,9 @@ class WindowDecoder:
             for result, task, language, cap in zip(results, tasks, languages, caps, strict=True)
         ]
 
-    def _judged(self, result: Any, task: WindowTask, language: str, cap: int, temperature: float) -> WindowText:
+    def _judged(
+        self, result: Any, task: WindowTask, language: str, cap: int, temperature: float
+    ) -> WindowText:
         tokenizer = self.tokenizer(language)
         ids = result.sequences_ids[0]
         score = result.scores[0] * len(ids) ** self.options.length_penalty / (len(ids) + 1)
@@ -209,7 +232,10 @@ class WindowDecoder:
             return task.map.speech_seconds < _MUST_HAVE_TEXT
         if text.capped or repeated_phrase(phrase_words(text.text)):
             return False
-        if options.compression_ratio_threshold and text.compression_ratio > options.compression_ratio_threshold:
+        if (
+            options.compression_ratio_threshold
+            and text.compression_ratio > options.compression_ratio_threshold
+        ):
             return False
         return options.log_prob_threshold is None or text.avg_logprob >= options.log_prob_threshold
 
@@ -222,17 +248,18 @@ class WindowDecoder:
 
     def _retry(self, texts: list[WindowText], tasks: Sequence[WindowTask], languages: Sequence[str]) -> None:
         """Decode suspects again, and put the best of all tries into ``texts``."""
-        steps = [(max(_RETRY_BEAM, self.options.beam_size), 0.0)] if self.options.temperature[0] == 0 else []
-        steps += [(1, t) for t in self.options.temperature[1:] if t > 0]
+        first = (self.options.beam_size, self.options.temperature[0])
+        steps = [first] if self._was_short(tasks) else []
+        if first[1] == 0 and first[0] < _RETRY_BEAM:
+            steps.append((_RETRY_BEAM, 0.0))
+        steps += [(1, temperature) for temperature in self.options.temperature[1:]]
         for beam_size, temperature in steps:
-            if temperature == 0 and beam_size == self.options.beam_size:
-                continue
-            suspects = [i for i, text in enumerate(texts) if not text.reliable and not self.is_silence(text)]
+            suspects = [i for i, text in enumerate(texts) if not text.reliable]
             if not suspects:
                 return
             chosen = [tasks[i] for i in suspects]
             again = self._generate(
-                self.encode(chosen),
+                self.encode(chosen, full=True),
                 chosen,
                 [languages[i] for i in suspects],
                 beam_size=beam_size,
@@ -240,6 +267,9 @@ class WindowDecoder:
             )
             for i, text in zip(suspects, again, strict=True):
                 texts[i] = max(texts[i], text, key=self._credibility)
+
+    def _was_short(self, tasks: Sequence[WindowTask]) -> bool:
+        return max(task.features.shape[1] for task in tasks) + MARGIN_FRAMES < _FRAMES
 
     def _credibility(self, text: WindowText) -> tuple[bool, bool, bool, float]:
         threshold = self.options.compression_ratio_threshold or float("inf")

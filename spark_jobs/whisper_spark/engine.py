@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.resources import files as resources
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _SPACELESS = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 # Languages written without spaces between words.
+
+_MESSAGE_CHARS = 500
+# Enough for the reason; a whole FFmpeg report in every row is not.
 
 _CLIP = "he_was_not_an_ill_disposed_young_man.flac"
 _CLIP_WORDS = frozenset({"not", "ill", "disposed", "young", "man"})
@@ -49,7 +53,9 @@ class Engine:
         self._self_test()
         log.info("%s loaded on %s", options.model, device.name)
 
-    def transcribe(self, files: Iterable[AudioFile], storage: ObjectStorage | None = None) -> Iterator[Transcript]:
+    def transcribe(
+        self, files: Iterable[AudioFile], storage: ObjectStorage | None = None
+    ) -> Iterator[Transcript]:
         """Transcribe files, each as it completes.
 
         One transcript for each file, never an exception for a bad one. ``files`` is read ahead, by at
@@ -70,36 +76,42 @@ class Engine:
             yield self._transcript(work)
 
     def _transcript(self, work: FileWork) -> Transcript:
-        common = {
-            "audio_uri": work.file.uri,
-            "audio_etag": work.file.etag,
-            "audio_bytes": work.size if work.file.size is None else work.file.size,
-            "attempt": work.file.attempt,
-            "channels": work.channels,
-            "duration_s": None if work.duration_s is None else round(work.duration_s, 3),
-            "model": self.options.model,
-            "fingerprint": self.options.fingerprint(),
-            "engine_version": self.version,
-            "transcribed_at": datetime.now(UTC),
-        }
+        base = Transcript(
+            audio_uri=work.file.uri,
+            audio_etag=work.file.etag,
+            audio_bytes=work.size if work.file.size is None else work.file.size,
+            attempt=work.file.attempt,
+            channels=work.channels,
+            duration_s=None if work.duration_s is None else round(work.duration_s, 3),
+            model=self.options.model,
+            fingerprint=self.options.fingerprint(),
+            engine_version=self.version,
+            transcribed_at=datetime.now(UTC),
+        )
         if work.error is not None:
-            error = {"error_code": work.error.code, "error_message": work.error.message}
-            return Transcript(status="error", **error, **common)
+            return replace(
+                base,
+                status="error",
+                error_code=work.error.code,
+                error_message=work.error.message[:_MESSAGE_CHARS],
+            )
         texts = sorted(work.texts, key=lambda item: item[:2])
         spoken = [item for item in texts if not self._decoder.is_silence(item[2])]
         split = self.options.channels == "split"
-        segments = numbered(s for channel, _, text in spoken for s in _segments(text, channel if split else None))
-        transcript = Transcript(
-            status="ok",
-            language=work.language or _main_language(segments),
+        segments = numbered(
+            s for channel, _, text in spoken for s in _segments(text, channel if split else None)
+        )
+        language = work.language or _main_language(segments)
+        transcript = replace(
+            base,
+            language=language,
             language_probability=_rounded(work.language_probability),
             speech_s=round(work.speech_s, 3),
-            text=join_texts((s.text for s in segments), spaced=work.language not in _SPACELESS),
+            text=join_texts((s.text for s in segments), spaced=language not in _SPACELESS),
             segments=segments,
             quality_flags=_engine_flags(work, spoken),
-            **common,
         )
-        return _with_flags(transcript, self.options)
+        return replace(transcript, quality_flags=quality_flags(transcript, self.options))
 
     def _self_test(self) -> None:
         """Decode a known clip: some drivers make CTranslate2 return empty text without any error.
@@ -120,8 +132,9 @@ class Engine:
             problem = f"it heard {text[:100]!r}"
         if problem:
             raise UnusableDeviceError(
-                f"the self-test of {self.options.model} on {self._decoder.device.name} failed: {problem}. On a GPU this "
-                "means a driver older than CTranslate2 needs (570 for H100), or memory that another process holds"
+                f"the self-test of {self.options.model} on {self._decoder.device.name} failed: {problem}. "
+                "On a GPU this means a driver older than CTranslate2 needs (570 for H100), or memory that "
+                "another process holds"
             )
 
 
@@ -131,16 +144,11 @@ def _heard(text: str) -> bool:
 
 
 def _segments(text: WindowText, channel: int | None) -> Iterator[Segment]:
-    spaced = text.language not in _SPACELESS
-    if text.words is None:
-        groups: list[list[Word]] = []
-    else:
-        groups = split_into_segments(text.words)
-    for words in groups:
+    for words in split_into_segments(text.words or ()):
         said = "".join(word.word for word in words).strip()
         yield _segment(text, channel, words[0].start, words[-1].end, said, tuple(words))
     if text.words is None and text.text:
-        yield _segment(text, channel, text.start, text.end, text.text if spaced else text.text.strip(), None)
+        yield _segment(text, channel, text.start, text.end, text.text, None)
 
 
 def _segment(
@@ -174,12 +182,6 @@ def _engine_flags(work: FileWork, spoken: list[tuple[int, int, WindowText]]) -> 
 def _empty_by_mistake(work: FileWork) -> bool:
     """Whether a window came back without text although Whisper itself took it for speech."""
     return any(not text.text and text.no_speech_prob < 0.5 for _, _, text in work.texts)
-
-
-def _with_flags(transcript: Transcript, options: WhisperOptions) -> Transcript:
-    from dataclasses import replace
-
-    return replace(transcript, quality_flags=quality_flags(transcript, options))
 
 
 def _main_language(segments: tuple[Segment, ...]) -> str | None:

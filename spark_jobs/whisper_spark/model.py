@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whisper_spark.contract import KNOWN_MODELS, WhisperOptions
 from whisper_spark.objects import ObjectStorage, StorageError, join_uri
+from whisper_spark.options import KNOWN_MODELS, WhisperOptions
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,9 @@ class Device:
     @property
     def name(self) -> str:
         """For logs and messages."""
-        return f"GPU {self.index}" if self.kind == "cuda" else f"CPU ({self.workers} x {self.threads} threads)"
+        return (
+            f"GPU {self.index}" if self.kind == "cuda" else f"CPU ({self.workers} x {self.threads} threads)"
+        )
 
 
 def choose_device(options: WhisperOptions) -> Device:
@@ -63,9 +65,9 @@ def choose_device(options: WhisperOptions) -> Device:
             return Device("cuda", _assigned_gpu(gpus), options.num_workers or 1, options.cpu_threads or 1)
         if options.device == "cuda":
             raise UnusableDeviceError(
-                "device='cuda', but CTranslate2 sees no GPU here: check the driver (nvidia-smi), that libcublas.so.12 "
-                "can be loaded (pip install nvidia-cublas-cu12), and that Spark gives executors a GPU "
-                "(spark.executor.resource.gpu.amount). Or set device='auto'"
+                "device='cuda', but CTranslate2 sees no GPU here: check the driver (nvidia-smi), that "
+                "libcublas.so.12 can be loaded (pip install nvidia-cublas-cu12), and that Spark gives "
+                "executors a GPU (spark.executor.resource.gpu.amount). Or set device='auto'"
             )
     workers = options.num_workers or max(1, _cores() // (options.cpu_threads or 1))
     return Device("cpu", 0, workers, options.cpu_threads or 1)
@@ -139,8 +141,8 @@ def find_model(options: WhisperOptions, storage: Mapping[str, str] | None = None
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
     if missing:
         raise ModelError(
-            f"{options.model} is no faster-whisper model: {', '.join(missing)} missing in {folder}. Convert one with "
-            "ct2-transformers-converter --copy_files tokenizer.json preprocessor_config.json"
+            f"{options.model} is no faster-whisper model: {', '.join(missing)} missing in {folder}. "
+            "Convert one with ct2-transformers-converter --copy_files tokenizer.json preprocessor_config.json"
         )
     if options.model_sha256:
         _verify(folder, options.model_sha256)
@@ -154,13 +156,13 @@ def _hub_model(options: WhisperOptions) -> Path:
         return Path(download_model(options.model, revision=options.revision, cache_dir=None))
     except Exception as error:  # the hub client raises a dozen kinds, some of them private
         raise ModelError(
-            f"cannot get model {options.model!r} from the hub ({type(error).__name__}: {error}). Executors without "
-            "internet need a folder or an object-store URI as model"
+            f"cannot get model {options.model!r} from the hub ({type(error).__name__}: {error}). Executors "
+            "without internet need a folder or an object-store URI as model"
         ) from error
 
 
 def cache_folder() -> Path:
-    """Where fetched models live: ``WHISPER_SPARK_CACHE``, else the user's cache, else the temporary folder."""
+    """Where fetched models live: ``WHISPER_SPARK_CACHE``, else the user's cache, else a temporary folder."""
     candidates = [
         os.environ.get("WHISPER_SPARK_CACHE"),
         os.environ.get("XDG_CACHE_HOME"),

@@ -121,7 +121,9 @@ class Pipeline:
     def __iter__(self) -> Iterator[FileWork]:
         readers = [self._thread(self._read_files, f"read-{n}") for n in range(self._readers())]
         self._reading = len(readers)
-        decoders = [self._thread(self._decode, f"decode-{n}") for n in range(max(1, self._decoder.device.workers))]
+        decoders = [
+            self._thread(self._decode, f"decode-{n}") for n in range(max(1, self._decoder.device.workers))
+        ]
         waiting = len(decoders)
         for thread in [*readers, *decoders]:
             thread.start()
@@ -200,7 +202,10 @@ class Pipeline:
         if not self._decoder.multilingual:
             work.language = "en"
         voting = work.language is None and not options.multilingual
-        packers = [WindowPacker(segmenter(options)) for _ in range(audio.channels if options.channels == "split" else 1)]
+        packers = [
+            WindowPacker(segmenter(options))
+            for _ in range(audio.channels if options.channels == "split" else 1)
+        ]
         head: list[_Job] = []
         for job in self._jobs(work, audio, packers):
             head.append(job)
@@ -352,7 +357,7 @@ def _windows(audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[tuple
 
 
 def _longest(group: list[_Job]) -> int:
-    return max(job.task.features.shape[1] for job in group)
+    return max(int(job.task.features.shape[1]) for job in group)
 
 
 def _halves(batch: list[_Job]) -> Iterator[list[_Job]]:

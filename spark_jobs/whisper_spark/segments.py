@@ -22,9 +22,7 @@ PAUSE_SECONDS = 0.6
 
 _SENTENCE_END = (".", "?", "!", "。", "？", "！", "…", "؟", "।")
 _CLAUSE_END = (*_SENTENCE_END, ",", ";", ":", "、", "，", "；", "：", "،")
-_ABBREVIATIONS = frozenset(
-    "mr. mrs. ms. dr. prof. st. vs. no. sr. sra. jr. mme. m. mlle. sig. dott. e.g. i.e. etc. approx. г. т. д.".split()
-)
+_ABBREVIATIONS = frozenset("mr. mrs. ms. dr. prof. st. vs. sr. sra. jr. mme. sig. dott. e.g. i.e.".split())
 # A full stop behind these ends no sentence.
 _PREPENDED = "\"'“¿([{-«"
 _APPENDED = "\"'.。,，!！?？:：”)]}、»…"
@@ -73,11 +71,21 @@ def _merge_punctuation(words: list[Word]) -> list[Word]:
     opening: Word | None = None
     for word in words:
         text = word.word.strip()
-        if merged and opening is None and text and all(c in _APPENDED for c in text) and not _is_opening(word.word):
+        if (
+            merged
+            and opening is None
+            and text
+            and all(c in _APPENDED for c in text)
+            and not _is_opening(word.word)
+        ):
             before = merged[-1]
             merged[-1] = Word(before.start, before.end, before.word + word.word, before.probability)
         elif _is_opening(word.word):
-            opening = word if opening is None else Word(opening.start, word.end, opening.word + word.word, word.probability)
+            opening = (
+                word
+                if opening is None
+                else Word(opening.start, word.end, opening.word + word.word, word.probability)
+            )
         else:
             prefix = opening.word if opening else ""
             merged.append(Word(word.start, word.end, prefix + word.word, word.probability))

@@ -211,14 +211,22 @@ class FixedSegmenter:
         self._tape = _Tape()
 
     def push(self, samples: Samples) -> Iterator[Region]:
+        """Regions that are complete now."""
         self._tape.append(samples)
         while self._tape.end - self._tape.start > _WINDOW:
             tail = self._tape.cut(self._tape.start + _WINDOW - self._SEARCH, self._tape.start + _WINDOW)
             energy = np.square(tail).reshape(-1, self._STEP).sum(axis=1)
-            cut = self._tape.start + _WINDOW - self._SEARCH + int(energy.argmin()) * self._STEP + self._STEP // 2
+            cut = (
+                self._tape.start
+                + _WINDOW
+                - self._SEARCH
+                + int(energy.argmin()) * self._STEP
+                + self._STEP // 2
+            )
             yield self._take(cut)
 
     def finish(self) -> Iterator[Region]:
+        """The regions that the end of the file completes."""
         if self._tape.end > self._tape.start:
             yield self._take(self._tape.end)
 
@@ -256,16 +264,18 @@ class SpeechSegmenter:
         self._left = 0  # first sample that the padding of the next region may take
 
     def push(self, samples: Samples) -> Iterator[Region]:
+        """Regions that are complete now."""
         self._tape.append(samples)
         yield from self._read(self._vad.push(samples))
 
     def finish(self) -> Iterator[Region]:
+        """The regions that the end of the file completes."""
         yield from self._read(self._vad.finish())
         if self._start is not None:
             end = self._tape.end if self._silence is None else self._silence
-            self._close(min(end, self._tape.end))
+            self._close(self._start, min(end, self._tape.end))
         if self._waiting is not None:
-            yield self._emit(min(self._waiting[2] + self._pad, self._tape.end))
+            yield self._emit(self._waiting, min(self._waiting[2] + self._pad, self._tape.end))
 
     def _read(self, probabilities: npt.NDArray[np.float32]) -> Iterator[Region]:
         for probability in probabilities.tolist():
@@ -274,7 +284,7 @@ class SpeechSegmenter:
             if self._start is None:
                 yield from self._outside(probability, position)
             else:
-                yield from self._inside(probability, position)
+                yield from self._inside(probability, position, self._start)
         if self._start is None and self._waiting is None:
             self._tape.forget(self._frame * FRAME - self._pad)
 
@@ -282,42 +292,40 @@ class SpeechSegmenter:
         if probability >= self._open_at:
             if self._waiting is not None:
                 half = (position - self._waiting[2]) // 2
-                yield self._emit(self._waiting[2] + min(self._pad, half))
+                yield self._emit(self._waiting, self._waiting[2] + min(self._pad, half))
             self._start, self._silence, self._probabilities = position, None, [probability]
         elif self._waiting is not None and position - self._waiting[2] >= 2 * self._pad:
-            yield self._emit(self._waiting[2] + self._pad)
+            yield self._emit(self._waiting, self._waiting[2] + self._pad)
 
-    def _inside(self, probability: float, position: int) -> Iterator[Region]:
+    def _inside(self, probability: float, position: int, start: int) -> Iterator[Region]:
         self._probabilities.append(probability)
         if probability >= self._open_at:
             self._silence = None
         elif probability < self._close_at and self._silence is None:
             self._silence = position
         if self._silence is not None and position + FRAME - self._silence >= self._min_silence:
-            self._close(self._silence)
-        elif self._start is not None and position + FRAME - self._start > self._limit:
-            yield from self._split(self._start)
+            self._close(start, self._silence)
+        elif position + FRAME - start > self._limit:
+            yield from self._split(start)
 
     def _split(self, start: int) -> Iterator[Region]:
         values = np.array(self._probabilities)
         smooth = np.convolve(values, np.ones(3) / 3, mode="same")
         half = len(values) // 2
-        cut = half + int(smooth[half:-1].argmin()) if len(values) > 3 else len(values) - 1
+        cut = half + int(smooth[half:-1].argmin())
         kept = self._probabilities[cut:]
-        position = start + cut * FRAME
-        self._close(position)
-        yield self._emit(position)  # no padding at the seam: nothing is heard twice
-        self._start, self._silence, self._probabilities = position, None, kept
+        seam = start + cut * FRAME
+        yield self._emit(self._close(start, seam), seam)  # no padding at the seam: nothing is heard twice
+        self._start, self._silence, self._probabilities = seam, None, kept
 
-    def _close(self, end: int) -> None:
-        assert self._start is not None
-        self.speech_samples += end - self._start
-        self._waiting = (max(self._left, self._start - self._pad, 0), self._start, end)
+    def _close(self, start: int, end: int) -> tuple[int, int, int]:
+        self.speech_samples += end - start
+        self._waiting = (max(self._left, start - self._pad, 0), start, end)
         self._start = self._silence = None
+        return self._waiting
 
-    def _emit(self, end: int) -> Region:
-        assert self._waiting is not None
-        padded, speech_start, speech_end = self._waiting
+    def _emit(self, closed: tuple[int, int, int], end: int) -> Region:
+        padded, speech_start, speech_end = closed
         self._waiting, self._left = None, end
         samples = self._tape.cut(padded, end)
         self._tape.forget(end)

@@ -112,33 +112,25 @@ def reusable(pending: DataFrame, siblings: DataFrame) -> DataFrame:
     return ranked(matches).where("rank = 1")
 
 
-def deal(pending: DataFrame, row_groups: Mapping[int, int], tasks: int) -> DataFrame:
+def deal(rows: DataFrame, row_groups: Mapping[int, int], tasks: int) -> DataFrame:
     """Spread files over tasks by bytes: each task gets about the same, and its largest file first.
 
     The manifest is sorted by size. Its rows are dealt like cards, back and forth (0 1 2 2 1 0 0 1 2 ...),
-    which keeps tasks within the size of one file of each other.
+    which keeps the tasks within the size of one file of each other.
 
-    :param pending: rows of :func:`manifest_rows`, any subset.
+    :param rows: of :func:`manifest_rows`, any subset.
     :param row_groups: how many of them are in each row group.
     """
-    # Ranks count pending rows only: with the ranks of the whole manifest, the files of a task that
-    # failed would all be dealt to that one task again.
-    groups = sorted(row_groups)
-    starts = itertools.accumulate((row_groups[group] for group in groups), initial=0)
-    offsets = F.broadcast(
-        pending.sparkSession.createDataFrame(
-            [*zip(groups, starts, strict=False)], "row_group int, first bigint"
-        )
-    )
+    # Ranks count these rows only. With the positions in the whole manifest, the files of a task that
+    # failed would all be dealt to one task again.
+    counts = [row_groups.get(group, 0) for group in range(max(row_groups, default=0) + 1)]
+    starts = list(itertools.accumulate(counts, initial=0))
     in_group = Window.partitionBy("row_group").orderBy("position")
     dealt = (
-        pending.join(offsets, "row_group")
-        .withColumn("rank", F.col("first") + F.row_number().over(in_group) - 1)
-        .withColumn("round", F.floor(F.col("rank") / tasks))
+        rows.withColumn("rank", F.lit(starts)[F.col("row_group")] + F.row_number().over(in_group) - 1)
         .withColumn("seat", F.col("rank") % tasks)
-        .withColumn(
-            "task", F.when(F.col("round") % 2 == 0, F.col("seat")).otherwise(tasks - 1 - F.col("seat"))
-        )
+        .withColumn("back", F.floor(F.col("rank") / tasks) % 2 == 1)
+        .withColumn("task", F.when(F.col("back"), tasks - 1 - F.col("seat")).otherwise(F.col("seat")))
     )
     # The number of partitions is asked for, so adaptive execution leaves it alone.
     return dealt.repartitionById(tasks, F.col("task").cast("int")).sortWithinPartitions("rank")

@@ -178,6 +178,19 @@ def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
     return result if there == {file.uri: file.bytes for file in result.staged} else None
 
 
+def nothing_done(result: RunResult) -> RunResult:
+    """The result of an attempt that found a finished run and had nothing to do."""
+    return dataclasses.replace(
+        result,
+        transcribed=0,
+        resumed=result.files,
+        reused=0,
+        transcribed_audio_seconds=0.0,
+        transcribe_seconds=0.0,
+        real_time_factor=None,
+    )
+
+
 # --- files -------------------------------------------------------------------------------------------
 
 

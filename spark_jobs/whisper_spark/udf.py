@@ -33,7 +33,7 @@ def whisper_udf(
     :param storage: obstore configuration for the URIs; ``None``: ambient credentials of the executors.
     :param model_storage: the same for a model in an object store.
     """
-    from pyspark.sql.functions import pandas_udf
+    from pyspark.sql.pandas.functions import pandas_udf
     from pyspark.sql.pandas.types import from_arrow_schema
 
     options = options or WhisperOptions()
@@ -46,11 +46,15 @@ def whisper_udf(
     import pandas as pd
 
     transcribe.__annotations__ = {"batches": Iterator[pd.Series], "return": Iterator[pd.DataFrame]}
-    return pandas_udf(transcribe, from_arrow_schema(transcript_schema()))
+    make_udf: Any = pandas_udf  # its overloads do not know this form
+    return make_udf(transcribe, from_arrow_schema(transcript_schema()))
 
 
 def _transcripts(
-    batches: Iterator[pd.Series], options: WhisperOptions, sources: Mapping[str, str], models: Mapping[str, str]
+    batches: Iterator[pd.Series],
+    options: WhisperOptions,
+    sources: Mapping[str, str],
+    models: Mapping[str, str],
 ) -> Iterator[pd.DataFrame]:
     """Transcripts in the order of the rows, which a Pandas UDF must keep; files complete in any order."""
     from whisper_spark.engine import AudioFile, get_engine
@@ -89,7 +93,9 @@ def _take_in_order(
     while position + taken < len(rows):
         uri = rows[position + taken]
         if uri is None:
-            ready.append(Transcript(audio_uri="", status="error", error_code="not_found", error_message="no URI"))
+            ready.append(
+                Transcript(audio_uri="", status="error", error_code="not_found", error_message="no URI")
+            )
         else:
             waiting = finished.get(normalise_uri(uri))
             if not waiting:

@@ -91,7 +91,7 @@ def see(partition: Partition, **conf: Any) -> Seen:
 
 
 @pytest.fixture(scope="module")
-def partition(s3: S3Server, airflow_home: Path, model_dir: Path, librivox: list[Clip]) -> Iterator[Partition]:
+def partition(s3: S3Server, airflow_home: Path, model_dir: Path, librivox: list[Clip]) -> Partition:
     bucket, lake = s3.bucket("calls"), s3.lake()
     environment = {
         "AIRFLOW_WHISPER_SOURCE": f"s3://{bucket}/raw/dt={{dt}}/",
@@ -106,7 +106,7 @@ def partition(s3: S3Server, airflow_home: Path, model_dir: Path, librivox: list[
         "AIRFLOW_CONN_LAKE": lake.connection,
         "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[2]"}),
     }
-    yield Partition(s3, lake, bucket, airflow_home, environment, librivox)
+    return Partition(s3, lake, bucket, airflow_home, environment, librivox)
 
 
 @pytest.fixture(scope="module")

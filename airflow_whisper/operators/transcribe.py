@@ -1,0 +1,291 @@
+"""Run the packaged transcription job with spark-submit."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+
+from whisper_spark.contract import WhisperOptions
+
+if TYPE_CHECKING:
+    from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
+    from airflow.sdk import Context
+
+    from whisper_spark.contract import Run
+    from whisper_spark.objects import ObjectStorage
+    from whisper_spark.staging import RunResult
+
+
+def _forwarded(name: str) -> property:
+    """A constructor argument that the parent keeps in a private attribute, as a field for templates."""
+    private = f"_{name}"
+    return property(
+        lambda self: getattr(self, private, None), lambda self, value: setattr(self, private, value)
+    )
+
+
+class WhisperTranscribeOperator(SparkSubmitOperator):
+    """Transcribe the audio of a manifest on Spark, into staging.
+
+    .. code-block:: python
+
+        WhisperTranscribeOperator(
+            task_id="transcribe",
+            manifest="{{ ti.xcom_pull(task_ids='discover')['manifest_uri'] }}",
+            source_conn_id="calls_s3",
+            conn_id="spark_default",
+            executor_cores=8,
+            executor_memory="24g",
+            pool="gpu",
+        )
+
+    Returns ``{"manifest_uri", "result_uri", "files", "ok", "errors", "audio_seconds", "transcribed",
+    "resumed", "reused", "real_time_factor"}``. ``RUN/result.json`` in staging has more.
+
+    Every argument of ``SparkSubmitOperator`` works; those below differ or are new. The job's code travels
+    along; what executors need besides Python is pyspark, faster-whisper, pandas, pyarrow and obstore, in an
+    image or through ``archives="env.tar.gz#environment"``.
+
+    One Spark task runs one engine with all cores of its executor. So give ``executor_cores``; without it a
+    standalone cluster or YARN starts an engine for each core. ``device="cuda"`` in the options asks Spark
+    for one GPU for each executor and task; ``device="auto"`` asks for none and takes a GPU where it sees
+    one. Values in ``conf``, ``properties_file`` and ``spark-defaults.conf`` go before all of that. On
+    Kubernetes and YARN, GPUs also need ``spark.executor.resource.gpu.discoveryScript``.
+
+    What is staged already is not transcribed again: not after a killed job, nor after clearing the task.
+    When nothing is left to do, Spark is not started.
+
+    Credentials of the connections reach the job in a temporary file that only this user can read. With
+    ``deploy_mode="cluster"`` Spark itself carries them on, on Kubernetes in a ConfigMap: use the ambient
+    credentials of a service account there.
+
+    :param manifest: URI of the run's manifest, from ``DiscoverAudioOperator``.
+    :param options: other values for options that change only speed, for example ``{"batch_size": 96}``,
+        as a mapping or as JSON. Everything else is fixed by the manifest.
+    :param source_conn_id: Airflow connection for the audio; ``None``: ambient credentials of the executors.
+    :param staging_conn_id: Airflow connection for staging; ``None``: the same as ``source_conn_id``.
+    :param model_conn_id: Airflow connection for a model in an object store; ``None``: ambient credentials.
+    :param conn_id: Airflow connection of type ``spark``; its host is the master, for example ``local[2]``,
+        ``spark://host:7077``, ``yarn`` or ``k8s://https://host``.
+    :param conf: Spark properties. A value of ``None`` leaves the property out.
+    :param application: another script than the packaged job, which gets the same arguments.
+    :param application_args: further arguments of the job, for example ``["--tasks", 16]``.
+    :param durable: reconnect to a job that was submitted in cluster mode by an earlier try. Off by default,
+        because Airflow remembers the job beyond a clear and would then not run it again.
+    :raises ValueError: for options that would change the text, and for connections that do not exist.
+    """
+
+    template_fields: Sequence[str] = (
+        "manifest",
+        "options",
+        "source_conn_id",
+        "staging_conn_id",
+        "model_conn_id",
+        *SparkSubmitOperator.template_fields,
+        "conn_id",
+        "archives",
+        "java_class",
+        "repositories",
+        "total_executor_cores",
+        "executor_cores",
+        "executor_memory",
+        "driver_memory",
+        "num_executors",
+        "spark_binary",
+        "yarn_queue",
+        "deploy_mode",
+    )
+    template_fields_renderers = {"conf": "json", "options": "json"}  # noqa: RUF012 - as Airflow declares it
+    ui_color = "#fce5cd"
+
+    conn_id = _forwarded("conn_id")
+    archives = _forwarded("archives")
+    java_class = _forwarded("java_class")
+    repositories = _forwarded("repositories")
+    total_executor_cores = _forwarded("total_executor_cores")
+    executor_cores = _forwarded("executor_cores")
+    executor_memory = _forwarded("executor_memory")
+    driver_memory = _forwarded("driver_memory")
+    num_executors = _forwarded("num_executors")
+    spark_binary = _forwarded("spark_binary")
+    yarn_queue = _forwarded("yarn_queue")
+    deploy_mode = _forwarded("deploy_mode")
+
+    def __init__(
+        self,
+        *,
+        manifest: str,
+        options: Mapping[str, Any] | str | None = None,
+        source_conn_id: str | None = None,
+        staging_conn_id: str | None = None,
+        model_conn_id: str | None = None,
+        application: str = "",
+        name: str = "airflow-whisper",
+        durable: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(application=application, name=name, durable=durable, **kwargs)
+        self.manifest = manifest
+        self.options = options
+        self.source_conn_id = source_conn_id
+        self.staging_conn_id = staging_conn_id
+        self.model_conn_id = model_conn_id
+        self._add_spark_defaults = False
+        if isinstance(options, Mapping | str) and "{{" not in str(options):
+            _speed_options(WhisperOptions(), options)
+
+    def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the parent gives nothing
+        """Submit the job unless its work is done, and tell what it did."""
+        from airflow_whisper.storage import object_storage
+        from airflow_whisper.submission import check_spark_connection
+        from whisper_spark.staging import finished_result, nothing_done, read_run
+
+        check_spark_connection(self.conn_id, self.deploy_mode)
+        storage = object_storage(self._staging_connection, self.manifest)
+        run, metadata = read_run(storage, self.manifest)
+        _speed_options(run.options, self.options)
+        finished = finished_result(run, storage)
+        if finished is not None:
+            self.log.info("All %d files are staged already: Spark is not started", finished.files)
+            result = nothing_done(finished)
+        elif metadata.num_rows == 0:
+            self.log.info("The manifest lists no audio, only rows to remove: Spark is not started")
+            result = _write_empty_result(run, storage)
+        else:
+            result = self._submit(context, run, storage)
+        return _summary(run, result)
+
+    @property
+    def _staging_connection(self) -> str | None:
+        return self.staging_conn_id or self.source_conn_id
+
+    def _submit(self, context: Context, run: Run, storage: ObjectStorage) -> RunResult:
+        """Run the job.
+
+        :raises AirflowException: when spark-submit fails; the message ends with its last lines.
+        :raises StagingError: when it succeeds without leaving a complete result.
+        """
+        from whisper_spark.staging import StagingError, finished_result
+
+        attempt_id = uuid.uuid4().hex
+        with (
+            tempfile.TemporaryDirectory(prefix="whisper-") as folder,
+            self._prepared(run, Path(folder), attempt_id),
+        ):
+            super().execute(context)
+        result = finished_result(run, storage)
+        # A job that is still the one of an earlier try carries that try's id.
+        if result is None or (result.attempt_id != attempt_id and not self.durable):
+            raise StagingError(
+                f"the Spark job ended without an error, but {run.result_uri} does not describe what is in "
+                f"{run.rows_uri}. Does another job work on the same run, or tidy up staging? Clear this task "
+                "to go on from what is staged"
+            )
+        return result
+
+    @contextmanager
+    def _prepared(self, run: Run, folder: Path, attempt_id: str) -> Iterator[None]:
+        """The fields that the parent reads, as the job needs them; as they were afterwards."""
+        from airflow_whisper.packaging import job_script, write_archive
+        from airflow_whisper.submission import clean_conf, write_properties
+        from whisper_spark.credentials import redaction_regex, to_properties
+
+        arguments = ["--manifest", run.manifest_uri, "--attempt-id", attempt_id]
+        if self.options:
+            arguments += ["--options", json.dumps(_mapping(self.options))]
+        conf = clean_conf(self.conf)
+        redaction = redaction_regex(conf.get("spark.redaction.regex"))
+        fields: dict[str, Any] = {
+            "application": self.application or str(job_script()),
+            "application_args": arguments + [str(argument) for argument in self.application_args or ()],
+            "py_files": ",".join(filter(None, [str(write_archive(folder)), self.py_files])),
+            "conf": conf | ({"spark.redaction.regex": redaction} if redaction else {}),
+            "_hook": None,
+        }
+        secrets = to_properties(self._credentials(run))
+        if secrets:
+            fields["properties_file"] = str(folder / "spark.properties")
+            # Spark reads spark-defaults.conf only when it is given no file, and this one is not the user's.
+            fields["_add_spark_defaults"] = not self.properties_file
+            write_properties(folder / "spark.properties", secrets, self.properties_file)
+        before = {name: getattr(self, name) for name in fields if name != "_hook"}
+        try:
+            for name, value in fields.items():
+                setattr(self, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def _credentials(self, run: Run) -> dict[str, dict[str, str]]:
+        from airflow_whisper.storage import storage_config
+
+        model = run.options.model if "://" in run.options.model else None
+        return {
+            "source": storage_config(self.source_conn_id, run.source),
+            "staging": storage_config(self._staging_connection, run.run_uri),
+            "model": storage_config(self.model_conn_id, model) if model else {},
+        }
+
+    def _get_hook(self) -> SparkSubmitHook:
+        from airflow_whisper.submission import client_environment, spark_submit_binary
+
+        hook = super()._get_hook()
+        connection = hook._connection
+        connection["spark_binary"] = spark_submit_binary(connection["spark_binary"])
+        hook._env_vars = client_environment(connection["master"], connection["deploy_mode"], hook._env_vars)
+        if self._add_spark_defaults:
+            common_arguments = hook._build_spark_common_args
+            hook._build_spark_common_args = lambda: [*common_arguments(), "--load-spark-defaults"]  # type: ignore[method-assign]
+        return hook
+
+
+def _mapping(options: Mapping[str, Any] | str) -> dict[str, Any]:
+    value = json.loads(options) if isinstance(options, str) else dict(options)
+    if not isinstance(value, dict):
+        raise ValueError(f"options must be a mapping such as {{'batch_size': 96}}, got {options!r}")
+    return value
+
+
+def _speed_options(options: WhisperOptions, changes: Mapping[str, Any] | str | None) -> WhisperOptions:
+    from whisper_spark.job import speed_options
+
+    return speed_options(options, _mapping(changes or {}))
+
+
+def _write_empty_result(run: Run, storage: ObjectStorage) -> RunResult:
+    from whisper_spark.staging import RunResult
+
+    result = RunResult(
+        manifest_uri=run.manifest_uri,
+        manifest_id=run.manifest_id,
+        fingerprint=run.options.fingerprint(),
+        attempt_id=uuid.uuid4().hex,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    storage.write_bytes(run.result_uri, result.to_json().encode())
+    return result
+
+
+def _summary(run: Run, result: RunResult) -> dict[str, Any]:
+    """What goes to XCom: a URI and a few numbers."""
+    return {
+        "manifest_uri": run.manifest_uri,
+        "result_uri": run.result_uri,
+        "files": result.files,
+        "ok": result.ok,
+        "errors": result.errors,
+        "audio_seconds": result.audio_seconds,
+        "transcribed": result.transcribed,
+        "resumed": result.resumed,
+        "reused": result.reused,
+        "real_time_factor": result.real_time_factor,
+    }

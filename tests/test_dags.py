@@ -1,0 +1,180 @@
+"""Example DAGs and the task group: how they load and what they say before anything runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pendulum
+import pytest
+from airflow.sdk import DAG, Asset
+
+from airflow_whisper import WhisperOptions, transcribe_partition
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "dags").glob("*.py"))
+HEAVY = {"pyspark", "faster_whisper", "ctranslate2", "pyiceberg", "pyarrow", "pandas", "numpy", "obstore"}
+ARGUMENTS: dict[str, Any] = {
+    "source": "s3://calls/raw/dt={{ ds }}/",
+    "partition": {"dt": "{{ ds }}"},
+    "table": "speech.transcripts",
+    "staging": "s3://calls/staging/",
+}
+
+
+def new_dag() -> DAG:
+    return DAG("calls", schedule=None, start_date=datetime(2026, 1, 1))
+
+
+def test_every_example_has_a_test_that_runs_it() -> None:
+    tested = "".join(path.read_text() for path in (ROOT / "tests" / "e2e").glob("test_*.py"))
+    assert EXAMPLES
+    for path in EXAMPLES:
+        assert f'DAG_ID = "{path.stem}"' in tested
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_dag_file_imports_in_under_a_second_and_stays_light(path: Path) -> None:
+    program = (
+        "import importlib.util, json, sys, time\n"
+        "import airflow.sdk\n"  # the DAG processor has it already
+        "began = time.process_time()\n"  # seconds of this process, whatever else the machine does
+        "spec = importlib.util.spec_from_file_location('example', sys.argv[1])\n"
+        "spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
+        "print(json.dumps([time.process_time() - began, sorted(m.split('.')[0] for m in sys.modules)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seconds, modules = json.loads(done.stdout.splitlines()[-1])
+    assert seconds < 1.0
+    assert set(modules) & HEAVY == set()
+
+
+def test_airflow_finds_no_errors_in_the_examples(airflow_home: Path) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(dag_folder=str(ROOT / "dags"))
+    assert bag.import_errors == {}
+    assert sorted(bag.dags) == [path.stem for path in EXAMPLES]
+
+
+@pytest.fixture
+def daily(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> DAG:
+    from airflow.dag_processing.dagbag import DagBag
+
+    monkeypatch.setenv("AIRFLOW_WHISPER_POOL", "gpu")
+    return DagBag(dag_folder=str(ROOT / "dags" / "transcribe_daily.py")).dags["transcribe_daily"]
+
+
+def test_daily_dag_can_be_backfilled_day_by_day(daily: DAG) -> None:
+    from airflow.serialization.encoders import coerce_to_core_timetable
+
+    timetable = coerce_to_core_timetable(daily.timetable)
+    assert timetable.periodic  # or Airflow refuses to backfill
+    midday = pendulum.datetime(2026, 11, 1, 12)
+    assert timetable.infer_manual_data_interval(run_after=midday).start == pendulum.datetime(2026, 10, 31)
+    assert daily.catchup is False
+    assert daily.max_active_runs > 1
+
+
+def test_daily_dag_retries_and_queues_for_the_gpu(daily: DAG) -> None:
+    tasks = {task.task_id.rpartition(".")[2]: task for task in daily.tasks}
+    assert {task.retries for task in tasks.values()} == {3}
+    assert all(task.retry_exponential_backoff for task in tasks.values())
+    assert {name: task.pool for name, task in tasks.items() if name != "transcribe"} == dict.fromkeys(
+        ["discover", "validate", "register"], "default_pool"
+    )
+    assert tasks["transcribe"].pool == "gpu"
+    assert [outlet.name for outlet in tasks["register"].outlets] == ["speech.transcripts"]
+
+
+@pytest.mark.parametrize(
+    ("params", "logical_date", "dt"),
+    [
+        ({"dt": None}, datetime(2026, 11, 1), "2026-11-01"),
+        ({"dt": "2026-10-31"}, datetime(2026, 11, 1), "2026-10-31"),
+        ({"dt": None}, None, "2026-11-22"),
+    ],
+    ids=["scheduled or backfilled", "chosen in the trigger form", "triggered without a logical date"],
+)
+def test_daily_dag_knows_its_day(daily: DAG, params: dict[str, Any], logical_date: Any, dt: str) -> None:
+    discover = next(task for task in daily.tasks if task.task_id.endswith("discover"))
+    run = {"logical_date": logical_date, "run_after": datetime(2026, 11, 22, 9)}
+    context = {"params": {"source": "s3://calls/dt={dt}/", **params}, "dag_run": run}
+    environment = jinja2.Environment()
+    assert environment.from_string(discover.partition["dt"]).render(context) == dt
+    assert environment.from_string(discover.source).render(context) == f"s3://calls/dt={dt}/"
+
+
+def test_daily_dag_makes_options_of_its_params(daily: DAG) -> None:
+    discover = next(task for task in daily.tasks if task.task_id.endswith("discover"))
+    params = {
+        **daily.params.dump(),
+        "language": "fr",
+        "initial_prompt": 'Il dit: "1 < 2"',
+        "channels": "split",
+    }
+    rendered = daily.get_template_env().from_string(discover.options).render(params=params)
+    assert WhisperOptions.from_json(rendered) == WhisperOptions(
+        language="fr", initial_prompt='Il dit: "1 < 2"', channels="split"
+    )
+
+
+def test_task_group_runs_its_four_tasks_in_order() -> None:
+    with new_dag() as dag:
+        transcribe_partition(**ARGUMENTS)
+    assert [task.task_id for task in dag.topological_sort()] == [
+        "transcribe.discover",
+        "transcribe.transcribe",
+        "transcribe.validate",
+        "transcribe.register",
+    ]
+
+
+def test_task_group_gives_every_task_what_it_needs() -> None:
+    asset = Asset("calls", uri="s3://lake/calls")
+    with new_dag() as dag:
+        transcribe_partition(
+            **ARGUMENTS,
+            group_id="calls",
+            source_conn_id="audio",
+            catalog_conn_id="lake",
+            model_conn_id="models",
+            spark_conn_id="cluster",
+            pool="gpu",
+            max_error_rate=0.01,
+            block_on=["repetitive"],
+            outlets=[asset],
+            spark={"conf": {"spark.executor.memory": "8g"}},
+            default_args={"retries": 7},
+        )
+    tasks = {task.task_id.removeprefix("calls."): task for task in dag.tasks}
+    assert {task.staging_conn_id for task in tasks.values()} == {"audio"}
+    assert {task.retries for task in tasks.values()} == {7}
+    assert tasks["discover"].catalog_conn_id == tasks["register"].catalog_conn_id == "lake"
+    assert tasks["transcribe"].source_conn_id == "audio"
+    assert tasks["transcribe"].model_conn_id == "models"
+    assert tasks["transcribe"].pool == "gpu"
+    assert tasks["validate"].max_error_rate == 0.01
+    assert tasks["register"].outlets == [asset]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"table": "transcripts"}, "namespace"),
+        ({"partition": {}}, "at least one key"),
+        ({"on_removed": "drop"}, "on_removed"),
+        ({"options": {"model": "large-v9"}}, "unknown model"),
+        ({"max_error_rate": 5}, "max_error_rate"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_wrong_arguments_fail_while_the_dag_file_is_parsed(wrong: dict[str, Any], message: str) -> None:
+    with new_dag(), pytest.raises(ValueError, match=message):
+        transcribe_partition(**{**ARGUMENTS, **wrong})

@@ -1,0 +1,580 @@
+"""Discovery: what a partition lacks, told from real listings and a real table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from airflow.sdk.exceptions import AirflowSkipException
+from servers import S3Server
+
+from airflow_whisper.catalog import current_snapshot_id, open_catalog
+from airflow_whisper.comparison import Comparison, Counts, Rules
+from airflow_whisper.discovery import source_root
+from airflow_whisper.manifest import open_parquet, read_run
+from airflow_whisper.operators.discover import DiscoverAudioOperator
+from airflow_whisper.storage import InvalidConnectionError
+from airflow_whisper.tables import ensure_table
+from whisper_spark.contract import (
+    FINAL_ERRORS,
+    TRANSIENT_ERRORS,
+    Transcript,
+    WhisperOptions,
+    transcript_schema,
+)
+from whisper_spark.objects import ObjectForbidden, ObjectNotFound, ObjectStorage
+
+OPTIONS = WhisperOptions(model="base")
+OTHER = WhisperOptions(model="base", beam_size=5)
+TABLE = "speech.transcripts"
+PARTITION = {"dt": "2026-11-01"}
+
+
+# --- the rules, row by row -------------------------------------------------------------------------------
+
+
+def listing(etag: str | None) -> pa.RecordBatch:
+    return pa.record_batch(
+        {
+            "audio_uri": ["s3://calls/a.wav"],
+            "audio_etag": pa.array([etag], pa.string()),
+            "audio_bytes": pa.array([10], pa.int64()),
+            "last_modified": pa.array([datetime(2026, 11, 1, tzinfo=UTC)], pa.timestamp("us", tz="UTC")),
+        }
+    )
+
+
+def row(
+    etag: str | None = "e1", error: str | None = None, attempt: int = 1, options: WhisperOptions = OPTIONS
+) -> pa.RecordBatch:
+    return pa.record_batch(
+        {
+            "audio_uri": ["s3://calls/a.wav"],
+            "audio_etag": pa.array([etag], pa.string()),
+            "status": ["error" if error else "ok"],
+            "error_code": pa.array([error], pa.string()),
+            "attempt": pa.array([attempt], pa.int32()),
+            "fingerprint": [options.fingerprint()],
+        }
+    )
+
+
+def decide(held: pa.RecordBatch | None, etag: str | None = "e1", **rules: Any) -> tuple[str, int | None]:
+    """What becomes of one file, and the attempt that it is in the manifest, if it is in it."""
+    with Comparison() as comparison:
+        comparison.add_rows([held] if held else [])
+        comparison.add_listing([listing(etag)])
+        counts = comparison.compare(OPTIONS.fingerprint(), Rules(**rules))
+        (change,) = [name for name, n in counts.files.items() if n]
+        files = [file for chunk in comparison.files() for file in chunk]
+        return change, files[0][5] if files else None
+
+
+KEEP = {"on_stale": "keep"}
+
+
+@pytest.mark.parametrize(
+    ("held", "etag", "rules", "decision"),
+    [
+        (None, "e1", {}, ("new", 1)),
+        (row(), "e1", {}, ("unchanged", None)),
+        (row(), "e2", {}, ("changed", 1)),
+        (row(options=OTHER), "e2", KEEP, ("changed", 1)),
+        (row(etag=None), "e1", {}, ("unchanged", None)),
+        (row(), None, {}, ("unchanged", None)),
+        (row(options=OTHER), "e1", {}, ("stale", 1)),
+        (row(options=OTHER), "e1", KEEP, ("kept_stale", None)),
+        (row(error="internal", attempt=3), "e2", {}, ("changed", 1)),
+        (row(error="internal", attempt=1), "e1", {}, ("retry", 2)),
+        (row(error="internal", attempt=2), "e1", {}, ("retry", 3)),
+        (row(error="internal", attempt=3), "e1", {}, ("unchanged", None)),
+        (row(error="internal", attempt=3), "e1", {"max_attempts": 4}, ("retry", 4)),
+        (row(error="internal", attempt=1), "e1", {"max_attempts": 1}, ("unchanged", None)),
+        (row(error="internal", attempt=3, options=OTHER), "e1", {}, ("stale", 1)),
+        (row(error="internal", attempt=1, options=OTHER), "e1", KEEP, ("retry", 2)),
+        (row(error="internal", attempt=3, options=OTHER), "e1", KEEP, ("kept_stale", None)),
+        (row(error="too_long"), "e1", {}, ("unchanged", None)),
+        (row(error="too_long", options=OTHER), "e1", {}, ("stale", 1)),
+        (row(error="too_long", options=OTHER), "e1", KEEP, ("kept_stale", None)),
+    ],
+)
+def test_what_becomes_of_a_file(
+    held: pa.RecordBatch | None, etag: str | None, rules: dict[str, Any], decision: tuple[str, int | None]
+) -> None:
+    assert decide(held, etag, **rules) == decision
+
+
+def test_errors_that_lie_in_the_file_are_final_and_all_others_are_tried_again() -> None:
+    assert {code: decide(row(error=code))[0] for code in FINAL_ERRORS} == dict.fromkeys(
+        FINAL_ERRORS, "unchanged"
+    )
+    assert {code: decide(row(error=code))[0] for code in TRANSIENT_ERRORS} == dict.fromkeys(
+        TRANSIENT_ERRORS, "retry"
+    )
+
+
+@pytest.mark.parametrize(("on_removed", "count"), [("keep", "kept_removed"), ("delete", "removed")])
+def test_row_whose_audio_is_gone(on_removed: Any, count: str) -> None:
+    with Comparison() as comparison:
+        comparison.add_rows([row()])
+        counts = comparison.compare(OPTIONS.fingerprint(), Rules(on_removed=on_removed))
+        assert [name for name, n in counts.files.items() if n] == [count]
+        assert [*comparison.gone()] == [[("s3://calls/a.wav",)]]
+        assert counts.nothing_to_do is (on_removed == "keep")
+
+
+def test_two_rows_for_one_file_are_an_error() -> None:
+    with Comparison() as comparison:
+        comparison.add_rows([row(), row()])
+        with pytest.raises(ValueError, match=r"more than one row for s3://calls/a\.wav"):
+            comparison.compare(OPTIONS.fingerprint(), Rules())
+
+
+def test_counts_for_people() -> None:
+    files = {
+        "new": 1200,
+        "changed": 0,
+        "stale": 0,
+        "retry": 1,
+        "unchanged": 22,
+        "kept_stale": 0,
+        "removed": 0,
+    }
+    assert str(Counts({**files, "kept_removed": 3})) == (
+        "1,200 new, 1 retry, 22 unchanged, 3 kept though the audio is gone"
+    )
+
+
+# --- the operator, on real folders, buckets and tables -----------------------------------------------------
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    catalog_env: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> SimpleNamespace:
+    """A source of three files, a place for staging, and an empty catalog."""
+    if request.param == "local":
+        storage, base, conn_id = ObjectStorage(), f"file://{tmp_path}", None
+    else:
+        server: S3Server = request.getfixturevalue("s3")
+        monkeypatch.setenv("AIRFLOW_CONN_SEAWEED", server.connection)
+        storage, base, conn_id = ObjectStorage(server.config), f"s3://{server.bucket('discover')}", "seaweed"
+    source = f"{base}/raw/dt=2026-11-01"
+    for name, size in (("b.wav", 20), ("a b#1.wav", 30), ("deep/c.wav", 10)):
+        storage.write_bytes(f"{source}/{name}", b"x" * size)
+    return SimpleNamespace(storage=storage, source=source, staging=f"{base}/staging", conn_id=conn_id)
+
+
+def operator(place: SimpleNamespace, **kwargs: Any) -> DiscoverAudioOperator:
+    arguments = {
+        "source": place.source,
+        "partition": PARTITION,
+        "table": TABLE,
+        "staging": place.staging,
+        "options": OPTIONS,
+        "source_conn_id": place.conn_id,
+    }
+    return DiscoverAudioOperator(task_id="discover", **(arguments | kwargs))
+
+
+def discover(place: SimpleNamespace, **kwargs: Any) -> dict[str, Any]:
+    return operator(place, **kwargs).execute({})
+
+
+def manifest(place: SimpleNamespace, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    with open_parquet(result["manifest_uri"], place.storage) as file:
+        return file.read().to_pylist()
+
+
+def changes(place: SimpleNamespace, result: Mapping[str, Any]) -> dict[str, str]:
+    start = len(place.source) + 1
+    return {r["audio_uri"][start:]: r["change"] for r in manifest(place, result)}
+
+
+def publish(
+    place: SimpleNamespace,
+    *,
+    options: WhisperOptions = OPTIONS,
+    errors: Mapping[str, str] | None = None,
+    attempt: int = 1,
+    partition: Mapping[str, str] = PARTITION,
+) -> int | None:
+    """Puts a row for each file of the source into the table; returns the snapshot id."""
+    rows = []
+    for batch in place.storage.list(place.source):
+        for file in batch.to_pylist():
+            code = (errors or {}).get(file["audio_uri"].removeprefix(f"{place.source}/"))
+            transcript = Transcript(
+                audio_uri=file["audio_uri"],
+                audio_etag=file["audio_etag"],
+                audio_bytes=file["audio_bytes"],
+                status="error" if code else "ok",
+                error_code=code,
+                attempt=attempt,
+                fingerprint=options.fingerprint(),
+            )
+            rows.append({**transcript.to_row(), **partition})
+    catalog = open_catalog(None)
+    table = ensure_table(catalog, TABLE, partition)
+    table.append(pa.Table.from_pylist(rows, schema=transcript_schema(partition)))
+    return current_snapshot_id(catalog, TABLE)
+
+
+def test_first_run_takes_every_file_largest_first(place: SimpleNamespace) -> None:
+    result = discover(place)
+    rows = manifest(place, result)
+    assert [r["audio_uri"] for r in rows] == [
+        f"{place.source}/{n}" for n in ("a b#1.wav", "b.wav", "deep/c.wav")
+    ]
+    assert [r["audio_bytes"] for r in rows] == [30, 20, 10]
+    assert {(r["change"], r["attempt"], r["language"], r["dt"]) for r in rows} == {
+        ("new", 1, None, "2026-11-01")
+    }
+    for r in rows:
+        info = place.storage.info(r["audio_uri"])
+        assert (r["audio_etag"], r["last_modified"]) == (info.etag, info.last_modified)
+
+
+def test_result_is_small_and_the_run_is_in_the_manifest(place: SimpleNamespace) -> None:
+    result = discover(place)
+    run = read_run(result["manifest_uri"], place.storage)
+    assert result == {
+        "manifest_uri": run.manifest_uri,
+        "manifest_id": run.manifest_id,
+        "partition": "dt=2026-11-01",
+        "fingerprint": OPTIONS.fingerprint(),
+        "counts": run.counts,
+        "audio_bytes": 60,
+    }
+    assert json.loads(json.dumps(result)) == result
+    assert run.run_uri == f"{place.staging}/{TABLE}/dt=2026-11-01/{OPTIONS.fingerprint()}/{run.manifest_id}"
+    assert (run.table, run.partition, run.options, run.base_snapshot_id) == (TABLE, PARTITION, OPTIONS, None)
+    assert run.counts["new"] == 3
+    assert run.counts["removed"] == 0
+    assert not place.storage.exists(run.removed_uri)
+
+
+def test_second_run_has_nothing_to_do(place: SimpleNamespace) -> None:
+    publish(place)
+    with pytest.raises(AirflowSkipException, match=rf"dt=2026-11-01 of {TABLE} is up to date: 3 unchanged"):
+        discover(place)
+    assert not place.storage.any_under(place.staging)
+
+
+def test_late_file_costs_one_file(place: SimpleNamespace) -> None:
+    snapshot_id = publish(place)
+    place.storage.write_bytes(f"{place.source}/late.wav", b"late")
+    result = discover(place)
+    assert changes(place, result) == {"late.wav": "new"}
+    assert result["counts"]["unchanged"] == 3
+    assert read_run(result["manifest_uri"], place.storage).base_snapshot_id == snapshot_id
+
+
+def test_uploaded_again_is_transcribed_again(place: SimpleNamespace) -> None:
+    publish(place)
+    place.storage.write_bytes(f"{place.source}/b.wav", b"another recording")
+    assert changes(place, discover(place)) == {"b.wav": "changed"}
+
+
+def test_removed_audio_keeps_its_row_by_default(place: SimpleNamespace) -> None:
+    publish(place)
+    place.storage.delete([f"{place.source}/b.wav"])
+    with pytest.raises(AirflowSkipException, match="2 unchanged, 1 kept though the audio is gone"):
+        discover(place)
+
+
+def test_removed_audio_loses_its_row_by_choice(place: SimpleNamespace) -> None:
+    publish(place)
+    place.storage.delete([f"{place.source}/b.wav"])
+    result = discover(place, on_removed="delete")
+    run = read_run(result["manifest_uri"], place.storage)
+    assert manifest(place, result) == []
+    assert result["counts"]["removed"] == 1
+    with open_parquet(run.removed_uri, place.storage) as file:
+        assert file.read().to_pylist() == [{"audio_uri": f"{place.source}/b.wav"}]
+
+
+def test_emptied_source_removes_every_row_by_choice(place: SimpleNamespace) -> None:
+    publish(place)
+    place.storage.delete([f"{place.source}/{n}" for n in ("a b#1.wav", "b.wav", "deep/c.wav")])
+    with pytest.raises(AirflowSkipException, match="3 kept though the audio is gone"):
+        discover(place)
+    assert discover(place, on_removed="delete")["counts"]["removed"] == 3
+
+
+def test_other_options_make_rows_stale(place: SimpleNamespace) -> None:
+    publish(place, options=OTHER)
+    assert set(changes(place, discover(place)).values()) == {"stale"}
+    with pytest.raises(AirflowSkipException, match="3 kept as made with other options"):
+        discover(place, on_stale="keep")
+
+
+def test_options_that_only_change_speed_make_nothing_stale(place: SimpleNamespace) -> None:
+    publish(place)
+    with pytest.raises(AirflowSkipException, match="3 unchanged"):
+        discover(place, options=WhisperOptions(model="base", batch_size=3, device="cpu"))
+
+
+def test_failures_that_may_pass_are_tried_up_to_the_limit(place: SimpleNamespace) -> None:
+    publish(place, errors={"b.wav": "out_of_memory", "deep/c.wav": "not_audio"}, attempt=2)
+    result = discover(place)
+    (only,) = manifest(place, result)
+    assert (only["audio_uri"], only["change"], only["attempt"]) == (f"{place.source}/b.wav", "retry", 3)
+    with pytest.raises(AirflowSkipException, match="3 unchanged"):
+        discover(place, max_attempts=2)
+
+
+def test_rows_of_other_partitions_do_not_count(place: SimpleNamespace) -> None:
+    publish(place, partition={"dt": "2026-10-31"})
+    assert set(changes(place, discover(place)).values()) == {"new"}
+
+
+def test_same_work_has_the_same_manifest(place: SimpleNamespace) -> None:
+    first = discover(place)
+    etag = place.storage.info(first["manifest_uri"]).etag
+    assert discover(place) == first
+    assert place.storage.info(first["manifest_uri"]).etag == etag  # not written again
+    place.storage.write_bytes(f"{place.source}/late.wav", b"late")
+    assert discover(place)["manifest_id"] != first["manifest_id"]
+    assert discover(place, options=OTHER)["manifest_id"] != discover(place)["manifest_id"]
+
+
+def test_hidden_names_are_no_audio(place: SimpleNamespace) -> None:
+    for name in ("_SUCCESS", ".b.wav.crc", "_tmp/d.wav", "deep/.part/e.wav", "deep_$folder$"):
+        place.storage.write_bytes(f"{place.source}/{name}", b"x")
+    assert set(changes(place, discover(place))) == {"a b#1.wav", "b.wav", "deep/c.wav"}
+
+
+def test_hidden_folders_above_the_source_do_not_matter(place: SimpleNamespace) -> None:
+    hidden = SimpleNamespace(**{**vars(place), "source": place.source.replace("/raw/", "/_raw/.x/")})
+    place.storage.write_bytes(f"{hidden.source}/a.wav", b"x")
+    assert changes(hidden, discover(hidden)) == {"a.wav": "new"}
+
+
+def test_pattern_is_matched_below_the_source(place: SimpleNamespace) -> None:
+    place.storage.write_bytes(f"{place.source}/deep/D.MP3", b"x")
+    assert set(changes(place, discover(place, pattern="*.mp3"))) == {"deep/D.MP3"}
+    assert set(changes(place, discover(place, pattern="deep/*"))) == {"deep/c.wav", "deep/D.MP3"}
+
+
+def test_order_of_partition_keys_and_odd_values(place: SimpleNamespace) -> None:
+    partition = {"region": "eu/west", "dt": "2026-11-01"}
+    result = discover(place, partition=partition)
+    assert result["partition"] == "region=eu%2Fwest/dt=2026-11-01"
+    row = manifest(place, result)[0]
+    assert list(row)[-2:] == ["region", "dt"]
+    assert row["region"] == "eu/west"
+
+
+# --- sources without audio ---------------------------------------------------------------------------------
+
+
+def test_partition_without_audio_is_skipped(place: SimpleNamespace) -> None:
+    empty = place.source.replace("2026-11-01", "2026-11-02")
+    with pytest.raises(AirflowSkipException, match=r"no audio under .*2026-11-02, and nothing in partition"):
+        discover(place, source=empty, partition={"dt": "2026-11-02"})
+
+
+def test_source_that_does_not_exist_fails(place: SimpleNamespace) -> None:
+    missing = place.source.replace("/raw/", "/rwa/")
+    with pytest.raises(ObjectNotFound, match=r"source .*/rwa/dt=2026-11-01 does not exist.*under .*/rwa/\."):
+        discover(place, source=missing)
+    with pytest.raises(AirflowSkipException, match="does not exist"):
+        discover(place, source=missing, on_missing_source="skip")
+
+
+def test_missing_bucket_always_fails(
+    s3: S3Server, tmp_path: Path, catalog_env: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_SEAWEED", s3.connection)
+    place = SimpleNamespace(
+        source="s3://no-such-bucket/raw", staging=f"file://{tmp_path}/s", conn_id="seaweed"
+    )
+    with pytest.raises(ObjectNotFound, match="there is no bucket s3://no-such-bucket"):
+        discover(place, on_missing_source="skip")
+
+
+def test_refused_access_always_fails(
+    s3: S3Server, tmp_path: Path, catalog_env: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = json.loads(s3.connection)
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps({**connection, "password": "wrong-secret"}))
+    place = SimpleNamespace(
+        source=f"s3://{s3.bucket('closed')}/raw", staging=f"file://{tmp_path}/s", conn_id="wrong"
+    )
+    with pytest.raises(ObjectForbidden, match="no permission to access s3://closed"):
+        discover(place, on_missing_source="skip")
+
+
+@pytest.mark.parametrize(
+    ("source", "partition", "root"),
+    [
+        ("s3://calls/raw/dt=2026-11-01/", {"dt": "2026-11-01"}, "s3://calls/raw/"),
+        ("s3://calls/raw/dt=2026-11-01/hour=13", {"dt": "2026-11-01", "hour": "13"}, "s3://calls/raw/"),
+        ("s3://calls/raw/2026-11-01/wav/", {"dt": "2026-11-01"}, "s3://calls/raw/"),
+        ("s3://calls/raw/20261101/", {"dt": "2026-11-01"}, "s3://calls/raw/"),
+        ("s3://calls/raw/2026/11/01/", {"dt": "2026-11-01"}, "s3://calls/raw/"),
+        ("s3://calls/raw/day-2026-11-01", {"dt": "2026-11-01"}, "s3://calls/raw/"),
+        ("s3://calls/dt=2026-11-01", {"dt": "2026-11-01"}, "s3://calls/"),
+        ("s3://calls/raw/", {"dt": "2026-11-01"}, "s3://calls/raw/"),
+        ("s3://calls/open/en/", {"lang": "en"}, "s3://calls/open/"),
+        ("/data/calls/dt=2026-11-01", {"dt": "2026-11-01"}, "file:///data/calls/"),
+    ],
+)
+def test_root_is_what_all_partitions_share(source: str, partition: dict[str, str], root: str) -> None:
+    assert source_root(source, partition) == root
+
+
+# --- arguments -----------------------------------------------------------------------------------------
+
+
+LOCAL = SimpleNamespace(source="/data/raw", staging="/data/staging", conn_id=None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"table": "transcripts"}, r"namespace\.table"),
+        ({"partition": {}}, "at least one key"),
+        ({"partition": {"day of week": "x"}}, "no column name"),
+        ({"partition": {"text": "{{ ds }}"}}, "already a column"),
+        ({"partition": "dt=2026-11-01"}, "must be a dict"),
+        ({"source": "ftp://host/raw"}, "source: .*not supported"),
+        ({"source": ""}, "source must be a URI"),
+        ({"staging": None}, "staging must be a URI"),
+        ({"staging": "/data/raw"}, "must not lie inside source"),
+        ({"staging": "/data/raw/staging/"}, "must not lie inside source"),
+        ({"source": "s3a://calls", "staging": "s3://calls/staging"}, "must not lie inside source"),
+        ({"options": {"modle": "base"}}, "did you mean 'model'"),
+        ({"options": {"model": "bse"}}, "unknown model"),
+        ({"options": None}, "options must be"),
+        ({"on_removed": "drop"}, "on_removed must be 'keep' or 'delete'"),
+        ({"on_stale": "drop"}, "on_stale must be 'retranscribe' or 'keep'"),
+        ({"on_missing_source": "ignore"}, "on_missing_source must be"),
+        ({"max_attempts": 0}, "max_attempts must be"),
+    ],
+)
+def test_wrong_argument_is_refused_when_the_dag_is_parsed(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        operator(LOCAL, **wrong)
+
+
+def test_staging_beside_the_source_is_fine() -> None:
+    operator(LOCAL, source="/data/raw", staging="/data/raw-staging")
+
+
+def test_missing_connection_is_named(catalog_env: SimpleNamespace) -> None:
+    with pytest.raises(InvalidConnectionError, match="no connection 'nowhere'"):
+        operator(LOCAL, source="s3://calls/raw", source_conn_id="nowhere").execute({})
+
+
+def rendered(task: DiscoverAudioOperator, **context: Any) -> DiscoverAudioOperator:
+    task.render_template_fields(context)
+    return task
+
+
+def test_every_string_argument_is_a_template(place: SimpleNamespace) -> None:
+    values = {
+        "source": place.source,
+        "dt": "2026-11-01",
+        "table": TABLE,
+        "staging": place.staging,
+        "model": "base",
+        "conn": place.conn_id or "",
+        "pattern": "*.wav",
+        "delete": "delete",
+        "keep": "keep",
+        "attempts": 2,
+        "fail": "fail",
+    }
+    task = operator(
+        place,
+        source="{{ v.source }}",
+        partition={"dt": "{{ v.dt }}"},
+        table="{{ v.table }}",
+        staging="{{ v.staging }}",
+        options={"model": "{{ v.model }}"},
+        source_conn_id="{{ v.conn }}",
+        staging_conn_id="{{ v.conn }}",
+        catalog_conn_id="{{ '' }}",
+        pattern="{{ v.pattern }}",
+        on_removed="{{ v.delete }}",
+        on_stale="{{ v.keep }}",
+        max_attempts="{{ v.attempts }}",
+        on_missing_source="{{ v.fail }}",
+    )
+    assert rendered(task, v=values).execute({}) == discover(place)
+
+
+def test_options_may_come_as_json(place: SimpleNamespace) -> None:
+    assert discover(place, options=OPTIONS.to_json()) == discover(place)
+
+
+def test_options_object_is_left_alone_by_templating() -> None:
+    options = WhisperOptions(model="base", initial_prompt="a {{ curly }} prompt")
+    assert rendered(operator(LOCAL, options=options)).options is options
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("table", "transcripts", r"namespace\.table"),
+        ("partition", {"dt": ""}, "non-empty string"),
+        ("staging", "/data/raw/x", "must not lie inside"),
+        ("on_removed", "drop", "on_removed must be"),
+    ],
+)
+def test_template_that_renders_wrong_is_refused_before_any_work(
+    argument: str, value: Any, message: str
+) -> None:
+    template = dict.fromkeys(value, "{{ v }}") if isinstance(value, dict) else "{{ v }}"
+    task = operator(LOCAL, **{argument: template})
+    context = {"v": next(iter(value.values())) if isinstance(value, dict) else value}
+    with pytest.raises(ValueError, match=message):
+        rendered(task, **context).execute({})
+
+
+# --- size ----------------------------------------------------------------------------------------------
+
+
+COMPARE_MANY = """
+import resource, sys
+import pyarrow as pa
+from airflow_whisper.comparison import Comparison, Rules
+
+def batches(count):
+    for start in range(0, count, 10_000):
+        ids = range(start, start + 10_000)
+        yield pa.record_batch({
+            "audio_uri": [f"s3://calls/raw/dt=2026-11-01/{i * 7919 % 1_000_003:032d}.wav" for i in ids],
+            "audio_etag": [f"{i:032x}" for i in ids],
+            "audio_bytes": pa.array(ids, pa.int64()),
+            "last_modified": pa.array([0] * len(ids), pa.timestamp("us", tz="UTC")),
+        })
+
+with Comparison() as comparison:
+    comparison.add_listing(batches(int(sys.argv[1])))
+    comparison.compare("0" * 16, Rules())
+    assert sum(len(chunk) for chunk in comparison.files()) == int(sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_files() -> None:
+    def peak_mib(files: int) -> int:
+        command = [sys.executable, "-c", COMPARE_MANY, str(files)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    # SQLite's cache may fill up to 64 MiB; the listing as Python objects would be more than twice that.
+    assert peak_mib(400_000) - peak_mib(20_000) < 100

@@ -1,0 +1,266 @@
+"""The job in a Spark session of this process: every file gets exactly one staged row, paid for once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+from spark_cluster import staged_table, write_run
+from standin_engine import LOG_SUFFIX
+
+from whisper_spark.attempt import Attempt
+from whisper_spark.cluster import spark_defaults
+from whisper_spark.contract import Run, WhisperOptions
+from whisper_spark.credentials import PLACES
+from whisper_spark.objects import ObjectStorage
+from whisper_spark.spread import deal, manifest_rows
+from whisper_spark.staging import RunResult, StagingError, read_result, read_run, staged_files
+from whisper_spark.task import Job
+
+OPTIONS = WhisperOptions(model="base")
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[SparkSession]:
+    """Two slots, and a task may fail twice."""
+    conf = {
+        "spark.master": "local[2,3]",
+        "spark.task.cpus": "1",
+        "spark.ui.enabled": "false",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+    }
+    builder = SparkSession.builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
+    for key, value in {**spark_defaults(conf, OPTIONS), **conf}.items():
+        builder = builder.config(key, value)
+    before = os.environ.get("PYSPARK_PYTHON")
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    session = builder.getOrCreate()
+    session.sparkContext.addPyFile(str(Path(__file__).with_name("standin_engine.py")))
+    yield session
+    session.stop()
+    os.environ.pop("PYSPARK_PYTHON") if before is None else os.environ.update(PYSPARK_PYTHON=before)
+
+
+class Workbench:
+    """A folder of made-up audio and a staging area."""
+
+    def __init__(self, spark: SparkSession, folder: Path) -> None:
+        self.spark = spark
+        self.folder = folder
+        self.storage = ObjectStorage()
+
+    def audio(self, name: str, orders: str = "", size: int = 0) -> str:
+        """An audio file of the stand-in engine. Larger ones are transcribed first."""
+        path = self.folder / "audio" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(orders.ljust(size))
+        return f"file://{path}"
+
+    def manifest(self, audio: list[str], **fields: Any) -> Run:
+        return write_run(f"file://{self.folder}/staging", audio, OPTIONS, **fields)
+
+    def attempt(self, run: Run, **fields: Any) -> RunResult:
+        """What the job does, without spark-submit."""
+        _, metadata = read_run(self.storage, run.manifest_uri)
+        job = Job(
+            run=run,
+            options=run.options,
+            credentials={place: {} for place in PLACES},
+            engine="standin_engine:get_engine",
+            **{"flush_seconds": 0.2, **fields},
+        )
+        groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        result = Attempt(self.spark, job, groups, time.monotonic()).run()
+        assert result == read_result(run, self.storage)
+        return result
+
+    def times_transcribed(self, uri: str) -> int:
+        log = Path(uri.removeprefix("file://") + LOG_SUFFIX)
+        return log.stat().st_size if log.exists() else 0
+
+    def rows(self, run: Run) -> dict[str, dict[str, Any]]:
+        rows = staged_table(run).to_pylist()
+        assert len(rows) == len({row["audio_uri"] for row in rows}), "more than one row for a file"
+        return {row["audio_uri"]: row for row in rows}
+
+
+@pytest.fixture
+def bench(spark: SparkSession, tmp_path: Path) -> Workbench:
+    return Workbench(spark, tmp_path)
+
+
+def test_every_file_gets_one_row_and_the_result_adds_them_up(bench: Workbench) -> None:
+    names = ["plain.wav", "a b.wav", "a%20b.wav", '#1 "what?".mp3', "Grüße 🎧.ogg", "no-extension"]
+    audio = [bench.audio(name, size=100 * number) for number, name in enumerate(names)]
+    audio.append(bench.audio("broken.wav", "error"))
+    run = bench.manifest(audio, row_group_size=2)
+    result = bench.attempt(run, attempt_id="first")
+
+    rows = bench.rows(run)
+    assert sorted(rows) == sorted(audio)
+    assert rows[audio[3]]["text"] == '#1 "what?".mp3'
+    assert {row["dt"] for row in rows.values()} == {"2026-11-01"}
+    assert (result.files, result.ok, result.errors) == (7, 6, 1)
+    assert result.error_codes == {"corrupt": 1}
+    assert result.languages == {"en": 6}
+    assert (result.audio_seconds, result.speech_seconds) == (14.0, 6.0)
+    assert (result.transcribed, result.resumed, result.reused) == (7, 0, 0)
+    assert result.transcribed_audio_seconds == 14.0
+    assert result.real_time_factor == pytest.approx(14.0 / result.transcribe_seconds, rel=0.01)
+    assert result.attempt_id == "first"
+    assert result.engine_version == "stand-in 1"
+    assert list(result.staged) == staged_files(bench.storage, run.rows_uri)
+    assert sum(file.rows for file in result.staged) == 7
+
+    again = bench.attempt(run, attempt_id="second")
+    assert (again.transcribed, again.resumed, again.attempt_id) == (0, 7, "second")
+    assert (again.ok, again.staged) == (result.ok, result.staged)
+    assert [bench.times_transcribed(uri) for uri in audio] == [1] * 7
+
+
+def test_run_that_lost_a_staged_file_transcribes_only_what_was_in_it(bench: Workbench) -> None:
+    audio = [bench.audio(f"{number}.wav", size=number) for number in range(6)]
+    run = bench.manifest(audio)
+    first = bench.attempt(run, tasks=3)
+    before = bench.rows(run)
+    bench.storage.delete([first.staged[0].uri])
+    lost = before.keys() - bench.rows(run).keys()
+    assert 0 < len(lost) < 6
+
+    second = bench.attempt(run)
+    assert (second.transcribed, second.resumed) == (len(lost), 6 - len(lost))
+    after = bench.rows(run)
+    assert {uri for uri in audio if after[uri] != before[uri]} == lost
+
+
+def test_error_that_may_pass_is_tried_again_and_superseded(bench: Workbench) -> None:
+    flaky = bench.audio("flaky.wav", f"error-once {bench.folder}/tried")
+    broken = bench.audio("broken.wav", "error")
+    run = bench.manifest([flaky, broken, bench.audio("good.wav")])
+    first = bench.attempt(run)
+    assert first.error_codes == {"corrupt": 1, "internal": 1}
+    # As if the job had been killed before it was through.
+    bench.storage.delete([run.result_uri])
+
+    second = bench.attempt(run)
+    assert second.error_codes == {"corrupt": 1}
+    assert (second.transcribed, second.resumed) == (1, 2)
+    assert bench.rows(run)[flaky]["status"] == "ok"
+    assert bench.times_transcribed(broken) == 1
+
+
+def test_rows_of_another_run_of_the_partition_are_taken_over(bench: Workbench) -> None:
+    kept, changed = bench.audio("kept.wav"), bench.audio("changed.wav")
+    flaky = bench.audio("flaky.wav", f"error-once {bench.folder}/tried")
+    bench.attempt(bench.manifest([kept, changed, flaky], manifest_id="a" * 32))
+    bench.audio("changed.wav", size=5000)
+    late = bench.audio("late.wav")
+
+    run = bench.manifest([kept, changed, flaky, late], manifest_id="b" * 32)
+    result = bench.attempt(run)
+    assert (result.reused, result.transcribed) == (1, 3)
+    assert bench.times_transcribed(kept) == 1
+    assert bench.times_transcribed(changed) == 2
+    rows = bench.rows(run)
+    assert rows[kept]["text"] == "kept.wav"
+    assert rows[flaky]["status"] == "ok"
+    assert [file.uri for file in result.staged if "/reused-" in file.uri]
+
+
+def test_rows_of_other_options_or_partitions_are_not_taken_over(bench: Workbench) -> None:
+    audio = bench.audio("a.wav")
+    bench.attempt(bench.manifest([audio], manifest_id="a" * 32, partition={"dt": "2026-10-31"}))
+    assert bench.attempt(bench.manifest([audio], manifest_id="b" * 32)).reused == 0
+    assert bench.times_transcribed(audio) == 2
+
+
+def test_rows_that_are_there_twice_or_not_asked_for_are_removed(bench: Workbench) -> None:
+    audio = [bench.audio(f"{number}.wav") for number in range(4)]
+    run = bench.manifest(audio)
+    bench.attempt(run)
+    stranger = bench.audio("stranger.wav")
+    other = bench.manifest([stranger, *audio[:2]], manifest_id="c" * 32, partition={"dt": "elsewhere"})
+    bench.attempt(other)
+    for path in Path(other.rows_uri.removeprefix("file://")).iterdir():
+        shutil.copy(path, run.rows_uri.removeprefix("file://"))
+    bench.storage.delete([run.result_uri])
+    latest = {uri: row["transcribed_at"] for uri, row in bench.rows(other).items()}
+
+    result = bench.attempt(run)
+    rows = bench.rows(run)
+    assert sorted(rows) == sorted(audio)
+    assert rows[audio[0]]["transcribed_at"] == latest[audio[0]]
+    assert result.transcribed == 0
+    assert sum(file.rows for file in result.staged) == 4
+
+
+def test_worker_that_dies_is_replaced_and_pays_for_nothing_twice(bench: Workbench) -> None:
+    # One task, largest first: two files become durable, the third takes the process with it.
+    first, second = bench.audio("1.wav", size=3000), bench.audio("2.wav", size=2900)
+    deadly = bench.audio("3.wav", f"crash-once {bench.folder}/crashed", size=2800)
+    last = bench.audio("4.wav")
+    run = bench.manifest([first, second, deadly, last])
+    result = bench.attempt(run, tasks=1)
+    assert (bench.folder / "crashed").exists()
+    assert (result.ok, result.transcribed) == (4, 4)
+    assert sorted(bench.rows(run)) == sorted([first, second, deadly, last])
+    times = [bench.times_transcribed(uri) for uri in (first, second, deadly, last)]
+    assert times == [1, 1, 2, 1]
+
+
+def test_missing_rows_fail_the_job_with_examples(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, lost = bench.audio("there.wav"), bench.audio("lost.wav")
+    bench.attempt(bench.manifest([there], manifest_id="a" * 32))
+    run = bench.manifest([there, lost], manifest_id="b" * 32)
+    monkeypatch.setattr(Attempt, "_transcribe", lambda *_: None)
+    with pytest.raises(StagingError, match=r"1 of 2 files have no row in .*lost\.wav"):
+        bench.attempt(run)
+    assert not bench.storage.exists(run.result_uri)
+
+
+def test_manifest_without_audio_gives_an_empty_result(bench: Workbench) -> None:
+    result = bench.attempt(bench.manifest([]))
+    assert (result.files, result.staged, result.transcribed) == (0, (), 0)
+
+
+def dealt(bench: Workbench, run: Run, tasks: int, only: range | None = None) -> dict[int, list[int]]:
+    """Bytes of the files that each task gets, in its order."""
+    _, metadata = read_run(bench.storage, run.manifest_uri)
+    counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    rows = manifest_rows(bench.spark, run.manifest_uri, counts, {}, 4)
+    if only is not None:
+        rows = rows.where(F.col("position").isin(list(only)))
+    groups = {row["row_group"]: row["count"] for row in rows.groupBy("row_group").count().collect()}
+    shares: dict[int, list[int]] = {}
+    for row in (
+        deal(rows, groups, tasks).select(F.spark_partition_id().alias("task"), "audio_bytes").collect()
+    ):
+        shares.setdefault(row["task"], []).append(row["audio_bytes"])
+    return shares
+
+
+def test_files_are_dealt_to_tasks_by_bytes_with_the_largest_first(bench: Workbench) -> None:
+    sizes = [10_000, 9_000, *range(1, 60)]
+    run = bench.manifest([bench.audio(f"{n}.wav", size=n) for n in sizes], row_group_size=10)
+    shares = dealt(bench, run, tasks=4)
+    assert sorted(shares) == [0, 1, 2, 3]
+    assert Counter(size for share in shares.values() for size in share) == Counter(sizes)
+    assert all(share == sorted(share, reverse=True) for share in shares.values())
+    totals = sorted(sum(share) for share in shares.values())
+    assert totals[-1] - totals[0] <= 10_000
+
+    # The files of one task that failed are spread over all tasks again.
+    left = range(1, 61, 4)
+    again = dealt(bench, run, tasks=4, only=left)
+    assert {len(share) for share in again.values()} <= {len(left) // 4, len(left) // 4 + 1}
+    assert sorted(again) == [0, 1, 2, 3]

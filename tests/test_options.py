@@ -1,0 +1,138 @@
+"""Options are checked where they are written, and their fingerprint says when transcripts are stale."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from whisper_spark import WhisperOptions
+from whisper_spark.contract import Run, check_partition, parse_partition_path, partition_path
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"model": "larg-v3"}, "did you mean 'large-v3'"),
+        ({"model": "bucket/model/base"}, "unknown model"),
+        ({"beam_size": "5"}, "beam_size must be int"),
+        ({"beam_size": 0}, "beam_size must be between 1 and 32"),
+        ({"task": "summarise"}, "'transcribe', 'translate'"),
+        ({"language": "english"}, "unknown language 'english'"),
+        ({"language": "en", "multilingual": True}, "contradict"),
+        ({"channels": "left"}, "'mix', 'split'"),
+        ({"compute_type": "fp16"}, "compute_type must be one of"),
+        ({"temperature": (0.0, 2.0)}, "temperature must lie between 0 and 1"),
+        ({"vad": "yes"}, "vad must be bool"),
+        ({"model_sha256": "abc"}, "64 lower-case hex digits"),
+        ({"max_duration_s": float("nan")}, "max_duration_s must be between"),
+    ],
+)
+def test_a_wrong_option_fails_at_once_and_says_what_is_accepted(wrong: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        WhisperOptions(**wrong)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "base",
+        "org/name",
+        "/models/base",
+        "./base",
+        "s3://bucket/models/base/",
+        "gs://b/m",
+        "az://c/m",
+        "file:///m",
+    ],
+)
+def test_every_kind_of_model_location_is_accepted(model: str) -> None:
+    assert WhisperOptions(model=model).model == model
+
+
+def test_options_survive_json() -> None:
+    options = WhisperOptions(model="base", temperature=(0.0, 0.5), hotwords="Zürich", vad=False)
+    assert WhisperOptions.from_json(options.to_json()) == options
+
+
+def test_json_with_an_unknown_option_names_the_closest_one() -> None:
+    with pytest.raises(ValueError, match=r"unknown Whisper option 'beamsize' .*'beam_size'"):
+        WhisperOptions.from_json('{"beamsize": 5}')
+
+
+def test_what_changes_only_speed_does_not_make_transcripts_stale() -> None:
+    slow, fast = (
+        WhisperOptions(model="base"),
+        WhisperOptions(model="base", device="cpu", batch_size=2, num_workers=1),
+    )
+    assert slow.fingerprint() == fast.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "small"},
+        {"language": "en"},
+        {"vad": False},
+        {"channels": "split"},
+        {"beam_size": 5},
+        {"hotwords": "x"},
+    ],
+)
+def test_what_changes_the_text_changes_the_fingerprint(change: dict) -> None:
+    base = WhisperOptions(model="base")
+    assert dataclasses.replace(base, **change).fingerprint() != base.fingerprint()
+
+
+def test_moving_a_model_that_is_named_by_its_hash_keeps_transcripts_fresh() -> None:
+    sha256 = "0" * 64
+    here, there = (
+        WhisperOptions(model="/a", model_sha256=sha256),
+        WhisperOptions(model="s3://b/a", model_sha256=sha256),
+    )
+    assert here.fingerprint() == there.fingerprint()
+
+
+def test_fingerprints_are_the_same_in_every_release() -> None:
+    # Pinned: a change here makes every transcript of every user stale, and costs them their GPU hours again.
+    assert WhisperOptions(model="base").fingerprint() == "23cf948f8f89cd1a"
+
+
+def test_importing_options_needs_neither_spark_nor_whisper_nor_arrow() -> None:
+    code = (
+        "import sys; from whisper_spark import WhisperOptions; WhisperOptions();"
+        "print([m for m in ('pyspark','faster_whisper','ctranslate2','pyarrow','numpy','av') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "partition", [{"dt": "2026-11-01"}, {"dt": "a/b=c", "hour": "13"}, {"city": "Zürich 1%?#"}]
+)
+def test_partition_paths_go_there_and_back(partition: dict[str, str]) -> None:
+    assert parse_partition_path(partition_path(partition)) == partition
+    assert partition_path(partition).count("/") == len(partition) - 1
+
+
+@pytest.mark.parametrize("partition", [{}, {"dt": ""}, {"d t": "x"}, {"text": "x"}, {"language": "en"}])
+def test_a_partition_without_usable_keys_is_refused(partition: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="partition"):
+        check_partition(partition)
+
+
+def test_a_run_survives_the_metadata_of_its_manifest() -> None:
+    run = Run(
+        table="speech.transcripts",
+        partition={"dt": "2026-11-01"},
+        source="s3://calls/raw/",
+        options=WhisperOptions(model="base", temperature=0.0),  # type: ignore[arg-type]
+        run_uri="s3://calls/staging/speech.transcripts/dt=2026-11-01/f/m",
+        manifest_id="m",
+        base_snapshot_id=2**62,
+        counts={"new": 1},
+        audio_bytes=10,
+    )
+    assert Run.from_metadata(run.to_metadata()) == run

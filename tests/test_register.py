@@ -1,0 +1,226 @@
+"""Registering a run from staging, and the operator that does it in Airflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import Asset, AssetAlias
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.execution_time.context import OutletEventAccessors
+from transcripts import PARTITION, make_transcript_rows, stage_run
+
+from airflow_whisper.catalog import RegistrationError, current_rows, open_catalog
+from airflow_whisper.operators.register import RegisterTranscriptsOperator
+from airflow_whisper.registration import register_run, result_of
+from whisper_spark.contract import Run
+from whisper_spark.objects import ObjectStorage
+
+TABLE = "speech.transcripts"
+
+
+@pytest.fixture(autouse=True)
+def _own_catalog(catalog_env: SimpleNamespace) -> None:
+    """Every test here writes to a catalog of its own."""
+
+
+def uris() -> list[str]:
+    batches = current_rows(open_catalog(None), TABLE, PARTITION)
+    return sorted(uri for batch in batches for uri in batch["audio_uri"].to_pylist())
+
+
+def register(run: Run, context: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
+    operator = RegisterTranscriptsOperator(task_id="register", manifest=run.manifest_uri, **kwargs)
+    return operator.execute(context if context is not None else {"outlet_events": OutletEventAccessors()})  # type: ignore[arg-type]
+
+
+# --- a run ---------------------------------------------------------------------------------------------
+
+
+def test_staged_rows_become_the_partition(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, ["a", "b", "c"], files=2)
+    registered = register_run(run, ObjectStorage(), open_catalog(None))
+    assert registered is not None
+    assert uris() == ["a", "b", "c"]
+    assert result_of(run, registered) == {
+        "table": TABLE,
+        "partition": "dt=2026-11-01",
+        "snapshot_id": registered.snapshot_id,
+        "rows": 3,
+        "errors": 0,
+        "removed": 0,
+        "audio_hours": 0.03,
+        "report_uri": run.report_uri,
+        "table_location": registered.table_location,
+    }
+
+
+def test_staging_in_object_storage_and_table_in_another(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, bucket = ObjectStorage(s3.config), s3.bucket("staging")
+    local = stage_run(tmp_path, ["a", "b"])
+    run = _moved(local, f"s3://{bucket}/stage run", storage)
+    monkeypatch.setenv("AIRFLOW_CONN_STAGING", s3.connection)
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", s3.lake().connection)
+    result = register(run, staging_conn_id="staging", catalog_conn_id="lake")
+    assert result["rows"] == 2
+    table = open_catalog("lake").load_table(TABLE)
+    assert table.scan().to_arrow().num_rows == 2
+    # Staging may now expire: the table's rows lie in the table's own place.
+    assert all(f.startswith(table.location()) for f in table.inspect.files()["file_path"].to_pylist())
+    assert s3.secret_key not in json.dumps(
+        [result, *(dict(s.summary.additional_properties) for s in table.snapshots())]
+    )
+
+
+def _moved(run: Run, uri: str, storage: ObjectStorage) -> Run:
+    """The same run, in another place."""
+    import dataclasses
+
+    import pyarrow.parquet as pq
+
+    folder = Path(run.run_uri.removeprefix("file://"))
+    moved = dataclasses.replace(run, run_uri=uri)
+    manifest = pq.read_table(folder / "manifest.parquet").replace_schema_metadata(moved.to_metadata())
+    pq.write_table(manifest, folder / "manifest.parquet")
+    for path in folder.rglob("*"):
+        if path.suffix == ".json":
+            path.write_text(path.read_text().replace(run.run_uri, uri))
+        if path.is_file():
+            storage.upload(path, f"{uri}/{path.relative_to(folder)}")
+    return moved
+
+
+def test_run_that_only_deletes_empties_the_partition(tmp_path: Path) -> None:
+    first = register(stage_run(tmp_path, ["a", "b"]))
+    run = stage_run(tmp_path, removed=["a", "b"], base_snapshot_id=first["snapshot_id"])
+    result = register(run)
+    assert (result["rows"], result["removed"]) == (0, 2)
+    assert uris() == []
+
+
+def test_stray_files_in_staging_are_not_registered(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, ["a"])
+    stray = stage_run(tmp_path / "stray", ["b"])
+    part = Path(stray.rows_uri.removeprefix("file://"), "part-0.parquet")
+    part.rename(Path(run.rows_uri.removeprefix("file://"), "left-over.parquet"))
+    register(run)
+    assert uris() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("report.json", "no validation report"), ("result.json", "run the transcribe task")],
+)
+def test_run_that_is_not_ready_is_refused(tmp_path: Path, missing: str, message: str) -> None:
+    run = stage_run(tmp_path, ["a"])
+    Path(run.run_uri.removeprefix("file://"), missing).unlink()
+    with pytest.raises(RegistrationError, match=message):
+        register(run)
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ({"passed": False}, "validation failed, so nothing is registered"),
+        ({"passed": True, "manifest_id": "0" * 32}, "is about manifest 0000"),
+        ({"passed": "true"}, "validation failed"),
+        ({}, "is no validation report"),
+        ([], "is no validation report"),
+    ],
+)
+def test_run_without_a_passing_report_of_its_own_is_refused(
+    tmp_path: Path, report: Any, message: str
+) -> None:
+    run = stage_run(tmp_path, ["a"])
+    Path(run.report_uri.removeprefix("file://")).write_text(json.dumps(report))
+    with pytest.raises(RegistrationError, match=message):
+        register(run)
+    assert open_catalog(None).list_namespaces() == []
+
+
+def test_report_may_be_waived_or_lie_elsewhere(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, ["a"], passed=None)
+    register(run, require_report=False)
+    (tmp_path / "elsewhere.json").write_text(json.dumps({"passed": True}))
+    other = stage_run(tmp_path, ["a"], partition={"dt": "2026-11-02"}, passed=None)
+    result = register(other, report=f"file://{tmp_path}/elsewhere.json")
+    assert result["report_uri"] == f"file://{tmp_path}/elsewhere.json"
+
+
+# --- the operator ----------------------------------------------------------------------------------------
+
+
+def test_asset_event_tells_what_was_registered(tmp_path: Path) -> None:
+    asset, context = Asset("transcripts"), {"outlet_events": OutletEventAccessors()}
+    rows = make_transcript_rows(["a", "b"], status=lambda uri: "error" if uri == "a" else "ok")
+    run = stage_run(tmp_path, ["a", "b"], rows=rows)
+    result = register(run, context, outlets=[asset, AssetAlias("others")])
+    extra = context["outlet_events"][asset].extra
+    assert extra == {**result, "manifest_uri": run.manifest_uri, "idempotency_key": run.idempotency_key}
+    assert (extra["partition"], extra["rows"], extra["errors"]) == ("dt=2026-11-01", 2, 1)
+    json.dumps(extra)
+
+
+def test_running_the_task_again_returns_the_first_commit(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, ["a", "b"])
+    asset, context = Asset("transcripts"), {"outlet_events": OutletEventAccessors()}
+    first = register(run)
+    assert register(run, context, outlets=[asset]) == first
+    # The first try may have died between its commit and its event.
+    assert context["outlet_events"][asset].extra["snapshot_id"] == first["snapshot_id"]
+    assert len(open_catalog(None).load_table(TABLE).snapshots()) == 1
+
+
+def test_task_skips_when_another_run_did_the_same_work(tmp_path: Path) -> None:
+    register(stage_run(tmp_path, ["a", "b"]))
+    asset, context = Asset("transcripts"), {"outlet_events": OutletEventAccessors()}
+    with pytest.raises(AirflowSkipException, match="another run did the same work"):
+        register(stage_run(tmp_path, ["a"]), context, outlets=[asset])
+    assert context["outlet_events"][asset].extra == {}
+
+
+def test_conflict_fails_the_task_without_a_retry(tmp_path: Path) -> None:
+    register(stage_run(tmp_path, ["a"]))
+    with pytest.raises(AirflowFailException, match="Clear the discover task"):
+        register(stage_run(tmp_path, ["a", "b"]))
+    assert uris() == ["a"]
+
+
+def test_table_that_does_not_fit_fails_the_task_without_a_retry(tmp_path: Path) -> None:
+    register(stage_run(tmp_path, ["a"]))
+    with pytest.raises(AirflowFailException, match="column hour is missing"):
+        register(stage_run(tmp_path, ["a"], partition={"dt": "2026-11-01", "hour": "00"}))
+
+
+@pytest.mark.parametrize("name", ["manifest", "report"])
+@pytest.mark.parametrize("value", ["", "None", "ftp://host/manifest.parquet"])
+def test_wrong_uri_is_refused_before_any_work(name: str, value: str) -> None:
+    arguments = {"manifest": "/staging/manifest.parquet", name: value}
+    with pytest.raises(ValueError, match=name):
+        RegisterTranscriptsOperator(task_id="register", **arguments)
+    operator = RegisterTranscriptsOperator(task_id="register", **{**arguments, name: "{{ later }}"})
+    setattr(operator, name, value)  # what the template rendered to
+    with pytest.raises(ValueError, match=name):
+        operator.execute({})
+
+
+def test_all_string_arguments_are_templates() -> None:
+    assert set(RegisterTranscriptsOperator.template_fields) == {
+        "manifest",
+        "staging_conn_id",
+        "catalog_conn_id",
+        "report",
+    }
+
+
+def test_log_says_what_was_done(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: Any) -> None:
+    with caplog.at_level("INFO"):
+        result = register(stage_run(tmp_path, ["a", "b"]))
+    log = caplog.text + capsys.readouterr().out
+    assert "Registered 2 rows (0 of them errors; 0.02 h of audio) and deleted 0" in log
+    assert str(result["snapshot_id"]) in log

@@ -1,0 +1,105 @@
+"""Voice detection and packing: nothing said is lost, nothing is heard twice, whatever the length."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from faster_whisper.vad import get_vad_model
+from recordings import RATE, Samples, call, samples_of, silence
+from speech import Clip
+
+from whisper_spark import WhisperOptions
+from whisper_spark.speech import (
+    FixedSegmenter,
+    SpeechSegmenter,
+    Window,
+    WindowPacker,
+    _VoiceDetector,
+    segmenter,
+)
+
+
+def windows(samples: Samples, options: WhisperOptions | None = None, block: int = 10 * RATE) -> list[Window]:
+    packer = WindowPacker(segmenter(options or WhisperOptions()))
+    blocks = [samples[i : i + block] for i in range(0, len(samples), block)]
+    return [*itertools.chain.from_iterable(packer.push(b) for b in blocks), *packer.finish()]
+
+
+@pytest.fixture(scope="module")
+def sentences(librivox: list[Clip]) -> Samples:
+    """Two minutes of one reader, with pauses of every length from none to a minute."""
+    spoken = [samples_of(clip.path) for clip in librivox]
+    pauses = [silence(s) for s in (0.0, 0.2, 0.5, 1.0, 60.0)]
+    return np.concatenate([piece for pair in zip(spoken, pauses, strict=True) for piece in pair] + spoken)
+
+
+@pytest.mark.parametrize("block", [RATE // 10, 10 * RATE, 10**9])
+def test_streaming_gives_the_probabilities_of_the_whole_file(sentences: Samples, block: int) -> None:
+    whole = get_vad_model()(np.pad(sentences, (0, 512 - len(sentences) % 512))).reshape(-1)
+    detector = _VoiceDetector()
+    parts = [detector.push(sentences[i : i + block]) for i in range(0, len(sentences), block)]
+    streamed = np.concatenate([*parts, detector.finish()])
+    assert np.abs(streamed - whole[: len(streamed)]).max() < 1e-6
+
+
+def test_windows_do_not_depend_on_how_the_file_arrives(sentences: Samples) -> None:
+    one, other = windows(sentences, block=RATE // 3), windows(sentences, block=10**9)
+    assert [w.map for w in one] == [w.map for w in other]
+
+
+def test_every_window_fits_whisper_and_its_map_leads_back_to_the_file(sentences: Samples) -> None:
+    for window in windows(sentences):
+        assert 0 < window.map.seconds <= 30
+        for chunk in window.map.chunks:
+            offset, start, length = (round(x * RATE) for x in (chunk.offset, chunk.start, chunk.length))
+            np.testing.assert_array_equal(
+                window.samples[offset : offset + length], sentences[start : start + length]
+            )
+
+
+def test_no_sample_is_heard_twice(sentences: Samples) -> None:
+    chunks = [chunk for window in windows(sentences) for chunk in window.map.chunks]
+    for before, after in itertools.pairwise(chunks):
+        assert before.start + before.length <= after.start + 1e-9
+
+
+def test_a_long_pause_is_left_out(sentences: Samples) -> None:
+    kept = sum(window.map.seconds for window in windows(sentences))
+    assert kept < len(sentences) / RATE - 55
+
+
+def test_speech_without_any_pause_is_cut_but_not_lost(librivox: list[Clip]) -> None:
+    words = samples_of(librivox[0].path)
+    loud = words[np.abs(words) > 0]
+    endless = np.tile(loud, 1 + 100 * RATE // len(loud))
+    cut = windows(endless, WhisperOptions(vad_min_silence_ms=5000))
+    assert len(cut) >= 4
+    assert sum(w.map.seconds for w in cut) > 0.98 * len(endless) / RATE
+
+
+def test_without_voice_detection_everything_is_transcribed(sentences: Samples) -> None:
+    cut = windows(sentences, WhisperOptions(vad=False))
+    np.testing.assert_array_equal(np.concatenate([w.samples for w in cut]), sentences)
+    assert all(w.map.seconds <= 30 for w in cut)
+
+
+@pytest.mark.parametrize("make", [lambda: SpeechSegmenter(WhisperOptions()), FixedSegmenter])
+def test_memory_does_not_grow_with_the_length_of_a_silence(make) -> None:
+    segment = make()
+    for _ in range(60):
+        list(segment.push(silence(10)))
+    assert segment._tape.end - segment._tape.start <= 30 * RATE
+
+
+def test_words_never_reach_into_the_silence_between_chunks(speech: list[Clip]) -> None:
+    english = [(c.path, c.text) for c in speech if c.language == "en"][:3]
+    samples, _ = call(english, pause=3.0)
+    for window in windows(samples):
+        for a, b in itertools.pairwise(np.linspace(0, window.map.seconds, 200)):
+            start, end = window.map.span_in_file(a, b)
+            assert any(
+                c.start <= start <= end <= c.start + c.length + 1e-9 and end - start <= b - a + 1e-9
+                for c in window.map.chunks
+            )

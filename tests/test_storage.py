@@ -1,0 +1,310 @@
+"""Airflow connections become object storage configuration; manifests are read back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from servers import S3Server
+
+from airflow_whisper.manifest import open_parquet, read_run
+from airflow_whisper.storage import InvalidConnectionError, object_storage, storage_config
+from whisper_spark.contract import Run, WhisperOptions, manifest_schema
+from whisper_spark.objects import ObjectNotFound, ObjectStorage
+
+Connect = Callable[..., str]
+
+AWS_URI = "s3://calls/raw/"
+AZURE_URI = "az://calls/raw/"
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
+    def add(conn_type: str, conn_id: str = "store", **fields: Any) -> str:
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps({"conn_type": conn_type, **fields}))
+        return conn_id
+
+    return add
+
+
+def test_no_connection_means_ambient_credentials() -> None:
+    assert storage_config(None, AWS_URI) == {}
+
+
+def test_local_files_need_no_connection(connect: Connect) -> None:
+    assert storage_config("missing", "/data/calls") == {}
+    assert storage_config(connect("aws", login="key", password="secret-value"), "file:///data") == {}
+
+
+def test_s3_through_a_connection_reads_and_writes(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_SEAWEED", s3.connection)
+    uri = f"s3://{s3.bucket('conn')}/a.wav"
+    storage = object_storage("seaweed", uri)
+    assert storage.write_bytes(uri, b"audio")
+    assert storage.read_bytes(uri) == b"audio"
+
+
+def test_aws_fields(connect: Connect) -> None:
+    conn = connect(
+        "aws",
+        login="key",
+        password="secret-value",
+        extra={
+            "region_name": "eu-central-1",
+            "endpoint_url": "https://everything.example",
+            "service_config": {"s3": {"endpoint_url": "https://s3.example"}},
+            "aws_session_token": "session-token",
+            "verify": False,
+        },
+    )
+    assert storage_config(conn, AWS_URI) == {
+        "aws_access_key_id": "key",
+        "aws_secret_access_key": "secret-value",
+        "aws_session_token": "session-token",
+        "aws_region": "eu-central-1",
+        "aws_endpoint": "https://s3.example",
+        "allow_invalid_certificates": "true",
+    }
+
+
+def test_aws_keys_in_extra(connect: Connect) -> None:
+    extra = {"aws_access_key_id": "key", "aws_secret_access_key": "secret-value"}
+    assert storage_config(connect("aws", extra=extra), AWS_URI) == extra
+
+
+def test_aws_without_keys_uses_the_credentials_of_each_machine(connect: Connect) -> None:
+    conn = connect("aws", extra={"region_name": "eu-central-1"})
+    assert storage_config(conn, AWS_URI) == {"aws_region": "eu-central-1"}
+
+
+def test_aws_certificate_travels_as_text(connect: Connect, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----")
+    config = storage_config(connect("aws", extra={"verify": str(tmp_path / "ca.pem")}), AWS_URI)
+    assert config == {"root_certificate": "-----BEGIN CERTIFICATE-----"}
+    with pytest.raises(InvalidConnectionError, match=r"verify of connection 'store' cannot be read"):
+        storage_config(connect("aws", extra={"verify": str(tmp_path / "missing.pem")}), AWS_URI)
+
+
+def test_aws_profile_is_resolved_by_the_amazon_provider(
+    connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {
+        "access_key_id": "profile-key",
+        "secret_access_key": "profile-secret",
+        "session_token": "profile-token",
+    }
+    lines = ["[calls]", *(f"aws_{key}={value}" for key, value in keys.items())]
+    (tmp_path / "credentials").write_text("\n".join(lines))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    conn = connect("aws", extra={"profile_name": "calls", "region_name": "eu-west-1"})
+    assert storage_config(conn, AWS_URI) == {
+        "aws_access_key_id": "profile-key",
+        "aws_secret_access_key": "profile-secret",
+        "aws_session_token": "profile-token",
+        "aws_region": "eu-west-1",
+    }
+
+
+def test_aws_profile_that_does_not_exist(connect: Connect) -> None:
+    conn = connect("aws", extra={"profile_name": "nobody"})
+    with pytest.raises(InvalidConnectionError, match=r"'store'.*nobody"):
+        storage_config(conn, AWS_URI)
+
+
+def test_aws_role_without_the_provider_names_the_package(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "airflow.providers.amazon.aws.hooks.base_aws", None)
+    conn = connect("aws", extra={"role_arn": "arn:aws:iam::123456789012:role/audio"})
+    with pytest.raises(InvalidConnectionError, match=r"airflow-provider-whisper\[amazon\]"):
+        storage_config(conn, AWS_URI)
+
+
+@pytest.mark.parametrize("field", ["keyfile_dict", "extra__google_cloud_platform__keyfile_dict"])
+@pytest.mark.parametrize("encode", [dict, json.dumps])
+def test_google_key(connect: Connect, field: str, encode: Callable[[dict[str, str]], Any]) -> None:
+    key = {"type": "service_account", "private_key": "-----BEGIN"}
+    config = storage_config(connect("google_cloud_platform", extra={field: encode(key)}), "gs://calls/")
+    assert list(config) == ["google_service_account_key"]
+    assert json.loads(config["google_service_account_key"]) == key
+
+
+def test_google_key_file_travels_as_text(connect: Connect, tmp_path: Path) -> None:
+    (tmp_path / "key.json").write_text('{"private_key": "x"}')
+    conn = connect("google_cloud_platform", extra={"key_path": str(tmp_path / "key.json")})
+    assert storage_config(conn, "gs://calls/") == {"google_service_account_key": '{"private_key": "x"}'}
+
+
+def test_google_without_a_key_uses_the_credentials_of_each_machine(connect: Connect) -> None:
+    assert storage_config(connect("google_cloud_platform", extra={"project": "p"}), "gs://calls/") == {}
+
+
+def test_google_impersonation_is_refused_and_not_ignored(connect: Connect) -> None:
+    conn = connect("google_cloud_platform", extra={"impersonation_chain": "a@b"})
+    with pytest.raises(InvalidConnectionError, match="impersonation_chain, which is not supported"):
+        storage_config(conn, "gs://calls/")
+
+
+@pytest.mark.parametrize(
+    ("fields", "config"),
+    [
+        (
+            {"login": "acct", "password": "a2V5"},
+            {"azure_storage_account_name": "acct", "azure_storage_account_key": "a2V5"},
+        ),
+        (
+            {"login": "acct", "extra": {"sas_token": "https://acct.blob.core.windows.net/?sv=1&sig=2"}},
+            {"azure_storage_account_name": "acct", "azure_storage_sas_key": "sv=1&sig=2"},
+        ),
+        (
+            {
+                "login": "client",
+                "password": "client-secret",
+                "host": "https://acct.blob.core.windows.net/",
+                "extra": {"tenant_id": "tenant"},
+            },
+            {
+                "azure_storage_account_name": "acct",
+                "azure_storage_tenant_id": "tenant",
+                "azure_storage_client_id": "client",
+                "azure_storage_client_secret": "client-secret",
+            },
+        ),
+        (
+            {
+                "extra": {
+                    "connection_string": "DefaultEndpointsProtocol=https;AccountName=acct;AccountKey=a2V5==;"
+                    "EndpointSuffix=core.chinacloudapi.cn"
+                }
+            },
+            {
+                "azure_storage_account_name": "acct",
+                "azure_storage_account_key": "a2V5==",
+                "azure_storage_endpoint": "https://acct.blob.core.chinacloudapi.cn",
+            },
+        ),
+        (
+            {"login": "acct", "password": "a2V5", "host": "https://storage.internal.example:10000/acct"},
+            {
+                "azure_storage_account_name": "acct",
+                "azure_storage_account_key": "a2V5",
+                "azure_storage_endpoint": "https://storage.internal.example:10000/acct",
+            },
+        ),
+        ({"login": "acct"}, {"azure_storage_account_name": "acct"}),
+    ],
+)
+@pytest.mark.parametrize("conn_type", ["wasb", "adls"])
+def test_azure_fields(
+    connect: Connect, conn_type: str, fields: dict[str, Any], config: dict[str, str]
+) -> None:
+    assert storage_config(connect(conn_type, **fields), AZURE_URI) == config
+
+
+def test_azure_data_lake_application(connect: Connect) -> None:
+    extra = {"tenant": "tenant", "account_name": "acct"}
+    conn = connect("azure_data_lake", login="client", password="client-secret", extra=extra)
+    assert storage_config(conn, "abfss://calls@acct.dfs.core.windows.net/raw") == {
+        "azure_storage_account_name": "acct",
+        "azure_storage_tenant_id": "tenant",
+        "azure_storage_client_id": "client",
+        "azure_storage_client_secret": "client-secret",
+    }
+
+
+def test_azure_connection_string_without_account(connect: Connect) -> None:
+    conn = connect("wasb", extra={"connection_string": "AccountKey=a2V5"})
+    with pytest.raises(InvalidConnectionError, match="lacks AccountName="):
+        storage_config(conn, AZURE_URI)
+
+
+def test_missing_connection_says_how_to_make_one() -> None:
+    with pytest.raises(InvalidConnectionError, match=r"no connection 'nowhere'.*--conn-type aws"):
+        storage_config("nowhere", AWS_URI)
+
+
+@pytest.mark.parametrize(
+    ("conn_type", "uri", "wanted"),
+    [
+        ("google_cloud_platform", AWS_URI, "'aws'"),
+        ("spark", AWS_URI, "'aws'"),
+        ("aws", "gs://calls/", "'google_cloud_platform'"),
+        ("aws", AZURE_URI, "'wasb' or 'adls'"),
+    ],
+)
+def test_connection_of_another_kind_is_refused(
+    connect: Connect, conn_type: str, uri: str, wanted: str
+) -> None:
+    with pytest.raises(
+        InvalidConnectionError, match=f"is of type '{conn_type}', but .* needs one of type {wanted}"
+    ):
+        storage_config(connect(conn_type), uri)
+
+
+def test_secrets_are_masked_in_logs(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    masked: list[Any] = []
+    monkeypatch.setattr("airflow.sdk.log.mask_secret", lambda value, name=None: masked.append(value))
+    extra = {"aws_session_token": "session-token"}
+    storage_config(connect("aws", login="key", password="secret-value", extra=extra), AWS_URI)
+    storage_config(connect("wasb", login="acct", password="account-key"), AZURE_URI)
+    storage_config(connect("wasb", login="acct", extra={"sas_token": "sv=1&sig=2"}), AZURE_URI)
+    key = {"private_key": "private-key"}
+    storage_config(connect("google_cloud_platform", extra={"keyfile_dict": key}), "gs://calls/")
+    wanted = {"secret-value", "session-token", "account-key", "sv=1&sig=2", "private-key"}
+    assert wanted <= {value for value in masked if isinstance(value, str)}
+
+
+def test_importing_the_airflow_side_is_light() -> None:
+    modules = (
+        "storage, airflow_whisper.manifest, airflow_whisper.discovery, airflow_whisper.operators.discover"
+    )
+    code = f"import sys, airflow_whisper.{modules}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"pyarrow", "obstore", "pyiceberg", "pandas", "numpy", "pyspark", "boto3", "faster_whisper"}
+    assert not heavy & set(done.stdout.split())
+
+
+# --- manifest ------------------------------------------------------------------------------------------
+
+
+def run_in(folder: str) -> Run:
+    options = WhisperOptions(model="base", temperature=(0.0, 0.2))
+    return Run(
+        table="speech.transcripts",
+        partition={"dt": "2026-11-01"},
+        source="s3://calls/raw/",
+        options=options,
+        run_uri=folder,
+        manifest_id="0" * 32,
+        base_snapshot_id=2**62,
+        counts={"new": 1},
+        audio_bytes=5,
+    )
+
+
+def test_run_comes_back_from_the_manifest(tmp_path: Path) -> None:
+    run, storage = run_in(f"file://{tmp_path}"), ObjectStorage()
+    schema = manifest_schema(run.partition).with_metadata(run.to_metadata())
+    pq.write_table(schema.empty_table(), tmp_path / "manifest.parquet")
+    assert read_run(run.manifest_uri, storage) == run
+    with open_parquet(run.manifest_uri, storage) as file:
+        assert file.metadata.num_rows == 0
+
+
+def test_what_is_no_manifest_is_named(tmp_path: Path) -> None:
+    storage = ObjectStorage()
+    (tmp_path / "text.parquet").write_text("hello")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match=r"text\.parquet is no Parquet file"):
+        read_run(f"file://{tmp_path}/text.parquet", storage)
+    with pytest.raises(ValueError, match=r"other\.parquet: this Parquet file is no manifest"):
+        read_run(f"file://{tmp_path}/other.parquet", storage)
+    with pytest.raises(ObjectNotFound):
+        read_run(f"file://{tmp_path}/missing.parquet", storage)
