@@ -97,6 +97,8 @@ class Counts:
     other options and kept; ``removed``, gone and to be deleted; ``kept_removed``, gone and kept."""
     audio_bytes: int = 0
     """Bytes of audio to transcribe."""
+    unchanged_errors: int = 0
+    """Rows that stay as they are and are errors."""
 
     @property
     def to_transcribe(self) -> int:
@@ -153,7 +155,7 @@ class Comparison:
 
     def _insert(self, table: str, batches: Iterable[pa.RecordBatch], columns: tuple[str, ...]) -> int:
         count = 0
-        statement = f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - constants
+        statement = f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})"
         self._db.execute("BEGIN")
         for batch in batches:
             values = [_plain(batch.column(name)) for name in columns]
@@ -199,12 +201,18 @@ class Comparison:
             audio_bytes += (total or 0) if change in CHANGES else 0
         (gone,) = self._db.execute("SELECT count(*) FROM gone").fetchone()
         counts["removed" if rules.on_removed == "delete" else "kept_removed"] = gone
-        return Counts(counts, audio_bytes)
+        replaced = ", ".join(f"'{change}'" for change in CHANGES)
+        deleted = "SELECT uri FROM gone UNION ALL" if rules.on_removed == "delete" else ""
+        (errors,) = self._db.execute(
+            "SELECT count(*) FROM held WHERE status <> 'ok' AND uri NOT IN "
+            f"({deleted} SELECT uri FROM files WHERE change IN ({replaced}))"
+        ).fetchone()
+        return Counts(counts, audio_bytes, errors)
 
     def files(self) -> Iterator[list[tuple[Any, ...]]]:
         """Files to transcribe, largest first: (uri, etag, bytes, modified µs, change, attempt), in lists."""
         changes = ", ".join(f"'{change}'" for change in CHANGES)
-        yield from self._chunks(f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid")  # noqa: S608
+        yield from self._chunks(f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid")
 
     def gone(self) -> Iterator[list[tuple[Any, ...]]]:
         """Rows whose audio is gone: (uri,), in lists."""

@@ -157,7 +157,7 @@ def write_run(comparison: Comparison, counts: Counts, target: Target, storage: O
         run_uri=run_folder(target.staging, target.table, target.partition, fingerprint, manifest_id),
         manifest_id=manifest_id,
         base_snapshot_id=target.base_snapshot_id,
-        counts=counts.files,
+        counts={**counts.files, "unchanged_errors": counts.unchanged_errors},
         audio_bytes=counts.audio_bytes,
     )
     if counts.files["removed"]:

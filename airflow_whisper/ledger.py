@@ -140,7 +140,7 @@ class Ledger:
         """
         total, before = 0, self._db.total_changes
         insert = (
-            f"INSERT INTO found SELECT ?1, {int(state)}, {int(file)}, {int(untouched)}, ?2, ?3, ?4, ?5 "  # noqa: S608
+            f"INSERT INTO found SELECT ?1, {int(state)}, {int(file)}, {int(untouched)}, ?2, ?3, ?4, ?5 "
             "WHERE EXISTS (SELECT 1 FROM wanted WHERE uri = ?1)"
         )
         names = ("audio_uri", "audio_etag", "status", "attempt", "fingerprint")
@@ -160,13 +160,13 @@ class Ledger:
         self._db.execute("CREATE INDEX IF NOT EXISTS found_uri ON found (uri, state)")
         parameters = {"fingerprint": fingerprint, "base_known": base_known}
         # A file may have several rows if somebody else wrote to the table: it is done, or stands, if all do.
-        by_uri = f"SELECT uri, MIN(done) AS done, MIN(stands) AS stands FROM ({_STATE}) GROUP BY uri"  # noqa: S608
+        by_uri = f"SELECT uri, MIN(done) AS done, MIN(stands) AS stands FROM ({_STATE}) GROUP BY uri"
         wanted, pending, touched = self._db.execute(
-            f"SELECT COUNT(*), COALESCE(SUM(NOT done), 0), COALESCE(SUM(NOT stands), 0) FROM ({by_uri})",  # noqa: S608
+            f"SELECT COUNT(*), COALESCE(SUM(NOT done), 0), COALESCE(SUM(NOT stands), 0) FROM ({by_uri})",
             parameters,
         ).fetchone()
         examples = self._db.execute(
-            f"SELECT uri FROM ({by_uri}) WHERE NOT stands LIMIT {_EXAMPLES}",  # noqa: S608
+            f"SELECT uri FROM ({by_uri}) WHERE NOT stands LIMIT {_EXAMPLES}",
             parameters,
         ).fetchall()
         return Verdict(wanted, pending, touched, tuple(uri for (uri,) in examples))

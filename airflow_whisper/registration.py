@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_whisper.data_files import batch_rows
 from airflow_whisper.manifest import open_parquet
 from airflow_whisper.replacement import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
 from airflow_whisper.tables import RegistrationError
@@ -15,15 +16,11 @@ from whisper_spark.staging import read_result
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
     from pyiceberg.catalog import Catalog
 
     from whisper_spark.objects import ObjectStorage
 
 _MANIFEST_ROWS = 10_000
-_BATCH_BYTES = 16 * 1024 * 1024
-# A row with the words of an 11-hour recording is 100,000 times as large as one without speech, so batches of
-# staged rows are sized by what the file says about its rows.
 
 
 def register_run(
@@ -115,10 +112,4 @@ def _staged_rows(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
         ) from None
     for staged in result.staged:
         with open_parquet(staged.uri, storage) as file:
-            yield from file.iter_batches(batch_size=_batch_rows(file.metadata))
-
-
-def _batch_rows(metadata: pq.FileMetaData) -> int:
-    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    mean = size / max(metadata.num_rows, 1)
-    return max(1, min(_MANIFEST_ROWS, int(_BATCH_BYTES / max(mean, 1.0))))
+            yield from file.iter_batches(batch_size=batch_rows(file.metadata))

@@ -7,9 +7,9 @@ the same commit on top of whatever the others did, and it sees no conflict betwe
 runs of one partition would both succeed and double every row.
 
 How it stays cheap: data files without an affected row are left alone, those with nothing else are dropped
-unread, and only the rest is written again. (``Table.delete`` with an ``In`` of all URIs makes several passes
-over expressions of that size, and cannot drop a whole partition by metadata when a partition value is longer
-than the 16 characters that column statistics keep.)
+unread, and only the rest is written again. (``Table.delete`` with an ``In`` of all URIs took twice the CPU time
+for 100,000 of 200,000 rows, makes two snapshots, holds whole files in memory, and cannot drop a partition by
+metadata when its value is longer than the 16 characters that column statistics keep.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from airflow_whisper.catalog import read_data_file, scan_partition
 from airflow_whisper.commit import passing_errors, pin
-from airflow_whisper.data_files import DataFileWriter
+from airflow_whisper.data_files import DataFileWriter, read_rows
 from airflow_whisper.ledger import BASE, NOW, Ledger, Verdict, open_ledger
 from airflow_whisper.tables import (
     STATE_COLUMNS,
@@ -205,16 +205,20 @@ class _Replacement:
                     ) from error
                 log.info("Try %d to commit %s failed, trying again: %s", attempt, self._name, error)
             longest = min(_LONGEST_WAIT_SECONDS, _SHORTEST_WAIT_SECONDS * 2 ** min(attempt, 10))
-            time.sleep(random.uniform(_SHORTEST_WAIT_SECONDS, longest))  # noqa: S311 - to spread writers out
+            time.sleep(random.uniform(_SHORTEST_WAIT_SECONDS, longest))
         raise AssertionError("unreachable")
 
     def _try_commit(self, added: list[DataFile]) -> Registered | None:
         table = self._catalog.load_table(self._table.name())
+        if table.metadata.table_uuid != self._table.metadata.table_uuid:
+            raise RegistrationError(
+                f"somebody dropped the table and created it again while {self._name} was being registered: "
+                "run the task again"
+            )
         if (snapshot := _snapshot_of(table, self._change.idempotency_key)) is not None:
             return _registered(table, snapshot, again=snapshot.snapshot_id not in self._tried)
-        head = _head(table)
-        # A commit is bound to the snapshot it was made on. The table has moved past it without this commit.
-        self._unsure_on = [unsure for unsure in self._unsure_on if unsure == head]
+        # A commit holds for the snapshot it was made on: once the table has moved on without it, it is void.
+        self._unsure_on = [head for head in self._unsure_on if head == _head(table)]
         plan = self._make_plan(table)
         return self._commit(table, added, plan) if plan else None
 
@@ -241,7 +245,7 @@ class _Replacement:
             raise
         self._unsure_on.clear()
         snapshot = table.snapshot_by_id(producer.snapshot_id)
-        assert snapshot is not None  # noqa: S101 - just committed
+        assert snapshot is not None
         return _registered(table, snapshot, again=False)
 
     def _summary(self, plan: _Plan) -> dict[str, str]:
@@ -277,7 +281,7 @@ class _Replacement:
             if self._plan.files == files:
                 return self._plan  # only other partitions moved
             self._writer.discard(self._plan.rewritten)
-            self._ledger.forget_found()
+            self._plan = None
         affected = self._find(table, tasks)
         verdict = self._ledger.verdict(self._change.fingerprint, base_known=self._base_known(table))
         if not verdict.pending:
@@ -296,6 +300,7 @@ class _Replacement:
 
     def _find(self, table: Table, tasks: list[FileScanTask]) -> list[tuple[int, FileScanTask, bool]]:
         """Fills the ledger. Returns the data files with affected rows, and whether all their rows are."""
+        self._ledger.forget_found()
         base = {_identity(task): task for task in self._base_tasks(table)}
         scan = scan_partition(table, self._change.partition, columns=STATE_COLUMNS)
         affected = []
@@ -315,7 +320,7 @@ class _Replacement:
         import pyarrow.compute as pc
 
         affected = pa.array(self._ledger.found_in(number), pa.large_string())
-        for batch in read_data_file(table, scan_partition(table, self._change.partition), task):
+        for batch in read_rows(table, scan_partition(table, self._change.partition), task):
             uris = batch.column("audio_uri").cast(pa.large_string())
             yield batch.filter(pc.invert(pc.is_in(uris, value_set=affected)))
 

@@ -238,10 +238,12 @@ def report(work: Work, seconds: float, *, changed: bool) -> None:
 
 
 def snippet(work: Work) -> str:
+    """Three lines that a person can paste into Python."""
+    catalog = f'SqlCatalog("whisper", uri="{CATALOG_URI}")'
     return (
         "from pyiceberg.catalog.sql import SqlCatalog\n"
-        f'table = SqlCatalog("whisper", uri="{CATALOG_URI}").load_table("{work.table}")\n'
-        f'print(table.scan("dt = \'{work.dt}\'").to_pandas()[["audio_uri", "language", "text"]])'
+        f'rows = {catalog}.load_table("{work.table}").scan("dt = \'{work.dt}\'").to_pandas()\n'
+        'print(rows[["language", "text"]].to_string(max_colwidth=90))'
     )
 
 

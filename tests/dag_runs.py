@@ -72,7 +72,8 @@ def _outcome(database: sqlite3.Connection, dag_id: str) -> tuple[dict[str, str],
         )
     }
     xcoms = {
-        f"{_name(task, index)}.{key}": json.loads(value)
+        # SQLite hands out a JSON number as a number.
+        f"{_name(task, index)}.{key}": json.loads(value) if isinstance(value, str) else value
         for task, index, key, value in database.execute(
             f"select task_id, map_index, key, value from xcom {where}", this_run
         )

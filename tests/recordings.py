@@ -53,7 +53,7 @@ def write(
 ) -> Path:
     """Encode float32 samples, mono or channels of equal length; the suffix picks the container."""
     rows = np.atleast_2d(np.asarray(channels, np.float32))
-    codecs = {".wav": "pcm_s16le", ".mp3": "mp3", ".ogg": "vorbis", ".opus": "libopus", ".m4a": "aac"}
+    codecs = {".wav": "pcm_s16le", ".mp3": "mp3", ".ogg": "libopus", ".m4a": "aac"}
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         name = codec or codecs.get(path.suffix, path.suffix[1:])

@@ -41,6 +41,7 @@ def standalone_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterat
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_NO_DAEMONIZE": "1",
         "SPARK_DAEMON_MEMORY": "256m",
+        "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1",
         "PYSPARK_PYTHON": sys.executable,
     }
     common = ["--host", "127.0.0.1"]

@@ -43,7 +43,6 @@ class StandIn:
             "fingerprint": self._options.fingerprint(),
             "engine_version": "stand-in 1",
             "transcribed_at": datetime.now(UTC),
-            "duration_s": 2.0,
         }
         action, argument = [*order, "", ""][:2]
         if action == "sleep":
@@ -63,4 +62,6 @@ class StandIn:
         name = file.uri.rsplit("/", 1)[1]
         words = (Word(0.0, 1.0, name, 0.9),)
         segment = Segment(0, None, 0.0, 1.0, name, "en", -0.1, 1.0, 0.0, words)
-        return Transcript(language="en", speech_s=1.0, channels=1, text=name, segments=(segment,), **common)
+        return Transcript(
+            language="en", duration_s=2.0, speech_s=1.0, channels=1, text=name, segments=(segment,), **common
+        )

@@ -51,7 +51,7 @@ def word_error_rate(pairs: Iterable[tuple[str, str | None]], language: str) -> f
     return float(jiwer.process_words(list(references), list(texts)).wer)
 
 
-# whisper-base on these prompts (see the README for the measured rates); a regression of a few words breaks it.
+# What whisper-base reaches on these prompts, and a few words of slack.
 WORST = {"en": 0.08, "es": 0.40, "fr": 0.30, "it": 0.35, "ru": 0.30}
 
 
@@ -142,11 +142,11 @@ def test_a_call_in_two_channels_keeps_the_speakers_apart(
     assert word_error_rate([(f"{english[0].text} {english[1].text}", mixed.text)], "en") <= 0.25
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg", ".opus", ".m4a", ".flac"])
+@pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg", ".m4a", ".flac"])
 def test_any_container_gives_the_same_words(
     librivox: list[Clip], options: WhisperOptions, tmp_path: Path, suffix: str
 ) -> None:
-    rate = 48_000 if suffix == ".opus" else 22_050
+    rate = 48_000 if suffix == ".ogg" else 22_050  # Opus knows only a few rates
     file = write(tmp_path / f"clip{suffix}", samples_of(librivox[3].path), rate=rate)
     [found] = transcribe_files([file], options)
     assert found.error_message is None

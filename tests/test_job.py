@@ -113,10 +113,10 @@ def test_every_file_gets_one_row_and_the_result_adds_them_up(bench: Workbench) -
     assert (result.files, result.ok, result.errors) == (7, 6, 1)
     assert result.error_codes == {"corrupt": 1}
     assert result.languages == {"en": 6}
-    assert (result.audio_seconds, result.speech_seconds) == (14.0, 6.0)
+    assert (result.audio_seconds, result.speech_seconds) == (12.0, 6.0)
     assert (result.transcribed, result.resumed, result.reused) == (7, 0, 0)
-    assert result.transcribed_audio_seconds == 14.0
-    assert result.real_time_factor == pytest.approx(14.0 / result.transcribe_seconds, rel=0.01)
+    assert result.transcribed_audio_seconds == 12.0
+    assert result.real_time_factor == pytest.approx(12.0 / result.transcribe_seconds, rel=0.01)
     assert result.attempt_id == "first"
     assert result.engine_version == "stand-in 1"
     assert list(result.staged) == staged_files(bench.storage, run.rows_uri)

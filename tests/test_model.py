@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -71,11 +72,10 @@ def test_several_workers_of_one_host_fetch_one_copy(s3: S3Server, cache: Path) -
     uri = f"s3://{s3.bucket('models')}/tiny"
     upload({**SMALL, "model.bin": b"x" * 20_000_000}, uri, s3.config)
     code = (
-        "import json, sys; from whisper_spark import WhisperOptions; from whisper_spark.model import find_model;"
+        "import json, sys; from whisper_spark import WhisperOptions;"
+        "from whisper_spark.model import find_model;"
         "print(find_model(WhisperOptions(model=sys.argv[1]), json.loads(sys.stdin.read())))"
     )
-    import json
-
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", code, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

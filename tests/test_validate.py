@@ -257,6 +257,12 @@ def test_late_corrupt_file_of_a_large_partition_passes(tmp_path: Path) -> None:
     assert failed_checks(run, max_error_rate=0.01) == ["error rate"]
 
 
+def test_rows_kept_by_choice_belong_to_the_partition_too(tmp_path: Path) -> None:
+    run = staged_run(tmp_path, ["a.wav"], [error("a.wav")], kept_stale=10, kept_removed=10)
+    assert failed_checks(run) == []
+    assert failed_checks(run, max_error_rate=0.04) == ["error rate"]
+
+
 def test_run_that_only_removes_passes(tmp_path: Path) -> None:
     run = staged_run(tmp_path, [], removed=3)
     assert failed_checks(run) == []

@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
 from whisper_spark.cluster import slots, task_count
+from whisper_spark.contract import partition_path
 from whisper_spark.objects import ObjectStorage, StorageError
 from whisper_spark.spread import (
     copy_rows,
@@ -75,9 +76,8 @@ class Attempt:
         :raises StagingError: when rows are missing at the end.
         """
         run = self._run
-        log.info(
-            "%s files for %s %s, manifest %s", f"{self._files:,}", run.table, run.partition, run.manifest_id
-        )
+        partition = partition_path(run.partition)
+        log.info("%s files for %s %s, manifest %s", f"{self._files:,}", run.table, partition, run.manifest_id)
         finished = finished_result(run, self._storage)
         if finished is not None:
             log.info("all of them are staged already: nothing to do")

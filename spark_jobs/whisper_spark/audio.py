@@ -26,6 +26,20 @@ _STILL_IMAGES = frozenset(
 )
 # FFmpeg codec names. FFmpeg opens a picture as a video of one frame; to us it is no recording at all.
 
+_NO_TIMESTAMPS = 0x80
+# AVFMT_NOTIMESTAMPS (libavformat/avformat.h): a bare stream of frames without a container. FFmpeg sees one by
+# chance in one of a hundred files of random bytes.
+
+_SIGNATURES = (
+    *((0, magic) for magic in (b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"\x1aE\xdf\xa3")),
+    (4, b"ftyp"),
+    (8, b"WAVE"),
+)
+# Where audio containers say what they are: a file that starts so and cannot be opened is damaged audio.
+
+_HEADERS_BYTES = 64 * 1024
+# A container without a sample that is larger than headers and tags usually are has lost its sound.
+
 
 class AudioError(Exception):
     """A file that cannot be turned into samples. ``code`` is one of :data:`contract.ERROR_CODES`."""
@@ -44,6 +58,7 @@ class DecodedAudio:
     :param declared_s: length that the container claims, in seconds; ``None`` when it claims none.
     :param decoded_s: length decoded so far, in seconds.
     :param damaged: some of the file could not be decoded.
+    :param cut_short: the file is smaller than its header says.
     """
 
     channels: int
@@ -51,8 +66,10 @@ class DecodedAudio:
     _container: Any
     _split: bool
     _max_duration_s: float
+    _bytes: int
     decoded_s: float = 0.0
     damaged: bool = False
+    cut_short: bool = False
     _pending: list[Samples] = field(default_factory=list)
 
     @property
@@ -64,7 +81,7 @@ class DecodedAudio:
         short = self.declared_s is not None and self.decoded_s < self.declared_s - max(
             1.0, 0.02 * self.declared_s
         )
-        return self.decoded_s > 0 and (self.damaged or short)
+        return self.decoded_s > 0 and (self.damaged or self.cut_short or short)
 
     def blocks(self) -> Iterator[Samples]:
         """The samples in order: float32 arrays of shape (rows, samples), about 10 seconds each.
@@ -84,7 +101,7 @@ class DecodedAudio:
         finally:
             self._container.close()
         if not self.decoded_s:
-            if self.damaged:
+            if self.damaged or self._bytes > _HEADERS_BYTES:
                 raise AudioError("corrupt", "an audio stream of which nothing can be decoded")
             raise AudioError("empty", "an audio container without a single sample")
 
@@ -151,15 +168,18 @@ def open_audio(
     :param max_duration_s: refuse longer files, in seconds.
     :raises AudioError: ``empty`` for zero bytes, ``not_audio``, ``no_audio_stream`` or ``too_long``.
     """
-    if not stream.read(1):
+    head = stream.read(4096)
+    if not head:
         raise AudioError("empty", "zero bytes")
     stream.seek(0)
     try:
-        container: Any = av.open(stream, mode="r", metadata_errors="ignore")
+        container: Any = av.open(_Nameless(stream), mode="r", metadata_errors="ignore")
     except (av.error.FFmpegError, ValueError) as error:
-        raise AudioError("not_audio", f"no audio container that FFmpeg knows: {_first_line(error)}") from None
+        raise _unopened(head, error) from None
     try:
-        return _decoded_audio(container, split, max_duration_s)
+        audio = _decoded_audio(container, split, max_duration_s)
+        audio.cut_short = _promised_bytes(head) > container.size
+        return audio
     except BaseException:
         container.close()
         raise
@@ -168,6 +188,10 @@ def open_audio(
 def _decoded_audio(container: Any, split: bool, max_duration_s: float) -> DecodedAudio:
     if not container.streams.audio:
         videos = [s.codec_context.name for s in container.streams.video if s.codec_context is not None]
+        if container.format.flags & _NO_TIMESTAMPS:
+            raise AudioError(
+                "not_audio", f"no audio container, at best a bare {container.format.name} stream"
+            )
         if videos and not all(name in _STILL_IMAGES for name in videos):
             raise AudioError("no_audio_stream", f"a video ({', '.join(videos)}) without an audio stream")
         kind = (
@@ -186,7 +210,36 @@ def _decoded_audio(container: Any, split: bool, max_duration_s: float) -> Decode
         declared = container.duration / av.time_base
     if declared is not None and declared > max_duration_s and not _may_lie(container):
         raise AudioError("too_long", f"{declared:.0f} seconds, longer than max_duration_s={max_duration_s:g}")
-    return DecodedAudio(context.channels, declared, container, split, max_duration_s)
+    return DecodedAudio(context.channels, declared, container, split, max_duration_s, container.size)
+
+
+class _Nameless:
+    """A file without its name: FFmpeg trusts a suffix more than the bytes, and only local files have one."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.read, self.seek, self.tell = stream.read, stream.seek, stream.tell
+
+
+def _unopened(head: bytes, error: Exception) -> AudioError:
+    if not any(head[at:].startswith(signature) for at, signature in _SIGNATURES):
+        return AudioError("not_audio", f"no audio container that FFmpeg knows: {_first_line(error)}")
+    if isinstance(error, av.error.EOFError) or len(head) < 4096:
+        return AudioError("empty", "an audio container that ends before the first sample")
+    return AudioError("corrupt", f"an audio container that cannot be opened: {_first_line(error)}")
+
+
+def _promised_bytes(head: bytes) -> int:
+    """Size that a WAV must have by its header, 0 when it makes no promise. FFmpeg asks the file's size.
+
+    Recorders that never go back to their header leave 0, or a placeholder of almost 2 or 4 GiB.
+    """
+    position = 12 if head[:4] == b"RIFF" and head[8:12] == b"WAVE" else len(head)
+    while position + 8 <= len(head):
+        size = int.from_bytes(head[position + 4 : position + 8], "little")
+        if head[position : position + 4] == b"data":
+            return position + 8 + size if size < 0x7FFF0000 else 0
+        position += 8 + size + size % 2
+    return 0
 
 
 def _may_lie(container: Any) -> bool:

@@ -221,8 +221,8 @@ class Run:
     :param run_uri: folder of this run in staging, without a slash at the end.
     :param manifest_id: 32 hex digits, a hash of everything that this run was asked to do.
     :param base_snapshot_id: snapshot of the table that the source was compared with; ``None``: no table yet.
-    :param counts: files per change, and ``removed`` and ``unchanged``; ``unchanged_errors`` are those of the
-        ``unchanged`` whose row is an error.
+    :param counts: files per change; ``removed``; ``unchanged``, ``kept_stale`` and ``kept_removed``: rows
+        that stay as they are; ``unchanged_errors``: those among them that are errors.
     :param audio_bytes: bytes of audio in the manifest.
     """
 

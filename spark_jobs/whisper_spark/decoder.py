@@ -31,8 +31,11 @@ MAX_NEW_TOKENS = MAX_LENGTH // 2
 """Tokens of text for one window (openai/whisper ``sample_len``)."""
 
 MARGIN_FRAMES = 400
-"""Padding behind the longest window of a batch, in frames of 10 ms. Measured on recorded prompts: with 4
-seconds the word error rate is that of the full 30 seconds, once the quality gate has done its work."""
+"""Padding behind the speech of a window, in frames of 10 ms, at least. Whisper was trained on 30 seconds;
+with less, the encoder costs less in proportion, but some windows loop or lose their end. The quality gate
+catches those and decodes them again in full."""
+
+_STEP_FRAMES = 500  # contexts come in steps of 5 seconds, so that windows find others to share a batch with
 
 _FRAMES = int(WINDOW_SECONDS * 100)  # one frame of features every 10 ms
 _RETRY_BEAM = 5  # openai/whisper's default
@@ -44,10 +47,13 @@ class WindowTask:
 
     :param features: log-mel features, float32 of shape (mel bands, frames), 10 ms a frame, unpadded.
     :param map: where its chunks come from.
+    :param context: frames that the encoder is to see, see :func:`context_frames`. All windows of a batch
+        have the same, so that what is heard in one never depends on its neighbours.
     """
 
     features: Features
     map: ChunkMap
+    context: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +112,11 @@ class WindowDecoder:
     def encode(self, tasks: Sequence[WindowTask], *, full: bool = False) -> Any:
         """Run the encoder; the result stays on the device.
 
-        :param full: pad to 30 seconds as Whisper was trained. Otherwise to the longest window and
-            :data:`MARGIN_FRAMES`, which costs in proportion. Some windows then loop or lose their end;
-            the quality gate catches those and decodes them again in full.
+        :param full: pad to 30 seconds, whatever the context of the windows.
         """
         import ctranslate2
 
-        longest = max(task.features.shape[1] for task in tasks)
-        frames = _FRAMES if full else min(_FRAMES, longest + MARGIN_FRAMES + longest % 2)
+        frames = _FRAMES if full else max(task.context for task in tasks)
         batch = np.zeros((len(tasks), self._model.n_mels, frames), np.float32)
         for row, task in zip(batch, tasks, strict=True):
             row[:, : task.features.shape[1]] = task.features
@@ -207,7 +210,7 @@ class WindowDecoder:
         self, result: Any, task: WindowTask, language: str, cap: int, temperature: float
     ) -> WindowText:
         tokenizer = self.tokenizer(language)
-        ids = result.sequences_ids[0]
+        ids = result.sequences_ids[0][:cap]  # the batch was allowed what its longest window needs
         score = result.scores[0] * len(ids) ** self.options.length_penalty / (len(ids) + 1)
         tokens = tuple(token for token in ids if token < tokenizer.eot)
         text = tokenizer.decode(tokens).strip()
@@ -249,7 +252,7 @@ class WindowDecoder:
     def _retry(self, texts: list[WindowText], tasks: Sequence[WindowTask], languages: Sequence[str]) -> None:
         """Decode suspects again, and put the best of all tries into ``texts``."""
         first = (self.options.beam_size, self.options.temperature[0])
-        steps = [first] if self._was_short(tasks) else []
+        steps = [first] if any(task.context < _FRAMES for task in tasks) else []
         if first[1] == 0 and first[0] < _RETRY_BEAM:
             steps.append((_RETRY_BEAM, 0.0))
         steps += [(1, temperature) for temperature in self.options.temperature[1:]]
@@ -267,9 +270,6 @@ class WindowDecoder:
             )
             for i, text in zip(suspects, again, strict=True):
                 texts[i] = max(texts[i], text, key=self._credibility)
-
-    def _was_short(self, tasks: Sequence[WindowTask]) -> bool:
-        return max(task.features.shape[1] for task in tasks) + MARGIN_FRAMES < _FRAMES
 
     def _credibility(self, text: WindowText) -> tuple[bool, bool, bool, float]:
         threshold = self.options.compression_ratio_threshold or float("inf")
@@ -311,6 +311,11 @@ def _rows(encoded: Any, indices: Sequence[int]) -> Any:
 
     host = encoded.to_device(ctranslate2.Device.cpu) if encoded.device != "cpu" else encoded
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(np.array(host)[list(indices)]))
+
+
+def context_frames(frames: int) -> int:
+    """Frames that the encoder is to see for a window of so many: with margin, in steps of 5 seconds."""
+    return min(_FRAMES, -(-(frames + MARGIN_FRAMES) // _STEP_FRAMES) * _STEP_FRAMES)
 
 
 def vote(rows: Sequence[Mapping[str, float]], weights: Sequence[float]) -> tuple[str, float]:

@@ -120,7 +120,8 @@ class Engine:
         """
         clip = AudioFile("self-test", language="en")
         data = (resources("whisper_spark") / "assets" / _CLIP).read_bytes()
-        pipeline = Pipeline([clip], self._decoder, self.options, lambda _: (BytesIO(data), len(data)))
+        plain = WhisperOptions(model=self.options.model, vad=False)  # whatever the user's options refuse
+        pipeline = Pipeline([clip], self._decoder, plain, lambda _: (BytesIO(data), len(data)))
         works = list(pipeline)
         text = " ".join(text.text for work in works for _, _, text in work.texts)
         problem = None

@@ -11,12 +11,12 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from whisper_spark.audio import AudioError, DecodedAudio, open_audio
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.decoder import WindowDecoder, WindowTask, WindowText, vote
+from whisper_spark.decoder import WindowDecoder, WindowTask, WindowText, context_frames, vote
 from whisper_spark.model import UnusableDeviceError
 from whisper_spark.objects import ObjectChanged, ObjectForbidden, ObjectNotFound
 from whisper_spark.speech import Window, WindowPacker, segmenter
@@ -223,7 +223,8 @@ class Pipeline:
     def _jobs(self, work: FileWork, audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[_Job]:
         numbers = [0] * len(packers)
         for channel, window in _windows(audio, packers):
-            task = WindowTask(self._decoder.features(window.samples), window.map)
+            features = self._decoder.features(window.samples)
+            task = WindowTask(features, window.map, context_frames(features.shape[1]))
             yield _Job(work, channel, numbers[channel], task)
             numbers[channel] += 1
 
@@ -232,6 +233,8 @@ class Pipeline:
 
         Waiting comes after: a thread that waits never holds back work, so the device can always go on.
         """
+        context = max(job.task.context for job in jobs)  # those that vote travel together
+        jobs = [replace(job, task=replace(job.task, context=context)) for job in jobs]
         with self._state:
             first = work.issued == 0
             work.issued += len(jobs)
@@ -258,32 +261,39 @@ class Pipeline:
         self._done.put(None)
 
     def _next_batch(self) -> list[_Job]:
-        """Windows of similar length from any files; empty when there will be no more."""
+        """Windows of equal context from any files; empty when there will be no more."""
         with self._state:
             while not self._stopped:
-                waiting = sum(map(len, self._ready))
-                if waiting >= self._batch or (waiting and self._reading == self._blocked):
-                    return self._fill_batch()
-                if not waiting and self._finished():
+                full = self._full_context()
+                if full is not None:
+                    return self._fill_batch(full)
+                if self._ready and self._reading == self._blocked:
+                    return self._fill_batch(_context(self._ready[0]))
+                if not self._ready and self._finished():
                     return []
                 if not self._state.wait(timeout=_PATIENCE_SECONDS) and self._ready:
-                    return self._fill_batch()
+                    return self._fill_batch(_context(self._ready[0]))
             return []
+
+    def _full_context(self) -> int | None:
+        """A context of which a whole batch is waiting, if there is one; the oldest group's goes first."""
+        waiting: dict[int, int] = {}
+        for group in self._ready:
+            waiting[_context(group)] = waiting.get(_context(group), 0) + len(group)
+        return next((context for context, windows in waiting.items() if windows >= self._batch), None)
 
     def _finished(self) -> bool:
         return self._reading == 0 and self._bytes == 0
 
-    def _fill_batch(self) -> list[_Job]:
-        """The group that has waited longest, and those closest to it in length."""
-        first = self._ready.pop(0)
-        length = _longest(first)
-        batch, left = list(first), []
-        for group in sorted(self._ready, key=lambda group: abs(_longest(group) - length)):
-            if len(batch) + len(group) <= self._batch:
+    def _fill_batch(self, context: int) -> list[_Job]:
+        batch: list[_Job] = []
+        left: list[list[_Job]] = []
+        for group in self._ready:
+            if _context(group) == context and len(batch) + len(group) <= self._batch:
                 batch.extend(group)
             else:
-                left.append(id(group))
-        self._ready = [group for group in self._ready if id(group) in left]
+                left.append(group)
+        self._ready = left
         return batch
 
     def _decode_batch(self, batch: list[_Job]) -> None:
@@ -356,8 +366,8 @@ def _windows(audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[tuple
             yield channel, window
 
 
-def _longest(group: list[_Job]) -> int:
-    return max(int(job.task.features.shape[1]) for job in group)
+def _context(group: list[_Job]) -> int:
+    return group[0].task.context
 
 
 def _halves(batch: list[_Job]) -> Iterator[list[_Job]]:

@@ -200,6 +200,10 @@ class _Tape:
             self.start = before
 
 
+_AUDIBLE = 1e-4
+# Full scale is 1; 16-bit audio ends at 3e-5. Whisper invents words for digital silence.
+
+
 class FixedSegmenter:
     """Without voice detection: windows of 25 to 30 seconds, cut where it is quietest."""
 
@@ -216,25 +220,19 @@ class FixedSegmenter:
         while self._tape.end - self._tape.start > _WINDOW:
             tail = self._tape.cut(self._tape.start + _WINDOW - self._SEARCH, self._tape.start + _WINDOW)
             energy = np.square(tail).reshape(-1, self._STEP).sum(axis=1)
-            cut = (
-                self._tape.start
-                + _WINDOW
-                - self._SEARCH
-                + int(energy.argmin()) * self._STEP
-                + self._STEP // 2
-            )
-            yield self._take(cut)
+            quietest = int(energy.argmin()) * self._STEP + self._STEP // 2
+            yield from self._take(self._tape.start + _WINDOW - self._SEARCH + quietest)
 
     def finish(self) -> Iterator[Region]:
         """The regions that the end of the file completes."""
-        if self._tape.end > self._tape.start:
-            yield self._take(self._tape.end)
+        yield from self._take(self._tape.end)
 
-    def _take(self, end: int) -> Region:
+    def _take(self, end: int) -> Iterator[Region]:
         region = Region(self._tape.start, self._tape.cut(self._tape.start, end))
         self._tape.forget(end)
-        self.speech_samples += len(region.samples)
-        return region
+        if len(region.samples) and float(np.abs(region.samples).max()) >= _AUDIBLE:
+            self.speech_samples += len(region.samples)
+            yield region
 
 
 class SpeechSegmenter:

@@ -79,7 +79,6 @@ def test_printed_snippet_works_when_pasted(first: str) -> None:
     snippet = "\n".join(first.rstrip().splitlines()[-3:])
     done = subprocess.run([sys.executable], input=snippet, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "call 1.wav" in done.stdout
     assert "young man" in done.stdout
 
 

@@ -19,6 +19,8 @@ from servers import ACCESS_KEY, SECRET_KEY, Lake, S3Server
 from speech import Clip
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from whisper_spark.contract import CHANGES
+
 pytestmark = pytest.mark.timeout(900)
 
 DAG_ID = "transcribe_daily"
@@ -81,7 +83,8 @@ class Seen:
 
     @property
     def counts(self) -> dict[str, int]:
-        return {change: n for change, n in self.run.xcoms["discover.counts"].items() if n}
+        counts = self.run.xcoms["discover.counts"]
+        return {change: counts[change] for change in (*CHANGES, "removed", "unchanged") if counts[change]}
 
 
 def see(partition: Partition, **conf: Any) -> Seen:

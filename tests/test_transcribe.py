@@ -1,0 +1,578 @@
+"""The operator: what it asks of spark-submit, and real jobs on local Spark and on a standalone cluster."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from airflow.exceptions import AirflowException
+from servers import S3Server
+from spark_cluster import SparkCluster, spark_binary, staged_table, standalone_cluster, write_run
+from standin_engine import LOG_SUFFIX
+
+from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
+from airflow_whisper.packaging import job_script, write_archive
+from airflow_whisper.storage import InvalidConnectionError
+from airflow_whisper.submission import client_environment, spark_submit_binary
+from whisper_spark.contract import Run, WhisperOptions
+from whisper_spark.objects import ObjectStorage
+from whisper_spark.staging import StagingError, read_result, staged_files
+
+OPTIONS = WhisperOptions(model="base")
+STANDIN = Path(__file__).with_name("standin_engine.py")
+STANDIN_ARGUMENTS = ["--engine", "standin_engine:get_engine", "--flush-seconds", 0.3]
+
+
+def connection(monkeypatch: pytest.MonkeyPatch, conn_id: str, value: dict[str, Any] | str) -> None:
+    text = value if isinstance(value, str) else json.dumps(value)
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", text)
+
+
+@pytest.fixture
+def local_spark(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection(monkeypatch, "spark_default", {"conn_type": "spark", "host": "local[2]"})
+
+
+def make_audio(folder: Path, orders: list[str]) -> list[str]:
+    folder.mkdir()
+    for number, order in enumerate(orders):
+        (folder / f"{number}.wav").write_text(order)
+    return [f"file://{folder}/{number}.wav" for number in range(len(orders))]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return write_run(f"file://{tmp_path}/staging", make_audio(tmp_path / "audio", ["", ""]), OPTIONS)
+
+
+# --- what spark-submit is asked ------------------------------------------------------------------------
+
+
+class Recorder:
+    """A spark-submit that writes down what it was given, says something and ends."""
+
+    def __init__(self, folder: Path, status: int, output: str = "") -> None:
+        self.folder = folder / "submitted"
+        self.folder.mkdir()
+        self.binary = folder / "spark-submit"
+        self.binary.write_text(
+            f"""#!/bin/bash
+printf '%s\\n' "$@" > {self.folder}/argv
+env > {self.folder}/env
+for ((i = 1; i <= $#; i++)); do
+  if [ "${{!i}}" = --properties-file ]; then j=$((i + 1)); cp -p "${{!j}}" {self.folder}/properties; fi
+  if [ "${{!i}}" = --py-files ]; then j=$((i + 1)); cp "${{!j%%,*}}" {self.folder}/archive.zip; fi
+done
+echo '{output}'
+exit {status}
+"""
+        )
+        self.binary.chmod(0o755)
+
+    @property
+    def argv(self) -> list[str]:
+        return (self.folder / "argv").read_text().splitlines()
+
+    def after(self, flag: str) -> str:
+        return self.argv[self.argv.index(flag) + 1]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return dict(
+            line.split("=", 1) for line in (self.folder / "env").read_text().splitlines() if "=" in line
+        )
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    return Recorder(tmp_path, status=3, output="whisper: failed: the reason")
+
+
+def submit(operator: WhisperTranscribeOperator) -> str:
+    with pytest.raises(AirflowException, match="Error code is: 3") as caught:
+        operator.execute({})
+    return str(caught.value)
+
+
+def test_every_option_of_spark_submit_operator_still_works(
+    local_spark: None, run: Run, recorder: Recorder
+) -> None:
+    operator = WhisperTranscribeOperator(
+        task_id="t",
+        manifest=run.manifest_uri,
+        options={"batch_size": 96},
+        spark_binary=str(recorder.binary),
+        conf={"spark.a": 1, "spark.b": None, "spark.c": True, "spark.speculation": "true"},
+        py_files="mine.py",
+        application_args=["--tasks", 7],
+        env_vars={"MINE": "1", "SPARK_LOCAL_IP": "127.0.0.2"},
+        files="f.txt",
+        archives="env.tar.gz#environment",
+        jars="a.jar",
+        packages="g:a:1",
+        executor_cores=4,
+        executor_memory="2g",
+        driver_memory="1g",
+        num_executors=3,
+        total_executor_cores=12,
+        yarn_queue="audio",
+        proxy_user="me",
+        name="calls",
+        deploy_mode="client",
+        verbose=True,
+    )
+    message = submit(operator)
+    assert "whisper: failed: the reason" in message
+    argv = recorder.argv
+    confs = [argv[i + 1] for i, word in enumerate(argv) if word == "--conf"]
+    assert confs == ["spark.a=1", "spark.c=true", "spark.speculation=true"]
+    archive, mine = recorder.after("--py-files").split(",")
+    assert mine == "mine.py"
+    assert not Path(archive).exists()
+    expected = {
+        "--master": "local[2]",
+        "--files": "f.txt",
+        "--archives": "env.tar.gz#environment",
+        "--jars": "a.jar",
+        "--packages": "g:a:1",
+        "--executor-cores": "4",
+        "--executor-memory": "2g",
+        "--driver-memory": "1g",
+        "--num-executors": "3",
+        "--total-executor-cores": "12",
+        "--queue": "audio",
+        "--proxy-user": "me",
+        "--name": "calls",
+        "--deploy-mode": "client",
+        "--manifest": run.manifest_uri,
+        "--options": '{"batch_size": 96}',
+        "--tasks": "7",
+    }
+    assert {flag: recorder.after(flag) for flag in expected} == expected
+    assert "--verbose" in argv
+    assert str(job_script()) in argv
+    environment = recorder.environment
+    assert (environment["MINE"], environment["SPARK_LOCAL_IP"]) == ("1", "127.0.0.2")
+    assert environment["PYSPARK_PYTHON"] == sys.executable
+    # What the user gave is as it was, for a second try by the same operator.
+    assert (operator.py_files, operator.application, operator.application_args) == (
+        "mine.py",
+        "",
+        ["--tasks", 7],
+    )
+    assert operator.conf == {"spark.a": 1, "spark.b": None, "spark.c": True, "spark.speculation": "true"}
+
+
+def test_credentials_go_through_a_file_that_nobody_else_can_read(
+    local_spark: None,
+    tmp_path: Path,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    secret = "hunter2-hunter2"
+    value = {"conn_type": "aws", "login": "AKIA", "password": secret, "extra": {"region_name": "us-east-1"}}
+    connection(monkeypatch, "calls_s3", value)
+    mine = tmp_path / "mine.properties"
+    mine.write_text("spark.mine=1")
+    audio = make_audio(tmp_path / "audio", [""])
+    run = write_run(f"file://{tmp_path}/staging", audio, OPTIONS, source="s3://calls/raw/")
+    common: dict[str, Any] = {
+        "task_id": "t",
+        "manifest": run.manifest_uri,
+        "source_conn_id": "calls_s3",
+        "spark_binary": str(recorder.binary),
+        "conf": {"spark.redaction.regex": "(?i)mine"},
+    }
+    message = submit(WhisperTranscribeOperator(**common))
+    properties = recorder.folder / "properties"
+    key, _, encoded = properties.read_text().strip().partition("=")
+    assert key == "spark.whisper.secret.source"
+    assert json.loads(base64.b64decode(encoded))["aws_secret_access_key"] == secret
+    assert properties.stat().st_mode & 0o777 == 0o600
+    assert not Path(recorder.after("--properties-file")).exists()
+    assert "--load-spark-defaults" in recorder.argv
+    assert recorder.after("--conf") == r"spark.redaction.regex=(?i)mine|spark[.]whisper[.]secret[.]"
+    log = "".join(capfd.readouterr())
+    assert "spark-submit" in log
+    environment = {k: v for k, v in recorder.environment.items() if not k.startswith("AIRFLOW_CONN_")}
+    for place in (str(recorder.argv), message, log, str(environment)):
+        assert secret not in place
+        assert encoded not in place
+
+    submit(WhisperTranscribeOperator(**common, properties_file=str(mine)))
+    assert properties.read_text().splitlines() == ["spark.mine=1", f"{key}={encoded}"]
+    assert "--load-spark-defaults" not in recorder.argv
+
+
+def test_file_of_properties_is_left_alone_without_credentials(
+    local_spark: None, run: Run, recorder: Recorder, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.properties"
+    mine.write_text("spark.mine=1")
+    submit(
+        WhisperTranscribeOperator(
+            task_id="t",
+            manifest=run.manifest_uri,
+            spark_binary=str(recorder.binary),
+            properties_file=str(mine),
+        )
+    )
+    assert recorder.after("--properties-file") == str(mine)
+
+
+def test_all_arguments_that_are_text_are_templates() -> None:
+    operator = WhisperTranscribeOperator(
+        task_id="t",
+        manifest="{{ m }}/manifest.parquet",
+        options={"device": "{{ device }}"},
+        source_conn_id="{{ conn }}_s3",
+        staging_conn_id="{{ conn }}_s3",
+        model_conn_id="{{ conn }}_s3",
+        conn_id="{{ conn }}_spark",
+        archives="{{ m }}.tar.gz",
+        executor_memory="{{ gb }}g",
+        driver_memory="{{ gb }}g",
+        deploy_mode="{{ mode }}",
+        yarn_queue="{{ conn }}",
+        conf={"spark.x": "{{ gb }}"},
+        application_args=["--tasks", "{{ gb }}"],
+    )
+    operator.render_template_fields(
+        {"m": "s3://b", "conn": "calls", "gb": 5, "mode": "client", "device": "cpu"}
+    )
+    rendered = {name: getattr(operator, name) for name in operator.template_fields}
+    assert "{{" not in str(rendered)
+    assert rendered["executor_memory"] == "5g"
+    assert operator._conn_id == "calls_spark"
+    assert operator._archives == "s3://b.tar.gz"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"language": "en"}, "language cannot be changed here"),
+        ({"batchsize": 3}, "batch_size"),
+        ('{"batch_size": 0}', "batch_size must be between"),
+        ("[1]", "must be a mapping"),
+    ],
+)
+def test_options_that_would_change_the_text_fail_when_the_dag_is_parsed(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WhisperTranscribeOperator(task_id="t", manifest="m", options=options)
+
+
+@pytest.mark.usefixtures("airflow_home")
+def test_missing_spark_connection_is_an_error_and_not_yarn(run: Run, recorder: Recorder) -> None:
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, conn_id="nowhere", spark_binary=str(recorder.binary)
+    )
+    with pytest.raises(
+        InvalidConnectionError, match=r"no Spark connection 'nowhere'.*airflow connections add nowhere"
+    ):
+        operator.execute({})
+    assert not (recorder.folder / "argv").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "deploy_mode", "message"),
+    [
+        ({"conn_type": "spark"}, None, "has no host"),
+        ({"conn_type": "spark", "host": "spark://h:7077"}, "cluster", "use 'client'"),
+        ("spark://h:7077", "cluster", "use 'client'"),
+        (
+            {"conn_type": "spark", "host": "spark://h", "extra": {"deploy-mode": "cluster"}},
+            None,
+            "use 'client'",
+        ),
+    ],
+)
+def test_unusable_spark_connection_says_what_to_set(
+    value: Any, deploy_mode: str | None, message: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection(monkeypatch, "spark_default", value)
+    operator = WhisperTranscribeOperator(task_id="t", manifest=run.manifest_uri, deploy_mode=deploy_mode)
+    with pytest.raises(ValueError, match=message):
+        operator.execute({})
+
+
+def test_manifest_of_removals_needs_no_spark(local_spark: None, tmp_path: Path, recorder: Recorder) -> None:
+    run = write_run(f"file://{tmp_path}/staging", [], OPTIONS)
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, spark_binary=str(recorder.binary)
+    )
+    assert operator.execute({})["files"] == 0
+    assert read_result(run, ObjectStorage()).staged == ()
+    assert not (recorder.folder / "argv").exists()
+
+
+def test_job_that_leaves_no_result_fails_the_task(local_spark: None, run: Run, tmp_path: Path) -> None:
+    idle = Recorder(tmp_path, status=0)
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, spark_binary=str(idle.binary)
+    )
+    with pytest.raises(StagingError, match=r"ended without an error, but .*result\.json"):
+        operator.execute({})
+
+
+def test_clearing_really_runs_again_because_nothing_is_remembered() -> None:
+    assert WhisperTranscribeOperator(task_id="t", manifest="m").durable is False
+    assert WhisperTranscribeOperator(task_id="t", manifest="m", durable=True).durable is True
+
+
+def test_importing_the_operator_loads_nothing_heavy() -> None:
+    heavy = {"pyspark", "pandas", "numpy", "pyarrow", "obstore", "pyiceberg", "faster_whisper", "kubernetes"}
+    code = "import sys, airflow_whisper.operators.transcribe; print(*{m.split('.')[0] for m in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "airflow_whisper" in loaded.split()
+    assert not heavy & set(loaded.split())
+
+
+# --- packaging and environment -------------------------------------------------------------------------
+
+
+def test_archive_is_the_same_each_time_and_importable_with_its_data(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.mkdir()
+    second.mkdir()
+    assert write_archive(first).read_bytes() == write_archive(second).read_bytes()
+    code = (
+        "import pkgutil, whisper_spark; from importlib.resources import files; "
+        "assets = (files('whisper_spark') / 'assets').iterdir(); "
+        "clip = next(p.name for p in assets if p.name.endswith('.flac')); "
+        "print(whisper_spark.__file__, len(pkgutil.get_data('whisper_spark', 'assets/' + clip)))"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(first / "whisper_spark.zip")}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    path, size = shown.split()
+    assert path.startswith(str(first / "whisper_spark.zip"))
+    assert int(size) > 1000
+
+
+def test_spark_submit_is_found_where_the_path_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert spark_submit_binary("spark-submit") == spark_binary("spark-submit")
+    other = tmp_path / "spark-submit"
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert spark_submit_binary("spark-submit") == "spark-submit"
+    assert spark_submit_binary("/opt/spark/bin/spark-submit") == "/opt/spark/bin/spark-submit"
+
+
+def test_environment_of_the_user_goes_before_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "SPARK_LOCAL_IP", "SPARK_SUBMIT_OPTS"):
+        monkeypatch.delenv(name, raising=False)
+    assert client_environment("yarn", "client") == {}
+    assert client_environment("spark://h:7077", "cluster", {"A": "1"}) == {"A": "1"}
+    assert client_environment("spark://h:7077", None) == {"PYSPARK_DRIVER_PYTHON": sys.executable}
+    local = client_environment("local[2]", None, {"PYSPARK_PYTHON": "mine", "SPARK_LOCAL_IP": "::1"})
+    assert (local["PYSPARK_PYTHON"], local["SPARK_LOCAL_IP"]) == ("mine", "::1")
+    assert "PYSPARK_DRIVER_PYTHON" not in local
+
+
+# --- real jobs --------------------------------------------------------------------------------------------
+
+
+def test_job_killed_half_way_goes_on_where_it_was(local_spark: None, tmp_path: Path) -> None:
+    audio = make_audio(tmp_path / "audio", ["sleep 1"] * 8)
+    run = write_run(f"file://{tmp_path}/staging", audio, OPTIONS)
+    storage = ObjectStorage()
+    # Without Airflow, as on the command line.
+    py_files = f"{write_archive(tmp_path)},{STANDIN}"
+    command = [
+        spark_binary("spark-submit"),
+        "--master",
+        "local[2]",
+        "--py-files",
+        py_files,
+        str(job_script()),
+    ]
+    command += ["--manifest", run.manifest_uri, *map(str, STANDIN_ARGUMENTS)]
+    environment = {**os.environ, **client_environment("local[2]", None)}
+    log = tmp_path / "killed.log"
+    with log.open("wb") as out:
+        job = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    try:
+        wait_for_rows(run, storage, job, log)
+    finally:
+        kill_all(job)
+    before = {row["audio_uri"]: row for row in staged_table(run).to_pylist()}
+    assert 0 < len(before) < 8
+    assert not storage.exists(run.result_uri)
+
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, py_files=str(STANDIN), application_args=STANDIN_ARGUMENTS
+    )
+    done = operator.execute({})
+    assert (done["ok"], done["resumed"], done["transcribed"]) == (8, len(before), 8 - len(before))
+    after = {row["audio_uri"]: row for row in staged_table(run).to_pylist()}
+    assert sorted(after) == sorted(audio)
+    assert {uri: after[uri] for uri in before} == before
+    times = {uri: Path(uri.removeprefix("file://") + LOG_SUFFIX).stat().st_size for uri in before}
+    assert set(times.values()) == {1}
+
+    started = time.monotonic()
+    again = operator.execute({})
+    assert (again["transcribed"], again["resumed"]) == (0, 8)
+    assert time.monotonic() - started < 5
+
+
+def wait_for_rows(run: Run, storage: ObjectStorage, job: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not staged_files(storage, run.rows_uri):
+        assert job.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 for the job, its JVM and its Python workers, at the same moment."""
+    family = [psutil.Process(process.pid)]
+    family += family[0].children(recursive=True)
+    for member in family:
+        member.send_signal(signal.SIGKILL)
+    psutil.wait_procs(family, timeout=30)
+    process.wait()
+
+
+def test_failed_job_names_its_cause_at_the_end(local_spark: None, tmp_path: Path) -> None:
+    options = WhisperOptions(model=f"{tmp_path}/no-such-model")
+    run = write_run(f"file://{tmp_path}/staging", make_audio(tmp_path / "audio", [""]), options)
+    operator = WhisperTranscribeOperator(task_id="t", manifest=run.manifest_uri)
+    with pytest.raises(AirflowException) as caught:
+        operator.execute({})
+    assert "whisper: failed: " in str(caught.value)
+    cause = str(caught.value).rpartition("whisper: failed: ")[2].splitlines()[0]
+    assert "no-such-model" in cause
+    assert "ModelError" in cause
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
+    with standalone_cluster(tmp_path_factory.mktemp("spark")) as running:
+        yield running
+
+
+class ProcessWatch:
+    """Looks at the arguments and the environment of all processes of Spark, again and again."""
+
+    def __init__(self, *needles: str) -> None:
+        self._needles = needles
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.seen: set[str] = set()
+        self.leaks: list[str] = []
+
+    def __enter__(self) -> ProcessWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.3):
+            for process in psutil.process_iter():
+                try:
+                    arguments = " ".join(process.cmdline())
+                    environment = process.environ()
+                except (psutil.Error, OSError):
+                    continue
+                if "spark" not in arguments:
+                    continue
+                # Connections of this very test are in its environment, and in that of what it starts.
+                environment = {k: v for k, v in environment.items() if not k.startswith("AIRFLOW_CONN_")}
+                self.seen.add(arguments)
+                for needle in self._needles:
+                    if needle in arguments or needle in str(environment):
+                        self.leaks.append(arguments)
+
+
+def test_standalone_cluster_reads_and_writes_s3_and_shows_no_secret(
+    cluster: SparkCluster,
+    s3: S3Server,
+    speech: list[Any],
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    connection(monkeypatch, "cluster", {"conn_type": "spark", "host": cluster.master})
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+    connection(monkeypatch, "calls_s3", s3.connection)
+    bucket, storage = s3.bucket("calls"), ObjectStorage(s3.config)
+    clips = [clip for clip in speech if clip.language == "en"][:4]
+    audio = [f"s3://{bucket}/raw/{number} #%20.wav" for number in range(len(clips))]
+    for uri, clip in zip(audio, clips, strict=True):
+        storage.upload(clip.path, uri)
+    options = WhisperOptions(model=str(model_dir), language="en")
+    run = write_run(f"s3://{bucket}/staging", audio, options, storage=storage, source=f"s3://{bucket}/raw/")
+    # An old copy on the cluster, which must not be the one that runs.
+    old = tmp_path / "installed" / "whisper_spark"
+    old.mkdir(parents=True)
+    (old / "__init__.py").write_text("raise ImportError('the installed copy was imported')")
+    events = tmp_path / "events"
+    events.mkdir()
+    operator = WhisperTranscribeOperator(
+        task_id="t",
+        manifest=run.manifest_uri,
+        source_conn_id="calls_s3",
+        conn_id="cluster",
+        executor_cores=1,
+        executor_memory="512m",
+        conf={
+            "spark.pyspark.python": sys.executable,
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.host": "127.0.0.1",
+            "spark.executorEnv.PYTHONPATH": str(old.parent),
+            "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+            "spark.eventLog.enabled": True,
+            "spark.eventLog.dir": f"file://{events}",
+            "spark.eventLog.compress": False,
+        },
+    )
+    encoded = base64.b64encode(json.dumps(s3.config, sort_keys=True).encode()).decode()
+    with ProcessWatch(s3.secret_key, encoded[:40]) as watch:
+        done = operator.execute({})
+
+    assert (done["files"], done["ok"], done["transcribed"]) == (4, 4, 4)
+    rows = staged_table(run, storage).to_pylist()
+    assert sorted(row["audio_uri"] for row in rows) == sorted(audio)
+    assert all(row["text"] for row in rows)
+    result = read_result(run, storage)
+    assert {file.uri.rsplit("/part-", 1)[1].split("-")[1] for file in result.staged} == {"00000", "00001"}
+
+    assert any("CoarseGrainedExecutorBackend" in arguments for arguments in watch.seen)
+    assert any("job.py --manifest" in arguments for arguments in watch.seen)
+    assert watch.leaks == []
+    log = "".join(capfd.readouterr())
+    assert "whisper: done in" in log
+    shown = {"the task log": log, "XCom": json.dumps(done)}
+    shown |= {str(path): path.read_text(errors="replace") for path in files_below(cluster.folder, events)}
+    staged = [uri for batch in storage.list(run.run_uri) for uri in batch.column("audio_uri").to_pylist()]
+    shown |= {uri: storage.read_bytes(uri).decode(errors="replace") for uri in staged}
+    assert any("spark.whisper.secret.source" in text for text in shown.values()), "no event log was seen"
+    assert any("/work/0/" in name for name in shown)
+    assert any("/work/1/" in name for name in shown)
+    assert [name for name, text in shown.items() if s3.secret_key in text or encoded[:40] in text] == []
+
+
+def files_below(*folders: Path) -> Iterator[Path]:
+    for folder in folders:
+        yield from (path for path in folder.rglob("*") if path.is_file())
