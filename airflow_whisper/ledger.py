@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +36,8 @@ CREATE TABLE found (
 # what discovery saw, so that replacing it is what discovery meant. What discovery saw is known exactly while
 # its snapshot exists; after that, a row stands if discovery would still put it into the manifest for the
 # same reason. An etag that either side lacks says nothing, so it counts as the same.
-_STATE = """
+_VERDICT = """
+WITH state AS (
 SELECT wanted.uri AS uri,
     CASE WHEN change = 'removed' THEN now.uri IS NULL
          ELSE now.uri IS NOT NULL AND NOT coalesce(now.etag <> wanted.etag, 0)
@@ -53,6 +56,17 @@ SELECT wanted.uri AS uri,
          ELSE 1
     END AS stands
 FROM wanted LEFT JOIN found AS now ON now.uri = wanted.uri AND now.state = 1
+), files AS (
+    -- Several rows if somebody else wrote to the table: a file is done, or stands, if all of them are, or do.
+    SELECT uri, MIN(done) AS done, MIN(stands) AS stands FROM state GROUP BY uri
+)
+SELECT COUNT(*), COALESCE(SUM(NOT done), 0), COALESCE(SUM(NOT stands), 0),
+    (SELECT json_group_array(uri) FROM (SELECT uri FROM files WHERE NOT stands LIMIT :examples))
+FROM files
+"""
+
+_FIND = """
+INSERT INTO found SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (SELECT 1 FROM wanted WHERE uri = ?1)
 """
 
 
@@ -139,16 +153,14 @@ class Ledger:
         :return: rows in the file, and how many of them are wanted.
         """
         total, before = 0, self._db.total_changes
-        insert = (
-            f"INSERT INTO found SELECT ?1, {int(state)}, {int(file)}, {int(untouched)}, ?2, ?3, ?4, ?5 "
-            "WHERE EXISTS (SELECT 1 FROM wanted WHERE uri = ?1)"
-        )
-        names = ("audio_uri", "audio_etag", "status", "attempt", "fingerprint")
+        names = ("audio_etag", "status", "attempt", "fingerprint")
         for batch in rows:
             total += batch.num_rows
+            same = (repeat(value, batch.num_rows) for value in (state, file, untouched))
             columns = (batch.column(name).to_pylist() for name in names)
+            uris = batch.column("audio_uri").to_pylist()
             with self._transaction():
-                self._db.executemany(insert, zip(*columns, strict=True))
+                self._db.executemany(_FIND, zip(uris, *same, *columns, strict=True))
         return total, self._db.total_changes - before
 
     def verdict(self, fingerprint: str, *, base_known: bool) -> Verdict:
@@ -158,18 +170,9 @@ class Ledger:
         :param base_known: the partition as discovery saw it was noted too, where it differs from now.
         """
         self._db.execute("CREATE INDEX IF NOT EXISTS found_uri ON found (uri, state)")
-        parameters = {"fingerprint": fingerprint, "base_known": base_known}
-        # A file may have several rows if somebody else wrote to the table: it is done, or stands, if all do.
-        by_uri = f"SELECT uri, MIN(done) AS done, MIN(stands) AS stands FROM ({_STATE}) GROUP BY uri"
-        wanted, pending, touched = self._db.execute(
-            f"SELECT COUNT(*), COALESCE(SUM(NOT done), 0), COALESCE(SUM(NOT stands), 0) FROM ({by_uri})",
-            parameters,
-        ).fetchone()
-        examples = self._db.execute(
-            f"SELECT uri FROM ({by_uri}) WHERE NOT stands LIMIT {_EXAMPLES}",
-            parameters,
-        ).fetchall()
-        return Verdict(wanted, pending, touched, tuple(uri for (uri,) in examples))
+        parameters = {"fingerprint": fingerprint, "base_known": base_known, "examples": _EXAMPLES}
+        wanted, pending, touched, examples = self._db.execute(_VERDICT, parameters).fetchone()
+        return Verdict(wanted, pending, touched, tuple(json.loads(examples)))
 
     def found_in(self, file: int) -> list[str]:
         """The wanted files that have a row in one data file of the partition as it is now."""

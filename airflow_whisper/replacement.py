@@ -7,9 +7,9 @@ the same commit on top of whatever the others did, and it sees no conflict betwe
 runs of one partition would both succeed and double every row.
 
 How it stays cheap: data files without an affected row are left alone, those with nothing else are dropped
-unread, and only the rest is written again. (``Table.delete`` with an ``In`` of all URIs took twice the CPU time
-for 100,000 of 200,000 rows, makes two snapshots, holds whole files in memory, and cannot drop a partition by
-metadata when its value is longer than the 16 characters that column statistics keep.)
+unread, and only the rest is written again. (``Table.delete`` with an ``In`` of all URIs took twice the CPU
+time for 100,000 of 200,000 rows, makes two snapshots, holds whole files in memory, and cannot drop a
+partition by metadata when its value is longer than the 16 characters that column statistics keep.)
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ MANIFEST_URI = "whisper.manifest-uri"
 REPORT_URI = "whisper.report-uri"
 FINGERPRINT = "whisper.fingerprint"
 """Properties in the summary of every snapshot that a run makes."""
+
+_RANDOM = random.SystemRandom()
+# Waits have to differ between processes that were forked from one.
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +120,7 @@ def replace_rows(catalog: Catalog, table: str, change: PartitionChange) -> Regis
     """
     loaded = ensure_table(catalog, table, change.partition)
     if (snapshot := _snapshot_of(loaded, change.idempotency_key)) is not None:
-        return _registered(loaded, snapshot, again=True)
+        return _registered(loaded, snapshot.snapshot_id, _properties(snapshot), again=True)
     with open_ledger() as ledger:
         return _Replacement(catalog, loaded, change, ledger).run()
 
@@ -127,15 +130,18 @@ def _snapshot_of(table: Table, key: str) -> Snapshot | None:
     from pyiceberg.table.snapshots import ancestors_of
 
     for snapshot in ancestors_of(table.current_snapshot(), table.metadata):
-        if snapshot.summary is not None and snapshot.summary[KEY] == key:
+        if _properties(snapshot).get(KEY) == key:
             return snapshot
     return None
 
 
-def _registered(table: Table, snapshot: Snapshot, *, again: bool) -> Registered:
-    summary = snapshot.summary.additional_properties if snapshot.summary else {}
+def _properties(snapshot: Snapshot) -> Mapping[str, str]:
+    return snapshot.summary.additional_properties if snapshot.summary else {}
+
+
+def _registered(table: Table, snapshot_id: int, summary: Mapping[str, str], *, again: bool) -> Registered:
     return Registered(
-        snapshot_id=snapshot.snapshot_id,
+        snapshot_id=snapshot_id,
         rows=int(summary[ROWS]),
         errors=int(summary[ERRORS]),
         removed=int(summary[REMOVED]),
@@ -205,7 +211,7 @@ class _Replacement:
                     ) from error
                 log.info("Try %d to commit %s failed, trying again: %s", attempt, self._name, error)
             longest = min(_LONGEST_WAIT_SECONDS, _SHORTEST_WAIT_SECONDS * 2 ** min(attempt, 10))
-            time.sleep(random.uniform(_SHORTEST_WAIT_SECONDS, longest))
+            time.sleep(_RANDOM.uniform(_SHORTEST_WAIT_SECONDS, longest))
         raise AssertionError("unreachable")
 
     def _try_commit(self, added: list[DataFile]) -> Registered | None:
@@ -216,7 +222,8 @@ class _Replacement:
                 "run the task again"
             )
         if (snapshot := _snapshot_of(table, self._change.idempotency_key)) is not None:
-            return _registered(table, snapshot, again=snapshot.snapshot_id not in self._tried)
+            again = snapshot.snapshot_id not in self._tried
+            return _registered(table, snapshot.snapshot_id, _properties(snapshot), again=again)
         # A commit holds for the snapshot it was made on: once the table has moved on without it, it is void.
         self._unsure_on = [head for head in self._unsure_on if head == _head(table)]
         plan = self._make_plan(table)
@@ -226,7 +233,8 @@ class _Replacement:
         from pyiceberg.exceptions import CommitFailedException
 
         transaction = table.transaction()
-        update = transaction.update_snapshot(snapshot_properties=self._summary(plan))
+        summary = self._summary(plan)
+        update = transaction.update_snapshot(snapshot_properties=summary)
         # One producer and so one snapshot: delete and append would be two, and the one between shows the
         # partition half empty to whoever travels back to it.
         producer = update.overwrite() if plan.dropped else update.fast_append()
@@ -244,9 +252,7 @@ class _Replacement:
             self._unsure_on.pop()
             raise
         self._unsure_on.clear()
-        snapshot = table.snapshot_by_id(producer.snapshot_id)
-        assert snapshot is not None
-        return _registered(table, snapshot, again=False)
+        return _registered(table, producer.snapshot_id, summary, again=False)
 
     def _summary(self, plan: _Plan) -> dict[str, str]:
         return {
@@ -359,7 +365,7 @@ class _Replacement:
         for snapshot in ancestors_of(table.current_snapshot(), table.metadata):
             if snapshot.snapshot_id == self._change.base_snapshot_id:
                 return
-            if snapshot.summary and snapshot.summary[PARTITION] == partition_path(self._change.partition):
+            if _properties(snapshot).get(PARTITION) == partition_path(self._change.partition):
                 yield snapshot
 
     @property
