@@ -155,7 +155,7 @@ class Comparison:
 
     def _insert(self, table: str, batches: Iterable[pa.RecordBatch], columns: tuple[str, ...]) -> int:
         count = 0
-        statement = f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})"
+        statement = f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
         self._db.execute("BEGIN")
         for batch in batches:
             values = [_plain(batch.column(name)) for name in columns]
@@ -204,7 +204,7 @@ class Comparison:
         replaced = ", ".join(f"'{change}'" for change in CHANGES)
         deleted = "SELECT uri FROM gone UNION ALL" if rules.on_removed == "delete" else ""
         (errors,) = self._db.execute(
-            "SELECT count(*) FROM held WHERE status <> 'ok' AND uri NOT IN "
+            "SELECT count(*) FROM held WHERE status <> 'ok' AND uri NOT IN "  # noqa: S608
             f"({deleted} SELECT uri FROM files WHERE change IN ({replaced}))"
         ).fetchone()
         return Counts(counts, audio_bytes, errors)
@@ -212,7 +212,7 @@ class Comparison:
     def files(self) -> Iterator[list[tuple[Any, ...]]]:
         """Files to transcribe, largest first: (uri, etag, bytes, modified µs, change, attempt), in lists."""
         changes = ", ".join(f"'{change}'" for change in CHANGES)
-        yield from self._chunks(f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid")
+        yield from self._chunks(f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid")  # noqa: S608
 
     def gone(self) -> Iterator[list[tuple[Any, ...]]]:
         """Rows whose audio is gone: (uri,), in lists."""

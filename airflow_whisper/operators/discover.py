@@ -79,7 +79,7 @@ class DiscoverAudioOperator(BaseOperator):
         "max_attempts",
         "on_missing_source",
     )
-    template_fields_renderers = {"partition": "json", "options": "py"}
+    template_fields_renderers = {"partition": "json", "options": "py"}  # noqa: RUF012
     ui_color = "#cfe2f3"
 
     def __init__(
@@ -89,7 +89,7 @@ class DiscoverAudioOperator(BaseOperator):
         partition: Mapping[str, str],
         table: str,
         staging: str,
-        options: WhisperOptions | dict[str, Any] | str = WhisperOptions(),
+        options: WhisperOptions | dict[str, Any] | str = WhisperOptions(),  # noqa: B008
         source_conn_id: str | None = None,
         staging_conn_id: str | None = None,
         catalog_conn_id: str | None = None,

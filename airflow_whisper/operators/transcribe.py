@@ -103,7 +103,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         "yarn_queue",
         "deploy_mode",
     )
-    template_fields_renderers = {"conf": "json", "options": "json"}
+    template_fields_renderers = {"conf": "json", "options": "json"}  # noqa: RUF012
     ui_color = "#fce5cd"
 
     conn_id = _forwarded("conn_id")
