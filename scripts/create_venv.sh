@@ -28,3 +28,7 @@ fi
 [ -x .venv/bin/pip ] || .venv/bin/python -m ensurepip --upgrade >/dev/null
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 .venv/bin/python -m uv pip install --python .venv/bin/python --constraints constraints.txt --group dev --editable '.[all]'
+
+# Where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process would compile all that it imports:
+# half a minute for Airflow. A few files are templates that do not compile.
+.venv/bin/python -m compileall -q -j 0 -x '/tests?/' .venv/lib >/dev/null || true

@@ -34,8 +34,15 @@ class SparkCluster:
 
 @contextmanager
 def standalone_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterator[SparkCluster]:
-    """A master and workers of the installed Spark, ready to take applications; stopped at the end."""
+    """A master and workers of the installed Spark, ready to take applications; stopped at the end.
+
+    Each worker claims to have one GPU, with the address ``7``: enough to see which tasks Spark gives it to.
+    """
     port, web_port = free_ports(2)
+    discovery = folder / "gpus.sh"
+    discovery.write_text("""#!/bin/sh\necho '{"name": "gpu", "addresses": ["7"]}'\n""")
+    discovery.chmod(0o755)
+    gpu = "-Dspark.worker.resource.gpu"
     loopback = {
         **os.environ,
         "SPARK_LOCAL_IP": "127.0.0.1",
@@ -43,6 +50,7 @@ def standalone_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterat
         "SPARK_DAEMON_MEMORY": "256m",
         "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1",
         "PYSPARK_PYTHON": sys.executable,
+        "SPARK_WORKER_OPTS": f"{gpu}.amount=1 {gpu}.discoveryScript={discovery}",
     }
     common = ["--host", "127.0.0.1"]
     processes = []

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pyspark import TaskContext
+
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 
 LOG_SUFFIX = ".transcribed"
@@ -60,6 +62,9 @@ class StandIn:
                 status="error", error_code=code, error_message=f"asked to fail: {code}", **common
             )
         name = file.uri.rsplit("/", 1)[1]
+        if action == "gpu":
+            context = TaskContext.get()
+            name = f"GPU {context.resources()['gpu'].addresses}, {context.cpus()} cores"
         words = (Word(0.0, 1.0, name, 0.9),)
         segment = Segment(0, None, 0.0, 1.0, name, "en", -0.1, 1.0, 0.0, words)
         return Transcript(

@@ -33,6 +33,14 @@ OPTIONS = WhisperOptions(model="base")
 STANDIN = Path(__file__).with_name("standin_engine.py")
 STANDIN_ARGUMENTS = ["--engine", "standin_engine:get_engine", "--flush-seconds", 0.3]
 
+LOOPBACK = {
+    "spark.pyspark.python": sys.executable,
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+    "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+    "spark.ui.enabled": False,
+}
+
 
 def connection(monkeypatch: pytest.MonkeyPatch, conn_id: str, value: dict[str, Any] | str) -> None:
     text = value if isinstance(value, str) else json.dumps(value)
@@ -416,7 +424,11 @@ def test_job_killed_half_way_goes_on_where_it_was(local_spark: None, tmp_path: P
     assert not storage.exists(run.result_uri)
 
     operator = WhisperTranscribeOperator(
-        task_id="t", manifest=run.manifest_uri, py_files=str(STANDIN), application_args=STANDIN_ARGUMENTS
+        task_id="t",
+        manifest=run.manifest_uri,
+        py_files=str(STANDIN),
+        application_args=STANDIN_ARGUMENTS,
+        conf={"spark.ui.enabled": False},
     )
     done = operator.execute({})
     assert (done["ok"], done["resumed"], done["transcribed"]) == (8, len(before), 8 - len(before))
@@ -453,7 +465,9 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 def test_failed_job_names_its_cause_at_the_end(local_spark: None, tmp_path: Path) -> None:
     options = WhisperOptions(model=f"{tmp_path}/no-such-model")
     run = write_run(f"file://{tmp_path}/staging", make_audio(tmp_path / "audio", [""]), options)
-    operator = WhisperTranscribeOperator(task_id="t", manifest=run.manifest_uri)
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, conf={"spark.ui.enabled": False}
+    )
     with pytest.raises(AirflowException) as caught:
         operator.execute({})
     assert "whisper: failed: " in str(caught.value)
@@ -537,11 +551,8 @@ def test_standalone_cluster_reads_and_writes_s3_and_shows_no_secret(
         executor_cores=1,
         executor_memory="512m",
         conf={
-            "spark.pyspark.python": sys.executable,
-            "spark.driver.bindAddress": "127.0.0.1",
-            "spark.driver.host": "127.0.0.1",
+            **LOOPBACK,
             "spark.executorEnv.PYTHONPATH": str(old.parent),
-            "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",
             "spark.eventLog.enabled": True,
             "spark.eventLog.dir": f"file://{events}",
             "spark.eventLog.compress": False,
@@ -571,6 +582,27 @@ def test_standalone_cluster_reads_and_writes_s3_and_shows_no_secret(
     assert any("/work/0/" in name for name in shown)
     assert any("/work/1/" in name for name in shown)
     assert [name for name, text in shown.items() if s3.secret_key in text or encoded[:40] in text] == []
+
+
+def test_cuda_gives_each_task_a_gpu_and_the_cores_of_its_executor(
+    cluster: SparkCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection(monkeypatch, "cluster", {"conn_type": "spark", "host": cluster.master})
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+    options = WhisperOptions(model="base", device="cuda")
+    run = write_run(f"file://{tmp_path}/staging", make_audio(tmp_path / "audio", ["gpu", "gpu"]), options)
+    operator = WhisperTranscribeOperator(
+        task_id="t",
+        manifest=run.manifest_uri,
+        conn_id="cluster",
+        executor_cores=1,
+        executor_memory="512m",
+        conf={**LOOPBACK, "spark.cores.max": 1},
+        py_files=str(STANDIN),
+        application_args=STANDIN_ARGUMENTS,
+    )
+    assert operator.execute({})["ok"] == 2
+    assert set(staged_table(run).column("text").to_pylist()) == {"GPU ['7'], 1 cores"}
 
 
 def files_below(*folders: Path) -> Iterator[Path]:

@@ -135,7 +135,7 @@ class WhisperOptions:
     cpu_threads: int | None = _speed(None)
     num_workers: int | None = _speed(None)
     prefetch_files: int = _speed(16)
-    prefetch_bytes: int = _speed(256 * 1024 * 1024)
+    prefetch_bytes: int = _speed(128 * 1024 * 1024)
 
     def __post_init__(self) -> None:
         for name in ("temperature", "suppress_tokens"):
