@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -48,6 +49,8 @@ def spark() -> Iterator[SparkSession]:
     session.sparkContext.addPyFile(str(Path(__file__).with_name("standin_engine.py")))
     yield session
     session.stop()
+    # It reports the end of its connections when the interpreter ends, and pytest has closed the log by then.
+    logging.getLogger("py4j").setLevel(logging.WARNING)
     os.environ.pop("PYSPARK_PYTHON") if before is None else os.environ.update(PYSPARK_PYTHON=before)
 
 

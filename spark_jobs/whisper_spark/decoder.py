@@ -104,6 +104,11 @@ class WindowDecoder:
         """Whether the model knows more than English."""
         return bool(self._model.is_multilingual)
 
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the features of a window of 30 seconds."""
+        return int(self._model.n_mels) * _FRAMES * 4
+
     def features(self, samples: npt.NDArray[np.float32]) -> Features:
         """Log-mel features of at most 30 seconds of samples: float32 of shape (mel bands, frames)."""
         features = self._extract(samples)[..., :-1]  # the extractor pads 10 ms
@@ -121,7 +126,7 @@ class WindowDecoder:
         if self.device.kind == "cuda":
             return self._model.encode(_storage(batch))
         # A CPU gains nothing from a wide encoder, and its attention takes 72 MB a window of whisper-base.
-        rows = [np.array(self._model.encode(_storage(row[np.newaxis]))) for row in batch]
+        rows = [_on_host(self._model.encode(_storage(row[np.newaxis]))) for row in batch]
         return _storage(np.concatenate(rows))
 
     def language_probabilities(self, encoded: Any) -> list[dict[str, float]]:
@@ -314,11 +319,18 @@ def _storage(array: Features) -> Any:
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(array))
 
 
-def _rows(encoded: Any, indices: Sequence[int]) -> Any:
+def _on_host(encoded: Any) -> Features:
     import ctranslate2
 
-    host = encoded.to_device(ctranslate2.Device.cpu) if encoded.device != "cpu" else encoded
-    return _storage(np.array(host)[list(indices)])
+    if encoded.device != "cpu":
+        encoded = encoded.to_device(ctranslate2.Device.cpu)
+    if encoded.dtype == ctranslate2.DataType.bfloat16:  # NumPy has no such type
+        encoded = encoded.to(ctranslate2.DataType.float32)
+    return np.array(encoded)
+
+
+def _rows(encoded: Any, indices: Sequence[int]) -> Any:
+    return _storage(_on_host(encoded)[list(indices)])
 
 
 def context_frames(frames: int) -> int:

@@ -74,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         prog="spark-submit job.py",
-        description="Transcribe the audio that a manifest lists, into transcript rows in staging. "
-        "What is staged already is not transcribed again, so a job that was killed goes on where it was.",
+        description="Transcribe the audio that a manifest lists, into transcript rows in staging.\n"
+        "What is staged already is not transcribed again: a killed job goes on where it was.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

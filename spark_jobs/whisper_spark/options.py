@@ -98,7 +98,8 @@ class WhisperOptions:
     :param num_workers: decoders that share one copy of the weights on a CPU; ``None``: one for each core
         that Spark gave the task (``spark.task.cpus``), or each core of the machine without Spark.
     :param prefetch_files: files fetched and decoded ahead of the device.
-    :param prefetch_bytes: bytes of decoded audio that may wait for the device.
+    :param prefetch_bytes: bytes of features that may wait for the device; ``None``: four batches for each
+        decoder, 60 MB on two cores and 390 MB for large-v3 on a GPU.
     :raises ValueError: for any value out of range, with the field's name and what it accepts.
     """
 
@@ -135,7 +136,7 @@ class WhisperOptions:
     cpu_threads: int | None = _speed(None)
     num_workers: int | None = _speed(None)
     prefetch_files: int = _speed(16)
-    prefetch_bytes: int = _speed(128 * 1024 * 1024)
+    prefetch_bytes: int | None = _speed(None)
 
     def __post_init__(self) -> None:
         for name in ("temperature", "suppress_tokens"):

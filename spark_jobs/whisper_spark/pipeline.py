@@ -109,6 +109,8 @@ class Pipeline:
         self._options = options
         self._open = open_file
         self._batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 8)
+        workers = max(1, decoder.device.workers)
+        self._limit = options.prefetch_bytes or _BATCHES_AHEAD * self._batch * workers * decoder.window_bytes
         self._state = threading.Condition()
         self._take = threading.Lock()  # guards the iterator, which may block while Spark sends more
         self._ready: list[list[_Job]] = []  # groups that must share a batch, oldest first
@@ -245,7 +247,7 @@ class Pipeline:
                 work.held.extend(jobs)
             self._state.notify_all()
             self._blocked += 1
-            while self._bytes > self._options.prefetch_bytes and not self._stopped:
+            while self._bytes > self._limit and not self._stopped:
                 self._state.wait()
             self._blocked -= 1
 
@@ -351,6 +353,9 @@ class Pipeline:
             chosen.update(dict.fromkeys(members, decision))
         return [job.work.language or chosen[i][0] for i, job in enumerate(batch)]
 
+
+_BATCHES_AHEAD = 4
+# For each decoder: one that it takes next, and others of different length to choose from.
 
 _PATIENCE_SECONDS = 0.2
 # How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
