@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.data_files import batch_rows
-from airflow_whisper.manifest import open_parquet
 from airflow_whisper.replacement import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
 from airflow_whisper.tables import RegistrationError
 from whisper_spark.contract import Run, partition_path
 from whisper_spark.objects import ObjectNotFound
+from whisper_spark.parquet import open_parquet
 from whisper_spark.staging import read_result
 
 if TYPE_CHECKING:

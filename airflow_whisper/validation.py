@@ -288,7 +288,7 @@ def _sum(array: pa.Array) -> float:
 
 
 def _manifest_batches(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
-    from airflow_whisper.manifest import open_parquet
+    from whisper_spark.parquet import open_parquet
 
     with open_parquet(run.manifest_uri, storage) as manifest:
         yield from manifest.iter_batches(columns=["audio_uri", "audio_etag"])

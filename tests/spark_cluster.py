@@ -148,11 +148,12 @@ def write_run(
 
 def staged_table(run: Run, storage: ObjectStorage | None = None) -> pa.Table:
     """All staged rows of a run."""
-    from whisper_spark.staging import open_parquet, staged_files
+    from whisper_spark.parquet import open_parquet
+    from whisper_spark.staging import staged_files
 
     storage = storage or ObjectStorage()
     tables = []
     for file in staged_files(storage, run.rows_uri):
-        with open_parquet(storage, file.uri) as parquet:
+        with open_parquet(file.uri, storage) as parquet:
             tables.append(parquet.read())
     return pa.concat_tables(tables)

@@ -19,7 +19,6 @@ from servers import S3Server
 from airflow_whisper.catalog import current_snapshot_id, open_catalog
 from airflow_whisper.comparison import Comparison, Counts, Rules
 from airflow_whisper.discovery import source_root
-from airflow_whisper.manifest import open_parquet, read_run
 from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.storage import InvalidConnectionError
 from airflow_whisper.tables import ensure_table
@@ -31,6 +30,7 @@ from whisper_spark.contract import (
     transcript_schema,
 )
 from whisper_spark.objects import ObjectForbidden, ObjectNotFound, ObjectStorage
+from whisper_spark.parquet import open_parquet, read_run
 
 OPTIONS = WhisperOptions(model="base")
 OTHER = WhisperOptions(model="base", beam_size=5)

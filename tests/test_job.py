@@ -23,8 +23,9 @@ from whisper_spark.cluster import spark_defaults
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.credentials import PLACES
 from whisper_spark.objects import ObjectStorage
+from whisper_spark.parquet import read_manifest
 from whisper_spark.spread import deal, manifest_rows
-from whisper_spark.staging import RunResult, StagingError, read_result, read_run, staged_files
+from whisper_spark.staging import RunResult, StagingError, read_result, staged_files
 from whisper_spark.task import Job
 
 OPTIONS = WhisperOptions(model="base")
@@ -74,7 +75,7 @@ class Workbench:
 
     def attempt(self, run: Run, **fields: Any) -> RunResult:
         """What the job does, without spark-submit."""
-        _, metadata = read_run(self.storage, run.manifest_uri)
+        _, metadata = read_manifest(run.manifest_uri, self.storage)
         job = Job(
             run=run,
             options=run.options,
@@ -238,7 +239,7 @@ def test_manifest_without_audio_gives_an_empty_result(bench: Workbench) -> None:
 
 def dealt(bench: Workbench, run: Run, tasks: int, only: range | None = None) -> dict[int, list[int]]:
     """Bytes of the files that each task gets, in its order."""
-    _, metadata = read_run(bench.storage, run.manifest_uri)
+    _, metadata = read_manifest(run.manifest_uri, bench.storage)
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     rows = manifest_rows(bench.spark, run.manifest_uri, counts, {}, 4)
     if only is not None:

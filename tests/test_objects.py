@@ -467,3 +467,26 @@ def test_deleting_what_is_not_there_is_no_error(place: tuple[ObjectStorage, str]
     storage.delete([uris[0], f"{folder}/missing", uris[1]])
     assert set(listed(storage, folder)) == {uris[2]}
     storage.delete([])
+
+
+def test_a_column_of_a_large_parquet_file_is_read_without_the_rest(s3: S3Server) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from whisper_spark.parquet import open_parquet
+
+    table = pa.table({"uri": ["a", "b"], "text": [os.urandom(4_000_000).hex(), "x"]})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    data = buffer.getvalue().to_pybytes()
+    uri = f"s3://{s3.bucket('ranges')}/part.parquet"
+    storage = ObjectStorage(s3.config)
+    storage.write_bytes(uri, data)
+    with storage.open_ranges(uri) as file:
+        fetched = []
+        original = file.readinto
+        file.readinto = lambda buffer: fetched.append(original(buffer)) or fetched[-1]  # type: ignore[attr-defined]
+        assert pq.ParquetFile(file).read(columns=["uri"]).column("uri").to_pylist() == ["a", "b"]
+    assert sum(fetched) < len(data) / 10
+    with open_parquet(uri, storage) as parquet:
+        assert parquet.read().equals(table)

@@ -75,9 +75,9 @@ class RegisterTranscriptsOperator(BaseOperator):
             check_uri("report", self.report)
 
         from airflow_whisper.catalog import PartitionConflictError, TableMismatchError, open_catalog
-        from airflow_whisper.manifest import read_run
         from airflow_whisper.registration import register_run, result_of
         from airflow_whisper.storage import object_storage
+        from whisper_spark.parquet import read_run
 
         storage = object_storage(self.staging_conn_id or None, self.manifest)
         run = read_run(self.manifest, storage)

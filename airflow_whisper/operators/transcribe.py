@@ -146,11 +146,12 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         """Submit the job unless its work is done, and tell what it did."""
         from airflow_whisper.storage import object_storage
         from airflow_whisper.submission import check_spark_connection
-        from whisper_spark.staging import finished_result, nothing_done, read_run
+        from whisper_spark.parquet import read_manifest
+        from whisper_spark.staging import finished_result, nothing_done
 
         check_spark_connection(self.conn_id, self.deploy_mode)
         storage = object_storage(self._staging_connection, self.manifest)
-        run, metadata = read_run(storage, self.manifest)
+        run, metadata = read_manifest(self.manifest, storage)
         _speed_options(run.options, self.options)
         finished = finished_result(run, storage)
         if finished is not None:

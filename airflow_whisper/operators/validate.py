@@ -67,9 +67,9 @@ class ValidateTranscriptsOperator(BaseOperator):
         max_error_rate = error_rate(self.max_error_rate)
         limits = _flag_limits(self.block_on)
 
-        from airflow_whisper.manifest import read_run
         from airflow_whisper.storage import object_storage
         from airflow_whisper.validation import check_table, validate_run, write_report
+        from whisper_spark.parquet import read_run
 
         storage = object_storage(self.staging_conn_id, self.manifest)
         run = read_run(self.manifest, storage)

@@ -25,12 +25,8 @@ from whisper_spark.cluster import spark_defaults
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.credentials import PLACES, SECRET_PREFIX, from_property
 from whisper_spark.objects import ObjectStorage, StorageError, normalise_uri
-from whisper_spark.staging import (
-    FLUSH_SECONDS,
-    RunResult,
-    StagingError,
-    read_run,
-)
+from whisper_spark.parquet import read_manifest
+from whisper_spark.staging import FLUSH_SECONDS, RunResult, StagingError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -154,7 +150,7 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
     conf = _submitted_conf()
     credentials = {place: from_property(place, conf.get(SECRET_PREFIX + place)) for place in PLACES}
     storage = ObjectStorage(credentials["staging"])
-    run, manifest = read_run(storage, normalise_uri(arguments.manifest))
+    run, manifest = read_manifest(normalise_uri(arguments.manifest), storage)
     options = speed_options(run.options, overrides)
     spark = _session(spark_defaults(conf, options))
     try:

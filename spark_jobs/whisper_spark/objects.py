@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from whisper_spark import local_files
 from whisper_spark.object_clients import object_store
+from whisper_spark.ranges import RangeFile
 from whisper_spark.storage_errors import (
     ObjectChanged,
     ObjectForbidden,
@@ -254,6 +255,21 @@ class ObjectStorage:
                 raise
             spool.seek(0)
             return cast("BinaryIO", spool)
+
+    def open_ranges(self, uri: str) -> BinaryIO:
+        """The object as a seekable file that fetches only what is read: for Parquet.
+
+        Each read is a request of its own, and the object may be replaced between two of them: only for
+        objects that are never overwritten. :meth:`open` is for audio.
+
+        :raises ObjectNotFound: :raises ObjectForbidden:
+        :raises StorageError: also from reading.
+        """
+        uri = normalise_uri(uri)
+        if uri.startswith("file://"):
+            return self.open(uri)
+        scheme, bucket, key = _split(uri)
+        return cast("BinaryIO", RangeFile(self._store(scheme, bucket), key, self.info(uri)))
 
     def _fetch(self, uri: str, file: Any, etag: str | None = None) -> None:
         import obstore

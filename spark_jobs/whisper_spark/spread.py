@@ -16,7 +16,8 @@ from pyspark.sql.window import Window
 
 from whisper_spark.contract import FINAL_ERRORS, Run
 from whisper_spark.objects import ObjectNotFound, ObjectStorage
-from whisper_spark.staging import INDEX_COLUMNS, StagedFile, StagedRows, open_parquet, read_index, read_rows
+from whisper_spark.parquet import open_parquet
+from whisper_spark.staging import INDEX_COLUMNS, StagedFile, StagedRows, read_index, read_rows
 
 MANIFEST_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt", "language")
 _MANIFEST_DDL = (
@@ -47,7 +48,7 @@ def manifest_rows(
         groups = [group for batch in batches for group in batch.column("id").to_pylist()]
         if not groups:
             return
-        with open_parquet(ObjectStorage(config), uri) as parquet:
+        with open_parquet(uri, ObjectStorage(config)) as parquet:
             for group in groups:
                 rows = parquet.read_row_group(group, columns=list(MANIFEST_COLUMNS))
                 positions = range(starts[group], starts[group] + rows.num_rows)

@@ -6,7 +6,6 @@ Knows Arrow and object storage, but neither Spark nor Airflow: both sides use it
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
 import json
 import logging
@@ -18,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from whisper_spark.contract import Run, Transcript, transcript_schema
+from whisper_spark.parquet import open_parquet
 
 if TYPE_CHECKING:
     import types
 
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from whisper_spark.objects import ObjectStorage
 
@@ -219,35 +218,6 @@ def staged_file_uri(rows_uri: str, origin: str, name: str, rows: int) -> str:
     return f"{rows_uri}/{origin}-{name}-{uuid.uuid4().hex[:12]}-n{rows}.parquet"
 
 
-@contextlib.contextmanager
-def open_parquet(storage: ObjectStorage, uri: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file in object storage, closed at the end.
-
-    :raises StagingError: when the object is no Parquet file.
-    :raises StorageError: when it cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with storage.open(uri) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            raise StagingError(f"{uri} is no Parquet file: {error}") from error
-        with parquet:
-            yield parquet
-
-
-def read_run(storage: ObjectStorage, manifest_uri: str) -> tuple[Run, pq.FileMetaData]:
-    """The run that a manifest describes, and the manifest's Parquet metadata.
-
-    :raises StorageError: when there is no manifest or it cannot be read.
-    :raises ValueError: when the file is no manifest.
-    """
-    with open_parquet(storage, manifest_uri) as parquet:
-        return Run.from_metadata(parquet.schema_arrow.metadata), parquet.metadata
-
-
 def write_table(storage: ObjectStorage, uri: str, table: pa.Table) -> int:
     """Write one table as one Parquet file. Returns its size in bytes."""
     import pyarrow as pa
@@ -386,7 +356,7 @@ def read_index(storage: ObjectStorage, uri: str) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     first = 0
-    with open_parquet(storage, uri) as parquet:
+    with open_parquet(uri, storage) as parquet:
         for batch in parquet.iter_batches(columns=list(INDEX_COLUMNS)):
             rows = pa.array(range(first, first + batch.num_rows), pa.int32())
             first += batch.num_rows
@@ -404,7 +374,7 @@ def read_rows(
     schema = transcript_schema(partition)
     wanted = sorted(rows)
     first = taken = 0
-    with open_parquet(storage, uri) as parquet:
+    with open_parquet(uri, storage) as parquet:
         for batch in parquet.iter_batches(batch_size=1024):
             here = wanted[taken : bisect.bisect_left(wanted, first + batch.num_rows)]
             if here:

@@ -1,0 +1,55 @@
+"""An object as a file that is fetched piece by piece."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from whisper_spark.storage_errors import translated
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+    from whisper_spark.objects import ObjectInfo
+
+
+class RangeFile(io.RawIOBase):
+    """A read-only seekable file over one object: each read is one range request."""
+
+    def __init__(self, store: ObjectStore, key: str, info: ObjectInfo) -> None:
+        self._store, self._key, self._info = store, key, info
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position in bytes; nothing is fetched."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from one request.
+
+        :raises whisper_spark.objects.StorageError: when the store does not deliver.
+        """
+        import obstore
+
+        length = min(len(buffer), self._info.size - self._position)
+        if length <= 0:
+            return 0
+        with translated(self._info.uri):
+            data = obstore.get_range(self._store, self._key, start=self._position, length=length)
+        buffer[:length] = memoryview(data)
+        self._position += length
+        return length
