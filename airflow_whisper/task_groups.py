@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from airflow.sdk import TaskGroup
+from airflow.sdk import TaskGroup, XComArg
 
 from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
@@ -20,7 +20,7 @@ def transcribe_partition(
     partition: Mapping[str, str],
     table: str,
     staging: str,
-    options: WhisperOptions | Mapping[str, Any] | str | None = None,
+    options: WhisperOptions | dict[str, Any] | str | None = None,
     source_conn_id: str | None = None,
     staging_conn_id: str | None = None,
     catalog_conn_id: str | None = None,
@@ -28,9 +28,9 @@ def transcribe_partition(
     spark_conn_id: str = "spark_default",
     group_id: str = "transcribe",
     pattern: str | None = None,
-    on_removed: Literal["keep", "delete"] | str = "keep",
-    on_stale: Literal["retranscribe", "keep"] | str = "retranscribe",
-    on_missing_source: Literal["fail", "skip"] | str = "fail",
+    on_removed: str = "keep",
+    on_stale: str = "retranscribe",
+    on_missing_source: str = "fail",
     max_attempts: int = 3,
     max_error_rate: float | str = 0.05,
     block_on: Sequence[str] | Mapping[str, float] = (),
@@ -90,7 +90,14 @@ def transcribe_partition(
     """
     staging_conn_id = staging_conn_id if staging_conn_id is not None else source_conn_id
     common: dict[str, Any] = {"staging_conn_id": staging_conn_id}
-    with TaskGroup(group_id, default_args=dict(default_args or {})) as group:
+    # Plain strings here, because they may be templates.
+    choices: dict[str, Any] = {
+        "on_removed": on_removed,
+        "on_stale": on_stale,
+        "on_missing_source": on_missing_source,
+    }
+    arguments_of_all: Any = dict(default_args or {})
+    with TaskGroup(group_id, default_args=arguments_of_all) as group:
         discover = DiscoverAudioOperator(
             task_id="discover",
             source=source,
@@ -101,13 +108,11 @@ def transcribe_partition(
             source_conn_id=source_conn_id,
             catalog_conn_id=catalog_conn_id,
             pattern=pattern,
-            on_removed=on_removed,
-            on_stale=on_stale,
-            on_missing_source=on_missing_source,
             max_attempts=max_attempts,
+            **choices,
             **common,
         )
-        common["manifest"] = discover.output["manifest_uri"]
+        common["manifest"] = XComArg(discover, key="manifest_uri")
         transcribe_args: dict[str, Any] = {"conn_id": spark_conn_id, **(spark or {})}
         if pool is not None:
             transcribe_args["pool"] = pool
@@ -121,9 +126,10 @@ def transcribe_partition(
         validate = ValidateTranscriptsOperator(
             task_id="validate", max_error_rate=max_error_rate, block_on=block_on, **common
         )
+        report: Any = XComArg(validate, key="report_uri")
         register = RegisterTranscriptsOperator(
             task_id="register",
-            report=validate.output["report_uri"],
+            report=report,
             catalog_conn_id=catalog_conn_id,
             outlets=list(outlets or ()),
             **common,

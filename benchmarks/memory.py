@@ -9,6 +9,7 @@ speech is ``--speech`` (default 0.35, a quiet call), because only the time to tr
 from __future__ import annotations
 
 import argparse
+import random
 import resource
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def make_file(path: Path, minutes: float, share: float) -> None:
     from speech import prompts, speech_root
 
     clips = [samples_of(c.path) for c in prompts(speech_root()) if c.language == "en" and c.seconds > 2]
+    random.Random(1).shuffle(clips)
     left = int(minutes * 60 * RATE)
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, RATE, 0, "NONE", ""))

@@ -263,8 +263,9 @@ class WindowDecoder:
         if first[1] == 0 and first[0] < _RETRY_BEAM:
             steps.append((_RETRY_BEAM, 0.0))
         steps += [(1, temperature) for temperature in self.options.temperature[1:]]
+        settled: set[int] = set()  # two tries agree on what only sounds like a loop: lists, numbers, menus
         for beam_size, temperature in steps:
-            suspects = [i for i, text in enumerate(texts) if not text.reliable]
+            suspects = [i for i, text in enumerate(texts) if not text.reliable and i not in settled]
             if not suspects:
                 return
             chosen = [tasks[i] for i in suspects]
@@ -276,6 +277,8 @@ class WindowDecoder:
                 temperature=temperature,
             )
             for i, text in zip(suspects, again, strict=True):
+                if text.text == texts[i].text and _plausible_rate(text, tasks[i]):
+                    settled.add(i)
                 texts[i] = max(texts[i], text, key=self._credibility)
 
     def _credibility(self, text: WindowText) -> tuple[bool, bool, bool, float]:
@@ -305,6 +308,15 @@ class WindowDecoder:
 
 _MUST_HAVE_TEXT = 1.0
 # Seconds of detected speech from which an empty text is suspect; the voice detector mistakes shorter clicks.
+
+
+_MOST_TOKENS_PER_SECOND = 8.0
+# Of detected speech. Conversation has 3 to 5; a loop fills a window with many more.
+
+
+def _plausible_rate(text: WindowText, task: WindowTask) -> bool:
+    most = _MOST_TOKENS_PER_SECOND * task.map.speech_seconds
+    return bool(text.text) and not text.capped and len(text.tokens) <= most
 
 
 def _token_cap(seconds: float) -> int:

@@ -108,7 +108,7 @@ class Pipeline:
         self._decoder = decoder
         self._options = options
         self._open = open_file
-        self._batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 8)
+        self._batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 4)
         workers = max(1, decoder.device.workers)
         self._limit = options.prefetch_bytes or _BATCHES_AHEAD * self._batch * workers * decoder.window_bytes
         self._state = threading.Condition()

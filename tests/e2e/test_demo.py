@@ -67,7 +67,7 @@ def test_demo_shows_each_file_with_language_seconds_and_text(first: str, librivo
 
 def test_demo_shows_totals(first: str) -> None:
     assert "3 files, 1 with errors" in first
-    assert re.search(r"Done in \d+ s of wall time .*: [\d.]+ times real time", first)
+    assert re.search(r"This run transcribed 3 files in \d+ s, .*: [\d.]+ times real time", first)
 
 
 def test_second_demo_has_nothing_to_do_and_shows_the_same_table(first: str, second: str) -> None:
