@@ -7,6 +7,7 @@ fail are decoded again by beam search and at rising temperatures, as openai/whis
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -189,13 +190,9 @@ class WindowDecoder:
         caps = [_token_cap(task.map.seconds) for task in tasks]
         sampling: dict[str, Any] = {"beam_size": beam_size, "patience": options.patience}
         if temperature > 0:
-            sampling = {
-                "beam_size": 1,
-                "num_hypotheses": options.best_of,
-                "sampling_topk": 0,
-                "sampling_temperature": temperature,
-            }
-        results = self._model.generate(
+            sampling = {"beam_size": 1, "sampling_topk": 0, "sampling_temperature": temperature}
+        results = self._hypotheses(
+            temperature > 0,
             encoded,
             prompts,
             length_penalty=options.length_penalty,
@@ -212,6 +209,19 @@ class WindowDecoder:
             self._judged(result, task, language, cap, temperature)
             for result, task, language, cap in zip(results, tasks, languages, caps, strict=True)
         ]
+
+    def _hypotheses(
+        self, sampled: bool, encoded: Any, prompts: list[list[int]], **settings: Any
+    ) -> list[Any]:
+        """What ``generate`` of the model gives; the best of several when sampling."""
+        if not sampled:
+            return list(self._model.generate(encoded, prompts, **settings))
+        if self.device.kind == "cuda":
+            settings["num_hypotheses"] = self.options.best_of
+            return list(self._model.generate(encoded, prompts, **settings))
+        # One after the other: together they would take so many times the memory, and hardly less time.
+        tries = [self._model.generate(encoded, prompts, **settings) for _ in range(self.options.best_of)]
+        return [max(rows, key=lambda row: row.scores[0]) for rows in zip(*tries, strict=True)]
 
     def _judged(
         self, result: Any, task: WindowTask, language: str, cap: int, temperature: float
@@ -277,7 +287,7 @@ class WindowDecoder:
                 temperature=temperature,
             )
             for i, text in zip(suspects, again, strict=True):
-                if text.text == texts[i].text and _plausible_rate(text, tasks[i]):
+                if _agree(text, texts[i]) and _plausible_rate(text, tasks[i]):
                     settled.add(i)
                 texts[i] = max(texts[i], text, key=self._credibility)
 
@@ -312,6 +322,12 @@ _MUST_HAVE_TEXT = 1.0
 
 _MOST_TOKENS_PER_SECOND = 8.0
 # Of detected speech. Conversation has 3 to 5; a loop fills a window with many more.
+
+
+def _agree(one: WindowText, other: WindowText) -> bool:
+    """Whether two tries heard the same but for a word in ten."""
+    words = phrase_words(one.text), phrase_words(other.text)
+    return difflib.SequenceMatcher(None, *words, autojunk=False).ratio() >= 0.9
 
 
 def _plausible_rate(text: WindowText, task: WindowTask) -> bool:

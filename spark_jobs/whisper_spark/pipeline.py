@@ -23,8 +23,9 @@ from whisper_spark.speech import Window, WindowPacker, segmenter
 
 log = logging.getLogger(__name__)
 
-_HEAD = 4
-# Windows that vote on the language of a file. They travel in one batch, so that the encoder runs once.
+_HEAD = 2
+# Windows that vote on the language of a file: up to a minute of speech. They travel in one batch, so that the
+# encoder runs once; whatever the size of batches, so that it does not decide on the language.
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Pipeline:
         self._decoder = decoder
         self._options = options
         self._open = open_file
-        self._batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 4)
+        self._batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 2)
         workers = max(1, decoder.device.workers)
         self._limit = options.prefetch_bytes or _BATCHES_AHEAD * self._batch * workers * decoder.window_bytes
         self._state = threading.Condition()
@@ -211,7 +212,7 @@ class Pipeline:
         head: list[_Job] = []
         for job in self._jobs(work, audio, packers):
             head.append(job)
-            if not voting or len(head) == min(_HEAD, self._batch):
+            if not voting or len(head) == _HEAD:
                 self._put(work, head)
                 head, voting = [], False
             if self._stopped:
@@ -291,7 +292,8 @@ class Pipeline:
         batch: list[_Job] = []
         left: list[list[_Job]] = []
         for group in self._ready:
-            if _context(group) == context and len(batch) + len(group) <= self._batch:
+            fits = not batch or len(batch) + len(group) <= self._batch
+            if fits and _context(group) == context:
                 batch.extend(group)
             else:
                 left.append(group)
