@@ -11,15 +11,16 @@ import jiwer
 import numpy as np
 import pytest
 from recordings import RATE, call, samples_of, silence, write
+from servers import S3Server
 from speech import LANGUAGES, Clip
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
-from whisper_spark import engine as engine_module
 from whisper_spark.decoder import WindowDecoder
-from whisper_spark.engine import Engine, get_engine
+from whisper_spark.engine import AudioFile, Engine, get_engine
 from whisper_spark.model import UnusableDeviceError
+from whisper_spark.objects import ObjectStorage
 
 PER_LANGUAGE = 12
 
@@ -257,7 +258,27 @@ def test_a_window_that_breaks_the_decoder_fails_only_its_file(
         return original(self, tasks, full=full)
 
     monkeypatch.setattr(WindowDecoder, "encode", encode)
-    files = [engine_module.AudioFile(f"file://{clip.path}") for clip in librivox]
+    files = [AudioFile(f"file://{clip.path}") for clip in librivox]
     found = {t.audio_uri: t for t in engine.transcribe(files)}
     failed = {uri: t.error_code for uri, t in found.items() if t.status == "error"}
     assert failed == {f"file://{longest.path}": "out_of_memory"}
+
+
+def test_objects_that_vanish_change_or_are_forbidden_after_listing_are_errors_of_their_own(
+    librivox: list[Clip], options: WhisperOptions, s3: S3Server
+) -> None:
+    bucket = s3.bucket("calls")
+    storage = ObjectStorage(s3.config)
+    names = ("kept.wav", "replaced.wav", "deleted.wav")
+    for name in names:
+        storage.write_bytes(f"s3://{bucket}/{name}", librivox[1].path.read_bytes())
+    listed = [storage.info(f"s3://{bucket}/{name}") for name in names]
+    files = [AudioFile(info.uri, info.etag, info.size) for info in listed]
+    storage.write_bytes(listed[1].uri, librivox[4].path.read_bytes())
+    storage.delete([listed[2].uri])
+    engine = get_engine(options)
+    codes = {t.audio_uri.rpartition("/")[2]: t.error_code for t in engine.transcribe(files, storage)}
+    assert codes == {"kept.wav": None, "replaced.wav": "changed_during_read", "deleted.wav": "not_found"}
+    stranger = ObjectStorage({**s3.config, "aws_secret_access_key": "not the one"})
+    [refused] = engine.transcribe(files[:1], stranger)
+    assert (refused.status, refused.error_code) == ("error", "forbidden")
