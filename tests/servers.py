@@ -137,6 +137,8 @@ def _start(weed: str, folder: Path) -> tuple[S3Server, subprocess.Popen[bytes], 
     flags |= {"s3.port.iceberg": ports[-1], "s3.port.lance": 0}
     command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += ["-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
+    # Each bucket takes seven volumes, and by default there are as many as fit on the disk: too few for us.
+    command += ["-volume.max=10000"]
     command += [f"-{flag}={value}" for flag, value in flags.items()]
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     log = folder / "weed.log"

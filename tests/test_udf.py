@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from whisper_spark.contract import transcript_schema
 @pytest.fixture(scope="module")
 def spark() -> Iterator[SparkSession]:
     builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYSPARK_PYTHON", sys.executable)  # Spark would take the first python3 on the path
     session = (
         builder.config("spark.task.cpus", "2")
         .config("spark.sql.execution.arrow.pyspark.validateSchema.enabled", "true")
@@ -24,6 +27,7 @@ def spark() -> Iterator[SparkSession]:
     )
     yield session
     session.stop()
+    patch.undo()
 
 
 def test_a_column_of_uris_becomes_a_column_of_transcripts(

@@ -44,10 +44,13 @@ def whisper_udf(
 
     # Annotations are strings in this module; Spark reads them to learn which kind of UDF this is.
     import pandas as pd
+    import pyarrow as pa
 
     transcribe.__annotations__ = {"batches": Iterator[pd.Series], "return": Iterator[pd.DataFrame]}
     make_udf: Any = pandas_udf  # its overloads do not know this form
-    return make_udf(transcribe, from_arrow_schema(transcript_schema()))
+    # What comes from pandas is nullable to Spark, and with validateSchema on it insists on that.
+    struct = from_arrow_schema(pa.schema([column.with_nullable(True) for column in transcript_schema()]))
+    return make_udf(transcribe, struct)
 
 
 def _transcripts(
