@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from whisper_spark.contract import WINDOW_SECONDS, WhisperOptions, Word
 from whisper_spark.model import Device, load_weights
-from whisper_spark.quality import compression_ratio, phrase_words, repeated_phrase
+from whisper_spark.quality import MIN_SPEECH_S, compression_ratio, phrase_words, repeated_phrase
 from whisper_spark.segments import words_of_window
 from whisper_spark.speech import ChunkMap
 
@@ -249,7 +249,7 @@ class WindowDecoder:
     def _is_reliable(self, text: WindowText, task: WindowTask) -> bool:
         options = self.options
         if not text.text:
-            return task.map.speech_seconds < _MUST_HAVE_TEXT
+            return task.map.speech_seconds < MIN_SPEECH_S
         if text.capped or repeated_phrase(phrase_words(text.text)):
             return False
         if (
@@ -314,10 +314,6 @@ class WindowDecoder:
             for i, alignment in zip(indices, alignments, strict=True):
                 words = words_of_window(alignment, texts[i].tokens, tokenizer, tasks[i].map)
                 texts[i] = dataclasses.replace(texts[i], words=tuple(words))
-
-
-_MUST_HAVE_TEXT = 1.0
-# Seconds of detected speech from which an empty text is suspect; the voice detector mistakes shorter clicks.
 
 
 _MOST_TOKENS_PER_SECOND = 8.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,45 +69,40 @@ def _transcripts(
     def read_ahead() -> Iterator[AudioFile]:
         for series in batches:
             for uri in series:
-                rows.append(None if uri is None or uri != uri else uri)
+                rows.append(None if uri is None or uri != uri else normalise_uri(uri))
                 if rows[-1] is not None:
-                    yield AudioFile(normalise_uri(rows[-1]))
+                    yield AudioFile(rows[-1])
 
     finished: dict[str, list[Transcript]] = {}
     emitted = 0
     engine = get_engine(options, models)
-    for transcript in engine.transcribe(read_ahead(), ObjectStorage(sources)):
-        finished.setdefault(transcript.audio_uri, []).append(transcript)
-        ready: list[Transcript] = []
-        emitted += _take_in_order(rows, emitted, finished, ready)
+    # None: nothing more will come, but rows without a URI may be left.
+    for transcript in itertools.chain(engine.transcribe(read_ahead(), ObjectStorage(sources)), [None]):
+        if transcript is not None:
+            finished.setdefault(transcript.audio_uri, []).append(transcript)
+        ready = _take_in_order(rows, emitted, finished)
+        emitted += len(ready)
         if ready:
             yield _frame(ready)
-    ready = []
-    emitted += _take_in_order(rows, emitted, finished, ready)
-    if ready:
-        yield _frame(ready)
 
 
 def _take_in_order(
-    rows: list[str | None], position: int, finished: dict[str, list[Transcript]], ready: list[Transcript]
-) -> int:
-    from whisper_spark.objects import normalise_uri
-
-    taken = 0
-    while position + taken < len(rows):
-        uri = rows[position + taken]
+    rows: list[str | None], position: int, finished: dict[str, list[Transcript]]
+) -> list[Transcript]:
+    """The transcripts of the rows from ``position`` on, up to the first that is not finished."""
+    ready: list[Transcript] = []
+    for number in range(position, len(rows)):
+        uri = rows[number]
         if uri is None:
             ready.append(
                 Transcript(audio_uri="", status="error", error_code="not_found", error_message="no URI")
             )
+        elif finished.get(uri):
+            ready.append(finished[uri].pop())
         else:
-            waiting = finished.get(normalise_uri(uri))
-            if not waiting:
-                break
-            ready.append(waiting.pop())
-        rows[position + taken] = ""  # its transcript is on its way: free the memory
-        taken += 1
-    return taken
+            break
+        rows[number] = ""  # its transcript is on its way: free the memory
+    return ready
 
 
 def _frame(transcripts: list[Transcript]) -> pd.DataFrame:
