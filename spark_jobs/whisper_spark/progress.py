@@ -142,11 +142,13 @@ def count(name: str, number: int = 1) -> None:
 class Snapshot:
     """A pass at one moment.
 
-    :param state: ``"loading"`` the model, ``"running"`` or ``"done"``.
+    :param state: ``"loading"`` the model, ``"running"``, ``"done"`` or ``"failed"``.
     :param files: finished, with or without an error.
-    :param total_files: files of the whole pass; ``None`` when unknown.
+    :param total_files: files of the whole pass, without those left out; ``None`` when unknown.
     :param audio_bytes: of finished files, and of the finished part of files under way.
-    :param total_bytes: bytes of the whole pass; ``None`` when unknown.
+    :param total_bytes: the same in bytes.
+    :param left_out: files that needed no work, because an earlier attempt had done it; not in ``files``.
+    :param left_out_bytes: bytes of those.
     :param audio_seconds: transcribed so far, the finished part of files under way included.
     :param speech_seconds: speech in finished files.
     :param seconds: since the model was loaded.
@@ -164,6 +166,8 @@ class Snapshot:
     total_files: int | None = None
     audio_bytes: float = 0.0
     total_bytes: int | None = None
+    left_out: int = 0
+    left_out_bytes: int = 0
     audio_seconds: float = 0.0
     speech_seconds: float = 0.0
     seconds: float = 0.0
@@ -188,9 +192,7 @@ class Snapshot:
     @property
     def device_busy(self) -> float | None:
         """Share of their time, 0 to 1, in which the threads of the device had work; ``None`` before any."""
-        busy = sum(self.stages.get(name, 0.0) for name in DEVICE_STAGES)
-        total = busy + self.stages.get("idle", 0.0)
-        return busy / total if total else None
+        return device_busy(self.stages)
 
     @property
     def seconds_left(self) -> float | None:
@@ -198,6 +200,15 @@ class Snapshot:
         return seconds_left(self.seconds, self.audio_bytes, self.total_bytes) or seconds_left(
             self.seconds, self.files, self.total_files
         )
+
+    def sums(self) -> dict[str, float]:
+        """What can be added up over passes, by name."""
+        return {
+            "windows": self.windows,
+            "retried_windows": self.retried_windows,
+            **{f"flag {name}": number for name, number in self.flags.items()},
+            **{f"stage {name}": seconds for name, seconds in self.stages.items()},
+        }
 
     def to_json(self) -> str:
         """All fields as one JSON object."""
@@ -213,6 +224,13 @@ class Snapshot:
         if not isinstance(values, dict):
             raise ValueError("a snapshot is a JSON object")
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+
+
+def device_busy(stages: Mapping[str, float]) -> float | None:
+    """Share of their time, 0 to 1, in which the threads of the device had work; ``None`` without any."""
+    busy = sum(stages.get(name, 0.0) for name in DEVICE_STAGES)
+    total = busy + stages.get("idle", 0.0)
+    return busy / total if total else None
 
 
 def seconds_left(seconds: float, done: float, total: float | None) -> float | None:
@@ -249,7 +267,7 @@ class Progress:
         self._queue: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._started: float | None = None
         self._stopped: float | None = None
-        self._files = 0
+        self._files = self._left_out = self._left_out_bytes = 0
         self._bytes = self._audio_s = self._speech_s = 0.0
         self._errors: Counter[str] = Counter()
         self._flags: Counter[str] = Counter()
@@ -281,6 +299,8 @@ class Progress:
     def leave_out(self, audio_bytes: int | None) -> None:
         """A file of the pass needs no work, because an earlier attempt did it."""
         with self._lock:
+            self._left_out += 1
+            self._left_out_bytes += audio_bytes or 0
             if self._total_files is not None:
                 self._total_files = max(self._total_files - 1, 0)
             if self._total_bytes is not None:
@@ -326,6 +346,8 @@ class Progress:
                 "total_files": self._total_files,
                 "audio_bytes": self._bytes + sum(file.bytes_done for file in underway),
                 "total_bytes": self._total_bytes,
+                "left_out": self._left_out,
+                "left_out_bytes": self._left_out_bytes,
                 "audio_seconds": round(self._audio_s + sum(file.heard_s for file in underway), 3),
                 "speech_seconds": round(self._speech_s, 3),
                 "errors": dict(self._errors),
