@@ -18,7 +18,7 @@ from whisper_spark.decoder import WindowDecoder, WindowText
 from whisper_spark.model import ModelError, UnusableDeviceError, choose_device, find_model
 from whisper_spark.objects import ObjectStorage, normalise_uri
 from whisper_spark.pipeline import AudioFile, FileWork, Pipeline
-from whisper_spark.progress import Progress
+from whisper_spark.progress import Progress, stage
 from whisper_spark.quality import quality_flags
 from whisper_spark.segments import join_texts, numbered, split_into_segments
 
@@ -79,7 +79,8 @@ class Engine:
             return stream, size
 
         for work in Pipeline(files, self._decoder, self.options, open_file, progress):
-            transcript = self._transcript(work)
+            with progress.recording(), stage("assemble"):
+                transcript = self._transcript(work)
             progress.finished(transcript)
             yield transcript
         progress.stop()

@@ -33,6 +33,7 @@ STAGES: dict[str, str] = {
     "generate": "the first decoding of each window",
     "retry": "suspects decoded again, their encoding included",
     "align": "word times",
+    "assemble": "segments, scores and flags of finished files",
 }
 """Stages of the work, and what each one is. Their seconds are those of threads: sums may exceed the clock."""
 
@@ -262,7 +263,7 @@ class Progress:
     def __init__(self, files: int | None = None, audio_bytes: int | None = None) -> None:
         self._total_files, self._total_bytes = files, audio_bytes
         self._lock = threading.Lock()  # taken once for a batch or a file, never inside one
-        self._records: list[_Record] = []
+        self._records: dict[int, _Record] = {}
         self._underway: dict[str, _Underway] = {}
         self._queue: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._started: float | None = None
@@ -287,9 +288,8 @@ class Progress:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Charges what this thread does in the block to this pass: see :class:`stage`."""
-        record = _Record()
         with self._lock:
-            self._records.append(record)
+            record = self._records.setdefault(threading.get_ident(), _Record())
         outer, _thread.record = _record(), record
         try:
             yield
@@ -339,7 +339,7 @@ class Progress:
         now = self._stopped or time.monotonic()
         queue_bytes, queue_limit = self._queue()
         with self._lock:
-            records = list(self._records)
+            records = list(self._records.values())
             underway = list(self._underway.values())
             values: dict[str, Any] = {
                 "files": self._files,
