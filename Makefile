@@ -1,13 +1,14 @@
 # Every target shares .venv, which is made on first use and again when its two inputs change.
 AUDIO ?=
+BENCH_ARGS ?=
 PY := .venv/bin/python
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java model speech demo test lint format types constraints clean
+.PHONY: help setup java model speech demo test bench-gpu lint format types constraints clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: .venv/.installed ## create .venv with everything that development and the demo need
 
@@ -29,6 +30,9 @@ demo: setup java ## audio to table, through real Airflow and Spark; AUDIO=<folde
 
 test: setup java model speech ## all tests
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+bench-gpu: setup ## the engine on one GPU, from object storage; BENCH_ARGS="--help"
+	$(PY) benchmarks/gpu.py $(BENCH_ARGS)
 
 lint: setup ## style
 	$(PY) -m ruff check .
