@@ -200,11 +200,17 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     def _progress(self, run: Run, storage: ObjectStorage, attempt_id: str) -> AbstractContextManager[Any]:
         """Progress of a driver whose output is not that of spark-submit; any other prints its own."""
         from airflow_whisper.submission import runs_on_cluster
-        from whisper_spark.progress_reports import PROGRESS_SECONDS, ProgressLog, report_folder
+        from whisper_spark.progress_reports import (
+            PROGRESS_SECONDS,
+            ProgressLog,
+            report_folder,
+            reports_folder,
+        )
 
         if not runs_on_cluster(self.conn_id, self.deploy_mode):
             return nullcontext()
-        folder = report_folder(run.run_uri, attempt_id)
+        # A job of an earlier try reports under that try's id.
+        folder = reports_folder(run.run_uri) if self.durable else report_folder(run.run_uri, attempt_id)
         return ProgressLog(
             storage, folder, lambda line: self.log.info("whisper: %s", line), every=PROGRESS_SECONDS
         )
