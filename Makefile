@@ -1,10 +1,11 @@
 # Every target shares .venv, which is made on first use and again when its two inputs change.
 AUDIO ?=
+BENCH_ARGS ?=
 PY := .venv/bin/python
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java model speech demo test lint format types constraints clean
+.PHONY: help setup java model speech demo test bench lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +30,9 @@ demo: setup java ## audio to table, through real Airflow and Spark; AUDIO=<folde
 
 test: setup java model speech ## all tests
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: setup java ## speed and word errors of every way to run Whisper; BENCH_ARGS="--quick", "--help"
+	$(PY) benchmarks/run.py $(BENCH_ARGS)
 
 lint: setup ## style
 	$(PY) -m ruff check .
