@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -15,8 +16,9 @@ from pathlib import Path
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_MEMORY_EVERY_S = 0.1
+_LOOK_EVERY_S = 0.1
 _PROCESSES_EVERY_S = 0.5
+_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -25,7 +27,8 @@ class Measured:
     """What a run cost.
 
     :param wall_s: from the start of its first process to the end of it, in seconds.
-    :param cpu_s: user and system time of all its processes, in seconds.
+    :param cpu_s: user and system time of all its processes, in seconds. Spark's daemon forgets the time of
+        workers that it lets die, so what was last seen of each process is summed, ten times a second.
     :param peak_mib: the most that its processes had in memory together: the sum of their resident sets,
         looked at ten times a second. Pages that they share count for each of them.
     """
@@ -51,41 +54,42 @@ def measure(command: Sequence[str], env: Mapping[str, str], log: Path, timeout_s
     started = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
-        peak = 0
+        seen: dict[int, float] = {}
         try:
-            peak = _watch(process, started + timeout_s)
+            peak = _watch(process, started + timeout_s, seen)
         finally:
             wall = time.monotonic() - started
             _end_descendants()
     if process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise RunError(f"{' '.join(command)} ended with status {process.returncode}:\n{tail}")
-    return Measured(wall, _cpu_of_children() - before, peak / 2**20)
+    cpu = max(sum(seen.values()), _cpu_of_children() - before)
+    return Measured(wall, cpu, peak / 2**20)
 
 
-def _watch(process: subprocess.Popen[bytes], deadline: float) -> int:
-    """Wait for the end; the peak of the memory, in bytes."""
+def _watch(process: subprocess.Popen[bytes], deadline: float, seen: dict[int, float]) -> int:
+    """Wait for the end: the peak of the memory, in bytes. ``seen`` gets the time of each process."""
     peak, pids, looked = 0, [process.pid], 0.0
     while True:
         now = time.monotonic()
         if now - looked > _PROCESSES_EVERY_S:
             pids, looked = [child.pid for child in psutil.Process().children(recursive=True)], now
-        peak = max(peak, sum(map(_resident, pids)))
+        resident = 0
+        for pid in pids:
+            # It may have ended since.
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                resident += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                seen[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
+        peak = max(peak, resident)
         try:
-            process.wait(_MEMORY_EVERY_S)
+            process.wait(_LOOK_EVERY_S)
         except subprocess.TimeoutExpired:
             if now > deadline:
                 process.send_signal(signal.SIGTERM)
                 raise RunError(f"process {process.pid} took too long") from None
         else:
             return peak
-
-
-def _resident(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-    except (OSError, IndexError):  # it has ended
-        return 0
 
 
 def _end_descendants() -> None:

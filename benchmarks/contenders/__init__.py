@@ -34,6 +34,16 @@ def _here() -> tuple[str, str]:
     return sys.executable, str(assemble())
 
 
+def _peer(name: str) -> Callable[[], tuple[str, str]]:
+    def prepare() -> tuple[str, str]:
+        from assemble_model import assemble
+        from environments import environment, weights
+
+        return environment(name), weights(name, assemble())
+
+    return prepare
+
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -42,6 +52,10 @@ CONTENDERS = {
         Contender("method3", "article, method 3: predict_batch_udf", _here),
         Contender("batched", "faster-whisper batched, file by file", _here),
         Contender("batched_greedy", "faster-whisper batched, greedy", _here),
+        Contender("openai_whisper", "openai-whisper, float32", _peer("openai_whisper")),
+        Contender("hf_pipeline", "transformers pipeline, float32", _peer("hf_pipeline")),
+        Contender("whispercpp", "whisper.cpp (pywhispercpp), q8_0", _peer("whispercpp")),
+        Contender("s2t", "WhisperS2T (reborn), told the language", _peer("s2t")),
         Contender("ours_files", "whisper_spark: transcribe_files", _here),
         Contender("ours_spark", "whisper_spark: the job in Spark", _here),
         Contender("ours_udf", "whisper_spark: whisper_udf in Spark", _here),
