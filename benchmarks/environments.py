@@ -23,7 +23,7 @@ _REQUIREMENTS = {
     "whispercpp": ([_AV, "pywhispercpp==1.5.1"], None),
     "s2t": ([_TORCH, "whisper-s2t-reborn==1.8.0", "ctranslate2==4.8.5"], None),
 }
-# The second is installed without what it depends on: openai-whisper wants triton, 200 MB that only a GPU uses.
+# The second comes without what it depends on: openai-whisper wants triton, 200 MB that only a GPU uses.
 
 _FORMATS = {
     "openai_whisper": ("openai", "base.pt"),
