@@ -33,7 +33,7 @@ from whisper_spark.objects import ObjectForbidden, ObjectNotFound, ObjectStorage
 from whisper_spark.parquet import open_parquet, read_run
 
 OPTIONS = WhisperOptions(model="base")
-OTHER = WhisperOptions(model="base", beam_size=5)
+OTHER = WhisperOptions(model="base", beam_size=4)
 TABLE = "speech.transcripts"
 PARTITION = {"dt": "2026-11-01"}
 

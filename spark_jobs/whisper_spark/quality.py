@@ -23,6 +23,9 @@ MIN_LANGUAGE_PROBABILITY = 0.5
 MAX_CHARS_PER_S = 40.0
 """``max_char_rate`` of ``WhisperHallucinationStage`` in NVIDIA NeMo Curator. Fast English is about 25."""
 
+SUSPICIOUS_CHARS_PER_S = 25.0
+"""From here on a window is decoded again: what Whisper hears twice comes at twice the rate of speech."""
+
 MAX_CHARS_PER_S_CJK = 15.0
 """The same for scripts that write a syllable or a word as one character. Fast Mandarin, Japanese and Korean
 stay below 10 syllables a second."""
@@ -119,6 +122,25 @@ def repeated_phrase(words: Sequence[str]) -> bool:
     return False
 
 
+def unlikely_rate(
+    text: str, speech_s: float | None, *, detected: bool, most: float = MAX_CHARS_PER_S
+) -> bool:
+    """Whether nobody speaks that fast, or so slowly that something must be missing.
+
+    :param speech_s: seconds of speech.
+    :param most: characters a second, for scripts with a letter a sound.
+    :param detected: by a voice detector; otherwise ``speech_s`` counts the pauses too, and only too much
+        text is telling.
+    """
+    if speech_s is None:
+        return False
+    syllabic = len(_SYLLABIC.findall(text)) > len(text) / 2
+    # A rate over less than a second says more about where the voice detector cut than about the text.
+    if len(text) / max(speech_s, 1.0) > (MAX_CHARS_PER_S_CJK if syllabic else most):
+        return True
+    return detected and speech_s > SLOW_SPEECH_MIN_S and _about_tokens(text) / speech_s < MIN_TOKENS_PER_S
+
+
 def _flags_of_no_text(transcript: Transcript, options: WhisperOptions) -> set[str]:
     heard = options.vad and (transcript.speech_s or 0.0) >= MIN_SPEECH_S
     silent = not heard or "no_speech" in transcript.quality_flags
@@ -131,7 +153,7 @@ def _flags_of_text(transcript: Transcript, text: str, options: WhisperOptions) -
     signs = {
         "low_confidence": _low_confidence(transcript.segments, options.log_prob_threshold),
         "repetitive": _repetitive(transcript, options.compression_ratio_threshold),
-        "unlikely_speech_rate": _unlikely_rate(text, transcript.speech_s, detected=options.vad),
+        "unlikely_speech_rate": unlikely_rate(text, transcript.speech_s, detected=options.vad),
         "uncertain_language": options.language is None
         and probability is not None
         and probability < MIN_LANGUAGE_PROBABILITY,
@@ -176,17 +198,6 @@ def _passages(segments: Iterable[Segment]) -> Iterator[tuple[str, float]]:
 
 def _text_of(segments: Iterable[Segment]) -> str:
     return " ".join(s.text.strip() for s in segments)
-
-
-def _unlikely_rate(text: str, speech_s: float | None, *, detected: bool) -> bool:
-    """Without a voice detector ``speech_s`` counts the pauses too, so only too much text is telling."""
-    if speech_s is None:
-        return False
-    syllabic = len(_SYLLABIC.findall(text)) > len(text) / 2
-    # A rate over less than a second says more about where the voice detector cut than about the text.
-    if len(text) / max(speech_s, 1.0) > (MAX_CHARS_PER_S_CJK if syllabic else MAX_CHARS_PER_S):
-        return True
-    return detected and speech_s > SLOW_SPEECH_MIN_S and _about_tokens(text) / speech_s < MIN_TOKENS_PER_S
 
 
 def _about_tokens(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Blocks of samples -> speech regions -> windows of at most 30 seconds, each with its chunk map.
+"""Blocks of samples -> speech regions -> windows of limited length, each with its chunk map.
 
 Everything here streams: memory does not grow with the length of the file.
 """
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from whisper_spark.contract import SAMPLE_RATE, WINDOW_SECONDS, WhisperOptions
+from whisper_spark.contract import SAMPLE_RATE, WhisperOptions
 
 Samples = npt.NDArray[np.float32]
 
@@ -24,8 +24,6 @@ FRAME = 512
 
 _CONTEXT = 64
 # Samples of the previous frame that Silero wants in front of each frame.
-
-_WINDOW = int(WINDOW_SECONDS * SAMPLE_RATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ _REACH = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """At most 30 seconds of audio: what Whisper sees at once. ``samples`` is float32 mono at 16 kHz."""
+    """What Whisper sees at once, at most ``chunk_length`` seconds: ``samples`` is float32 mono at 16 kHz."""
 
     samples: Samples
     map: ChunkMap
@@ -127,16 +125,16 @@ class Segmenter(Protocol):
         ...
 
 
-def segmenter(options: WhisperOptions) -> Segmenter:
-    """The segmenter that these options ask for."""
-    return SpeechSegmenter(options) if options.vad else FixedSegmenter()
+def _window_samples(options: WhisperOptions) -> int:
+    return int(options.chunk_length * SAMPLE_RATE)
 
 
 class WindowPacker:
-    """Packs the regions of one channel into windows of at most 30 seconds, in order."""
+    """Packs the speech of one channel into windows of at most ``options.chunk_length`` seconds, in order."""
 
-    def __init__(self, segment: Segmenter) -> None:
-        self._segment = segment
+    def __init__(self, options: WhisperOptions) -> None:
+        self._segment: Segmenter = SpeechSegmenter(options) if options.vad else FixedSegmenter(options)
+        self._limit = _window_samples(options)
         self._pieces: list[Region] = []
         self._length = 0
 
@@ -157,7 +155,7 @@ class WindowPacker:
 
     def _pack(self, regions: Iterable[Region]) -> Iterator[Window]:
         for region in regions:
-            if self._pieces and self._length + len(region.samples) > _WINDOW:
+            if self._pieces and self._length + len(region.samples) > self._limit:
                 yield self._take()
             self._pieces.append(region)
             self._length += len(region.samples)
@@ -205,23 +203,25 @@ _AUDIBLE = 1e-4
 
 
 class FixedSegmenter:
-    """Without voice detection: windows of 25 to 30 seconds, cut where it is quietest."""
+    """Without voice detection: windows of almost full length, cut where their last seconds are quietest."""
 
-    _SEARCH = 5 * SAMPLE_RATE
     _STEP = SAMPLE_RATE // 50  # 20 ms: shorter than any pause between words
 
-    def __init__(self) -> None:
+    def __init__(self, options: WhisperOptions) -> None:
         self.speech_samples = 0
+        self._window = _window_samples(options)
+        self._search = min(5 * SAMPLE_RATE, self._window // 2 // self._STEP * self._STEP)
         self._tape = _Tape()
 
     def push(self, samples: Samples) -> Iterator[Region]:
         """Regions that are complete now."""
         self._tape.append(samples)
-        while self._tape.end - self._tape.start > _WINDOW:
-            tail = self._tape.cut(self._tape.start + _WINDOW - self._SEARCH, self._tape.start + _WINDOW)
+        while self._tape.end - self._tape.start > self._window:
+            end = self._tape.start + self._window
+            tail = self._tape.cut(end - self._search, end)
             energy = np.square(tail).reshape(-1, self._STEP).sum(axis=1)
             quietest = int(energy.argmin()) * self._STEP + self._STEP // 2
-            yield from self._take(self._tape.start + _WINDOW - self._SEARCH + quietest)
+            yield from self._take(end - self._search + quietest)
 
     def finish(self) -> Iterator[Region]:
         """The regions that the end of the file completes."""
@@ -251,7 +251,7 @@ class SpeechSegmenter:
         self._close_at = max(options.vad_threshold - 0.15, 0.01)
         self._min_silence = max(1, options.vad_min_silence_ms * SAMPLE_RATE // 1000)
         self._pad = options.vad_speech_pad_ms * SAMPLE_RATE // 1000
-        self._limit = max(_WINDOW - 2 * self._pad, 5 * SAMPLE_RATE)
+        self._limit = max(_window_samples(options) - 2 * self._pad, _window_samples(options) // 2)
         self._tape = _Tape()
         self._frame = 0  # index of the next frame
         self._start: int | None = None  # first sample of the open region

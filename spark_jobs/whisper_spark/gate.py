@@ -1,0 +1,100 @@
+"""The quality gate: whether the text of a window can be believed, and which of several tries is best.
+
+Pure functions over one window. What a whole transcript looks like is judged in ``quality.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from whisper_spark.contract import WhisperOptions, Word
+from whisper_spark.quality import (
+    MIN_SPEECH_S,
+    SUSPICIOUS_CHARS_PER_S,
+    phrase_words,
+    repeated_phrase,
+    unlikely_rate,
+)
+
+AGREEMENT = 0.9
+"""Share of words in which two tries must agree to confirm each other."""
+
+MOST_TOKENS_PER_SECOND = 8.0
+"""Of detected speech. Conversation has 3 to 5; a loop fills a window with many more."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowText:
+    """What was said in one window.
+
+    :param tokens: text tokens, without special ones.
+    :param avg_logprob: log probability of a token, on average.
+    :param no_speech_prob: probability that nothing was said.
+    :param capped: all tokens that were allowed are used up.
+    :param reliable: passed the quality gate.
+    :param start: first moment of speech in it, in seconds of the file.
+    :param end: last moment of speech in it, in seconds of the file.
+    :param words: with times in the file; ``None`` when word timestamps are off.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    language: str
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+    capped: bool
+    reliable: bool
+    start: float
+    end: float
+    words: tuple[Word, ...] | None = None
+
+
+def is_reliable(text: WindowText, speech_s: float, options: WhisperOptions) -> bool:
+    """Whether a text passes: no loop, no cap hit, no improbable rate, and sure enough of itself.
+
+    :param speech_s: seconds of detected speech in the window.
+    """
+    if not text.text:
+        return speech_s < MIN_SPEECH_S
+    if text.capped or repeated_phrase(phrase_words(text.text)):
+        return False
+    if unlikely_rate(text.text, speech_s, detected=options.vad, most=SUSPICIOUS_CHARS_PER_S):
+        return False
+    ratio, logprob = options.compression_ratio_threshold, options.log_prob_threshold
+    if ratio is not None and text.compression_ratio > ratio:
+        return False
+    return logprob is None or text.avg_logprob >= logprob
+
+
+def is_unsure(text: WindowText, options: WhisperOptions) -> bool:
+    """Whether greedy text deserves a beam search."""
+    threshold = options.greedy_log_prob_threshold
+    return bool(text.text) and threshold is not None and text.avg_logprob < threshold
+
+
+def is_silence(text: WindowText, options: WhisperOptions) -> bool:
+    """openai/whisper's rule: probably no speech, and what was heard is not credible."""
+    if options.no_speech_threshold is None or text.no_speech_prob <= options.no_speech_threshold:
+        return False
+    return options.log_prob_threshold is None or text.avg_logprob < options.log_prob_threshold
+
+
+def credibility(text: WindowText, options: WhisperOptions) -> tuple[bool, bool, bool, float]:
+    """Sorts the tries at one window: the largest is the best."""
+    threshold = options.compression_ratio_threshold or float("inf")
+    looping = text.capped or text.compression_ratio > threshold
+    return text.reliable, not looping, bool(text.text), text.avg_logprob
+
+
+def confirmed(text: WindowText, earlier: WindowText, speech_s: float) -> bool:
+    """Whether two tries heard the same, at a rate that people speak at.
+
+    What only sounds like a loop ends the retries so: lists, numbers, menus.
+    """
+    if not text.text or text.capped or len(text.tokens) > MOST_TOKENS_PER_SECOND * speech_s:
+        return False
+    words = phrase_words(text.text), phrase_words(earlier.text)
+    return difflib.SequenceMatcher(None, *words, autojunk=False).ratio() >= AGREEMENT

@@ -1,0 +1,92 @@
+"""Which texts of a window are believed, which are decoded again, and which of several tries is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from whisper_spark import WhisperOptions
+from whisper_spark.gate import WindowText, confirmed, credibility, is_reliable, is_silence, is_unsure
+from whisper_spark.quality import compression_ratio
+
+OPTIONS = WhisperOptions(model="base")
+SENTENCE = "Please leave your message after the tone."
+
+
+def heard(text: str, **changes: object) -> WindowText:
+    base = WindowText(
+        tokens=tuple(range(len(text.split()) + 2)),
+        text=text,
+        language="en",
+        avg_logprob=-0.2,
+        no_speech_prob=0.01,
+        compression_ratio=compression_ratio(text),
+        temperature=0.0,
+        capped=False,
+        reliable=True,
+        start=0.0,
+        end=3.0,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "speech_s"),
+    [
+        (heard(" ".join([SENTENCE] * 8)), 20.0),
+        (heard(SENTENCE, capped=True), 3.0),
+        (heard(SENTENCE, avg_logprob=-1.3), 3.0),
+        (heard(f"{SENTENCE} {SENTENCE}"), 2.5),
+        (heard("you"), 12.0),
+        (heard(""), 3.0),
+    ],
+    ids=["loop", "cap hit", "improbable", "a sentence heard twice", "words missing", "nothing over speech"],
+)
+def test_suspicious_text_is_decoded_again(text: WindowText, speech_s: float) -> None:
+    assert not is_reliable(text, speech_s, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "speech_s"),
+    [
+        (heard(SENTENCE), 2.5),
+        (heard("No no no no."), 2.0),
+        (heard("Oui."), 0.3),
+        (heard(""), 0.4),
+        (heard("您好，请在提示音后留言。"), 3.0),
+    ],
+    ids=["speech", "a repeated word", "a short word", "a cough", "a script without spaces"],
+)
+def test_plausible_text_is_believed(text: WindowText, speech_s: float) -> None:
+    assert is_reliable(text, speech_s, OPTIONS)
+
+
+def test_beam_search_is_for_what_greedy_decoding_is_unsure_of() -> None:
+    assert not is_unsure(heard(SENTENCE, avg_logprob=-0.29), OPTIONS)
+    assert is_unsure(heard(SENTENCE, avg_logprob=-0.31), OPTIONS)
+    every = dataclasses.replace(OPTIONS, greedy_log_prob_threshold=None)
+    assert not is_unsure(heard(SENTENCE, avg_logprob=-0.31), every)  # there was no greedy decoding
+
+
+def test_silence_is_what_is_neither_likely_speech_nor_credible_text() -> None:
+    assert is_silence(heard("Thank you.", no_speech_prob=0.8, avg_logprob=-1.2), OPTIONS)
+    assert not is_silence(heard("Thank you.", no_speech_prob=0.8, avg_logprob=-0.5), OPTIONS)
+    assert not is_silence(heard("Thank you.", no_speech_prob=0.3, avg_logprob=-1.2), OPTIONS)
+
+
+def test_the_best_of_several_tries_is_no_loop_however_sure_it_is() -> None:
+    loop = heard(" ".join([SENTENCE] * 8), avg_logprob=-0.05, reliable=False)
+    doubtful = heard("Please live your massage.", avg_logprob=-1.1, reliable=False)
+    passed = heard(SENTENCE, avg_logprob=-0.9)
+    nothing = heard("", avg_logprob=-0.1, reliable=False)
+    tries = sorted([loop, passed, nothing, doubtful], key=lambda text: credibility(text, OPTIONS))
+    assert tries == [loop, nothing, doubtful, passed]
+
+
+def test_two_tries_that_agree_confirm_each_other_unless_nobody_speaks_that_fast() -> None:
+    numbers = heard("five five five, five five five, five five five", reliable=False)
+    assert confirmed(numbers, dataclasses.replace(numbers, avg_logprob=-0.4), speech_s=5.0)
+    assert not confirmed(numbers, heard(SENTENCE), speech_s=5.0)
+    assert not confirmed(numbers, numbers, speech_s=1.0)
+    assert not confirmed(heard(""), heard(""), speech_s=1.0)
