@@ -5,7 +5,7 @@ PY := .venv/bin/python
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java model speech demo test bench-gpu lint format types constraints clean
+.PHONY: help setup java model speech demo test bench bench-gpu lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ demo: setup java ## audio to table, through real Airflow and Spark; AUDIO=<folde
 
 test: setup java model speech ## all tests
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: setup java ## speed and word errors of every way to run Whisper; BENCH_ARGS="--quick", "--help"
+	$(PY) benchmarks/run.py $(BENCH_ARGS)
 
 bench-gpu: setup ## the engine on one GPU, from object storage; BENCH_ARGS="--help"
 	$(PY) benchmarks/gpu.py $(BENCH_ARGS)
