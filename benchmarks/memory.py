@@ -23,11 +23,13 @@ import tempfile
 import time
 import wave
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from note import table, write_block
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
@@ -136,6 +138,7 @@ def main() -> None:
     )
     parser.add_argument("minutes", nargs="*", type=float, default=[*MINUTES])
     parser.add_argument("--speech", type=float, default=0.05, help="share of speech (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     parser.add_argument("--constant", action="store_true", help="without the model")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -143,23 +146,31 @@ def main() -> None:
         run_one(arguments.one, arguments.constant)
         return
     model = "a constant answer instead of the model" if arguments.constant else "whisper-base int8"
-    print(f"{model}, {arguments.speech:.0%} speech; seconds of stages for each hour of audio\n")
-    print("| " + " | ".join([*COLUMNS, *(f"{name} s/h" for name in STAGES)]) + " |")
-    print("|" + "---:|" * (len(COLUMNS) + len(STAGES)))
-    peaks = []
+    print(f"{model}, {arguments.speech:.0%} speech", flush=True)
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for minutes in arguments.minutes:
             path = Path(folder) / f"{minutes:g}.wav"
             make_file(path, minutes, arguments.speech)
             command = [sys.executable, __file__, "--one", str(path)]
             command += ["--constant"] if arguments.constant else []
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-            print("| " + " | ".join(f"{found[name]:,}" for name in (*COLUMNS, *STAGES)) + " |", flush=True)
-            peaks.append(found["peak MiB"])
+            found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+            print(found[-1], flush=True)
             path.unlink()
-    more = peaks[-1] - peaks[0]
+    more = found[-1]["peak MiB"] - found[0]["peak MiB"]
     first, last = arguments.minutes[0], arguments.minutes[-1]
-    print(f"\n{more:+,} MiB from {first:g} to {last:g} minutes; at most {MOST_MIB} are allowed")
+    what = f"{model}, {arguments.speech:.0%} speech, {datetime.now(UTC):%Y-%m-%d}"
+    lines = [
+        f"{what}; {more:+,} MiB from {first:g} to {last:g} minutes, {MOST_MIB} are allowed:",
+        "",
+        *table(
+            [*COLUMNS, *(f"{name}, s for 1 h" for name in STAGES)],
+            [[f"{row[name]:,}" for name in (*COLUMNS, *STAGES)] for row in found],
+        ),
+    ]
+    print("", *lines, sep="\n")
+    if arguments.write:
+        write_block("memory without the model" if arguments.constant else "memory", lines)
     sys.exit(more > MOST_MIB)
 
 

@@ -150,7 +150,7 @@ def render() -> None:
         for title, lines in _tables(name):
             text = _between_markers(text, f"{name} {title}", lines)
     text = _between_markers(text, "provenance", _provenance())
-    for name in ("shuffle", "floor", "memory"):
+    for name in ("shuffle", "floor"):
         values = load_measurement(name)
         if values:
             text = _between_markers(text, name, values["lines"])

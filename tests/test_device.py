@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import ctranslate2
 import pytest
+from note import write_block
 
 from whisper_spark import WhisperOptions, model
 from whisper_spark.model import Device, UnusableDeviceError, choose_device, load_weights
@@ -98,3 +101,25 @@ def test_weights_are_half_precision_on_a_gpu_unless_asked_otherwise(
     monkeypatch.setattr(ctranslate2.models, "Whisper", lambda folder, **settings: loaded.update(settings))
     load_weights(Path("model"), WhisperOptions(compute_type=asked), Device(kind, 3, 1, 1))
     assert (loaded["compute_type"], loaded["device"], loaded["device_index"]) == (used, kind, 3)
+
+
+GPU_BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
+
+
+@pytest.mark.skipif(ctranslate2.get_cuda_device_count() > 0, reason="there is a GPU")
+def test_gpu_benchmark_without_a_gpu_says_so_before_it_makes_anything(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(GPU_BENCHMARK), "--corpus", "no-such-corpus"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("no CUDA device: ")
+
+
+def test_tables_replace_those_of_the_last_time_and_nothing_else(tmp_path: Path) -> None:
+    note = tmp_path / "RESULTS.md"
+    note.write_text("# Results\n\n<!-- begin gpu -->\nold\n<!-- end gpu -->\n\nwritten by hand\n")
+    write_block("gpu", ["| new |"], note)
+    write_block("overhead", ["5 %"], note)
+    text = note.read_text()
+    assert "old" not in text
+    assert text.index("| new |") < text.index("written by hand") < text.index("5 %")
