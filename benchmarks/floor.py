@@ -102,6 +102,7 @@ def main() -> None:
         folder = corpus(name)
         own = references(folder)
         files = [folder / reference.file for reference in own]
+        Recorder.threads.clear()
         Recorder.calls = calls = []
         list(transcribe_files(files, options))
         Recorder.calls = None

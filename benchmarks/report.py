@@ -175,6 +175,8 @@ def _tables(corpus: str) -> Iterator[tuple[str, list[str]]]:
 
 def _provenance() -> list[str]:
     results = [result for name in CORPORA for result in load(name)]
+    if not results:
+        return ["Nothing measured yet."]
     machines = sorted({result["machine"] for result in results})
     dates = sorted(result["date"][:10] for result in results)
     commits = sorted({result["commit"] for result in results})
