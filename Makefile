@@ -5,10 +5,10 @@ PY := .venv/bin/python
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java model speech demo test bench lint format types constraints clean
+.PHONY: help setup java model speech demo test bench bench-gpu lint format types constraints clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: .venv/.installed ## create .venv with everything that development and the demo need
 
@@ -33,6 +33,9 @@ test: setup java model speech ## all tests
 
 bench: setup java ## speed and word errors of every way to run Whisper; BENCH_ARGS="--quick", "--help"
 	$(PY) benchmarks/run.py $(BENCH_ARGS)
+
+bench-gpu: setup ## the engine on one GPU, from object storage; BENCH_ARGS="--help"
+	$(PY) benchmarks/gpu.py $(BENCH_ARGS)
 
 lint: setup ## style
 	$(PY) -m ruff check .
