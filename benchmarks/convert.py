@@ -185,6 +185,7 @@ def write_hf(folder: Path, target: Path) -> None:
         "begin_suppress_tokens": config["suppress_ids_begin"],
         "is_multilingual": True,
         "lang_to_id": {token: i for token, i in special.items() if first <= i <= last},
+        "task": "transcribe",  # without it, nothing stands behind a language that was detected
         "task_to_id": {"transcribe": special["<|transcribe|>"], "translate": special["<|translate|>"]},
         "no_timestamps_token_id": special["<|notimestamps|>"],
         "prev_sot_token_id": special["<|startofprev|>"],

@@ -23,7 +23,7 @@ from typing import Any
 import ctranslate2
 import numpy as np
 from corpus import ROOT, corpus, references
-from report import store_measurement
+from note import table, write_block
 
 sys.path[:0] = [str(ROOT / "scripts")]
 
@@ -94,14 +94,12 @@ def main() -> None:
 
     options = WhisperOptions(model=str(assemble()))
     get_engine(options)  # loads the model
-    lines = [
-        "| corpus | CTranslate2 alone s | ours s | ours / alone | × real time | calls |",
-        "|--------|---------------------|--------|--------------|-------------|-------|",
-    ]
+    rows = []
     for name in arguments.corpora:
         folder = corpus(name)
         own = references(folder)
         files = [folder / reference.file for reference in own]
+        Recorder.threads.clear()
         Recorder.calls = calls = []
         list(transcribe_files(files, options))
         Recorder.calls = None
@@ -115,9 +113,11 @@ def main() -> None:
         both = statistics.median(alone), statistics.median(ours)
         speed = sum(reference.seconds for reference in own) / both[1]
         ratio = both[1] / both[0]
-        lines.append(f"| {name} | {both[0]:.2f} | {both[1]:.2f} | {ratio:.2f} | {speed:.1f} | {len(calls)} |")
-        print("\n".join([*lines[:2], lines[-1]]), flush=True)
-    store_measurement("floor", {"lines": lines})
+        rows.append([name, f"{both[0]:.2f}", f"{both[1]:.2f}", f"{ratio:.2f}", f"{speed:.1f}", len(calls)])
+    lines = table(["corpus", "CTranslate2 alone s", "ours s", "ours / alone", "× real time", "calls"], rows)
+    print(*lines, sep="\n")
+    if not any(name.endswith("-quick") for name in arguments.corpora):
+        write_block("floor", lines)
 
 
 def _models() -> Iterator[Recorder]:

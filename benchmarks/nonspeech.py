@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from recordings import RATE, Samples, samples_of
-from speech import SOUNDS, TEXTS
+from speech import CACHE, SOUNDS, TEXTS, unpack_packages
 
 _PROMPTS = ("ascending-2tone", "beep", "beeperr", "confbridge-join", "confbridge-leave", "descending-2tone")
 # Recorded signals among Debian's prompts: their reference text is a description in brackets.
+
+_MUSIC_PACKAGE = "asterisk-moh-opsound-wav"
+_MUSIC = "usr/share/asterisk/moh"
+_MUSIC_SECONDS = 90
+# Music on hold, five instrumental pieces under CC BY-SA 3.0: what most callers hear for most of the time.
 
 _DTMF = {
     **dict(zip("147*", ((f, 1209) for f in (697, 770, 852, 941)), strict=True)),
@@ -46,6 +51,8 @@ def nonspeech_sounds(root: Path) -> Iterator[tuple[str, Samples]]:
     yield "busy", _cadence((480.0, 620.0), on=0.5, off=0.5, seconds=20)
     yield "music", _music(chance, 60)
     yield "hold-music-noise", _level(_music(chance, 120) + 0.02 * chance.standard_normal(120 * RATE), 0.1)
+    yield from _music_on_hold()
+    yield "monkeys", samples_of(_folder(root) / "tt-monkeys.wav")
     recorded = _recorded(root)
     gap = np.zeros(RATE, np.float32)
     yield "signals", np.concatenate([part for sound in recorded for part in (sound, gap)])
@@ -54,8 +61,19 @@ def nonspeech_sounds(root: Path) -> Iterator[tuple[str, Samples]]:
 def _recorded(root: Path) -> list[Samples]:
     lines = gzip.decompress((root / TEXTS.format("en")).read_bytes()).decode("utf-8-sig").splitlines()
     listed = {line.partition(":")[0].strip() for line in lines}
-    folder = next(iter(sorted((root / SOUNDS).glob("en_*_*"))))
-    return [samples_of(folder / f"{name}.wav") for name in _PROMPTS if name in listed]
+    return [samples_of(_folder(root) / f"{name}.wav") for name in _PROMPTS if name in listed]
+
+
+def _folder(root: Path) -> Path:
+    return next(iter(sorted((root / SOUNDS).glob("en_*_*"))))
+
+
+def _music_on_hold() -> Iterator[tuple[str, Samples]]:
+    root = CACHE / "music"
+    if not (root / _MUSIC).is_dir():
+        unpack_packages([_MUSIC_PACKAGE], root)
+    for path in sorted((root / _MUSIC).glob("*.wav")):
+        yield f"music-{path.stem}", samples_of(path)[: _MUSIC_SECONDS * RATE]
 
 
 def _time(seconds: float) -> npt.NDArray[np.float64]:

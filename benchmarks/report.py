@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import plot
 from contenders import CONTENDERS
 from corpus import CORPORA, ROOT
+from note import table, write_block
 from scoring import TOLERANCE_S, Errors
 
 RESULTS = ROOT / ".cache" / "bench-results"
-NOTE = ROOT / "benchmarks" / "RESULTS.md"
 PLOT = ROOT / "benchmarks" / "speed.svg"
 BASELINES = ("method3", "batched")
 
@@ -31,18 +30,6 @@ def load(corpus: str) -> list[Result]:
             result["runs"].sort(key=lambda run: run["speed"])
             results.append(result)
     return results
-
-
-def load_measurement(name: str) -> dict[str, Any] | None:
-    """What a script beside ``run.py`` stored, or ``None``."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def store_measurement(name: str, values: dict[str, Any]) -> None:
-    """Keep the values of a script beside ``run.py`` for the note."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def middle(result: Result) -> dict[str, Any]:
@@ -83,7 +70,7 @@ def speed_table(corpus: str) -> list[str]:
                 str(len(result["runs"])),
             ]
         )
-    return _markdown(head, rows)
+    return table(head, rows)
 
 
 def error_table(corpus: str) -> list[str]:
@@ -99,7 +86,7 @@ def error_table(corpus: str) -> list[str]:
         ]
         wrong = str(middle(result)["wrong_language"])
         rows.append([CONTENDERS[result["contender"]].title, *cells, wrong])
-    return _markdown(["contender", *languages, "wrong language"], rows)
+    return table(["contender", *languages, "wrong language"], rows)
 
 
 def times_table(corpus: str) -> list[str]:
@@ -122,7 +109,7 @@ def times_table(corpus: str) -> list[str]:
             ]
         )
     head = ["contender", "prompts", f"starts within {TOLERANCE_S} s", f"ends within {TOLERANCE_S} s", "both"]
-    return _markdown([*head, "median s", "95th percentile s"], rows)
+    return table([*head, "median s", "95th percentile s"], rows)
 
 
 def invented_table(corpus: str) -> list[str]:
@@ -133,7 +120,7 @@ def invented_table(corpus: str) -> list[str]:
         words = sum(len(text.split()) for text in invented.values())
         files = ", ".join(sorted(name.rpartition(".")[0] for name in invented))
         rows.append([CONTENDERS[result["contender"]].title, str(words), str(len(invented)), files])
-    return _markdown(["contender", "words", "files", "which"], rows)
+    return table(["contender", "words", "files", "which"], rows)
 
 
 def print_tables(corpora: Sequence[str]) -> None:
@@ -145,16 +132,10 @@ def print_tables(corpora: Sequence[str]) -> None:
 
 def render() -> None:
     """Write the tables into the note, between their markers, and the plot beside it."""
-    text = NOTE.read_text(encoding="utf-8")
+    write_block("provenance", _provenance())
     for name in CORPORA:
         for title, lines in _tables(name):
-            text = _between_markers(text, f"{name} {title}", lines)
-    text = _between_markers(text, "provenance", _provenance())
-    for name in ("shuffle", "floor"):
-        values = load_measurement(name)
-        if values:
-            text = _between_markers(text, name, values["lines"])
-    NOTE.write_text(text, encoding="utf-8")
+            write_block(f"{name} {title}", lines)
     bars = {name: [(r["contender"], speed(r)) for r in load(name)] for name in CORPORA if name != "nonspeech"}
     PLOT.write_text(plot.bars({name: rows for name, rows in bars.items() if rows}), encoding="utf-8")
 
@@ -175,6 +156,8 @@ def _tables(corpus: str) -> Iterator[tuple[str, list[str]]]:
 
 def _provenance() -> list[str]:
     results = [result for name in CORPORA for result in load(name)]
+    if not results:
+        return ["Nothing measured yet."]
     machines = sorted({result["machine"] for result in results})
     dates = sorted(result["date"][:10] for result in results)
     commits = sorted({result["commit"] for result in results})
@@ -185,15 +168,6 @@ def _provenance() -> list[str]:
         f"- commits: {', '.join(commits)}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
     ]
-
-
-def _between_markers(text: str, name: str, lines: Sequence[str]) -> str:
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"{NOTE.name} has no markers {begin} and {end}: put them where the table belongs")
-    block = "\n".join([begin, "", *lines, "", end])
-    return pattern.sub(lambda _: block, text)
 
 
 def _range(result: Result) -> str:
@@ -208,14 +182,3 @@ def _within(distances: Sequence[float]) -> float:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table whose columns also line up as plain text."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) + " |"
-        for r in (head, *rows)
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return lines

@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/run.py                                       everything, see PLAN
     .venv/bin/python benchmarks/run.py --corpus clips --contenders method3,ours_files --runs 3
+    .venv/bin/python benchmarks/run.py --contenders main                     all but the peers
     .venv/bin/python benchmarks/run.py --quick                               small corpora, one run of each
     .venv/bin/python benchmarks/run.py --render                              tables from what was measured
 
@@ -33,16 +34,18 @@ from scoring import Errors, invented_words, read_output, times, word_errors
 
 sys.path[:0] = [str(ROOT / "scripts")]
 
-MAIN = ("method1", "method2", "method3", "batched", "batched_greedy", "ours_files", "ours_spark")
-PEERS = tuple(name for name in CONTENDERS if name not in MAIN and name != "ours_udf")
+OFTEN = ("method3", "batched", "ours_files", "ours_spark")
+ONCE = ("method1", "method2", "batched_greedy")
+PEERS = ("openai_whisper", "hf_pipeline", "whispercpp", "s2t")
+GROUPS = {"main": (*OFTEN, *ONCE), "peers": PEERS}
 PLAN: Mapping[str, Mapping[str, int]] = {
-    "clips": dict.fromkeys(MAIN, 3) | dict.fromkeys(PEERS, 1),
-    "calls": dict.fromkeys(MAIN, 3) | dict.fromkeys(PEERS, 1),
-    "long": dict.fromkeys(("method3", "batched", "ours_files"), 3)
-    | dict.fromkeys(("batched_greedy", "ours_spark"), 1),
-    "nonspeech": dict.fromkeys(("method3", "batched", "ours_files"), 1),
+    "clips": dict.fromkeys(OFTEN, 3) | dict.fromkeys((*ONCE, *PEERS), 1),
+    "calls": dict.fromkeys(OFTEN, 3) | dict.fromkeys((*ONCE, *PEERS), 1),
+    "long": dict.fromkeys(OFTEN[:3], 3) | dict.fromkeys(("batched_greedy", "ours_spark"), 1),
+    "nonspeech": dict.fromkeys(OFTEN[:3], 1),
 }
-"""Runs of each contender on each corpus, when nothing else is asked for."""
+"""Runs of each contender on each corpus, when nothing else is asked for: three of those that are compared in
+speed, one of the others."""
 
 CORES = 2
 TIMEOUT_S = 3_600.0
@@ -64,9 +67,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    several = {"type": lambda text: text.split(","), "metavar": "A,B"}
+    several = {"type": _names, "metavar": "A,B"}
     parser.add_argument("--corpus", default=list(CORPORA), help=", ".join(CORPORA), **several)
-    parser.add_argument("--contenders", help=", ".join(CONTENDERS), **several)
+    parser.add_argument("--contenders", help=", ".join([*GROUPS, *CONTENDERS]), **several)
     parser.add_argument("--runs", type=int, help="of each contender (default: see PLAN; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="small corpora; not written to RESULTS.md")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the tables")
@@ -78,10 +81,16 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
+def _names(text: str) -> list[str]:
+    return [name for part in text.split(",") for name in GROUPS.get(part, (part,))]
+
+
 def _run_corpus(name: str, arguments: argparse.Namespace) -> None:
     plan = dict(PLAN[name.removesuffix("-quick")])
     if arguments.contenders:
-        plan = {contender: plan.get(contender, 1) for contender in arguments.contenders}
+        # Of a group those that are planned for this corpus; who is named alone runs anyway.
+        asked = [c for c in arguments.contenders if c in plan] or arguments.contenders
+        plan = {contender: plan.get(contender, 1) for contender in asked}
     if arguments.runs or arguments.quick:
         plan = dict.fromkeys(plan, arguments.runs or 1)
     folder = corpus(name)
@@ -108,7 +117,7 @@ def _run_once(contender: Contender, name: str, folder: Path, runs: list[dict[str
             str(CORES),
         ]
         measured = measure(command, _environment(), output.with_suffix(".log"), TIMEOUT_S)
-    except RunError as error:
+    except (RunError, RuntimeError) as error:  # of the run, of what it needs
         print(f"{name:8} {contender.name:15} failed: {error}", flush=True)
         return
     runs.append(_scored(measured, output, folder))

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from corpus import ROOT, corpus, references
-from report import store_measurement
+from note import write_block
 
 sys.path[:0] = [str(ROOT / "scripts")]
 
@@ -28,12 +28,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prompts", type=int, default=80, help="of each language, besides the calls")
+    parser.add_argument("--prompts", type=int, default=80, help="of each language, besides the corpus")
+    parser.add_argument("--corpus", default="calls")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     spoken = prompts(speech_root())
-    files: list[Path] = [corpus("calls") / reference.file for reference in references(corpus("calls"))]
+    folder = corpus(arguments.corpus)
+    files: list[Path] = [folder / reference.file for reference in references(folder)]
     for language in LANGUAGES:
         own = [clip.path for clip in spoken if clip.language == language]
         files += chance.sample(own, min(arguments.prompts, len(own)))
@@ -45,15 +47,16 @@ def main() -> None:
     given = texts(files)
     lines = []
     for title, order in (("the same order again", files), ("shuffled", chance.sample(files, len(files)))):
-        again = texts(order)
+        again, first = texts(order), len(lines)
         different = sorted(uri for uri, text in given.items() if again[uri] != text)
         equal = len(files) - len(different)
         lines.append(f"- {title}: {equal} of {len(files)} files equal ({equal / len(files):.2%})")
         for uri in different:
             name = "/".join(uri.rsplit("/", 2)[1:])
             lines.append(f"  - `{name}`: “{given[uri]}”, then “{again[uri]}”")
-        print(*lines, sep="\n", flush=True)
-    store_measurement("shuffle", {"lines": lines})
+        print(*lines[first:], sep="\n", flush=True)
+    if not arguments.corpus.endswith("-quick"):
+        write_block("shuffle", lines)
 
 
 if __name__ == "__main__":

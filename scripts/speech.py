@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import wave
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,26 +98,40 @@ def _sounds(root: Path, language: str) -> Path | None:
 
 
 def _fetch(target: Path) -> Path:
-    for tool in ("apt-get", "dpkg"):
-        if not shutil.which(tool):
-            raise RuntimeError(f"{tool} is missing: the recorded speech comes from Debian packages")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".speech-", dir=target.parent) as folder:
-        _download(Path(folder))
-        unpacked = Path(folder, "unpacked")
-        unpacked.mkdir()
-        for package in sorted(Path(folder).glob("*.deb")):
-            subprocess.run(["dpkg", "-x", str(package), str(unpacked)], check=True)
+    def check(unpacked: Path) -> None:
         if not _complete(unpacked):
             raise RuntimeError(
                 f"the Debian packages {', '.join(PACKAGES)} lack files that are expected in them"
             )
+
+    return unpack_packages(PACKAGES, target, check)
+
+
+def unpack_packages(
+    packages: Sequence[str], target: Path, check: Callable[[Path], None] = lambda _: None
+) -> Path:
+    """Download Debian packages and unpack them into a folder, which appears complete or not at all.
+
+    :param check: looks at what was unpacked, and raises what is wrong with it.
+    :raises RuntimeError: when they cannot be downloaded.
+    """
+    for tool in ("apt-get", "dpkg"):
+        if not shutil.which(tool):
+            raise RuntimeError(f"{tool} is missing: the recorded sound comes from Debian packages")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+        _download(packages, Path(folder))
+        unpacked = Path(folder, "unpacked")
+        unpacked.mkdir()
+        for package in sorted(Path(folder).glob("*.deb")):
+            subprocess.run(["dpkg", "-x", str(package), str(unpacked)], check=True)
+        check(unpacked)
         shutil.rmtree(target, ignore_errors=True)
         unpacked.rename(target)
     return target
 
 
-def _download(folder: Path) -> None:
+def _download(packages: Sequence[str], folder: Path) -> None:
     # Package lists of our own when the machine has none: the system's would need root.
     lists, archives = folder / "lists", folder / "archives"
     for path in (lists / "partial", archives / "partial"):
@@ -129,13 +144,13 @@ def _download(folder: Path) -> None:
         "-o",
         "APT::Sandbox::User=root",
     ]
-    download = ["apt-get", "-q", "download", *PACKAGES]
+    download = ["apt-get", "-q", "download", *packages]
     if _runs(download, folder):
         return
     if not _runs(["apt-get", "-q", *own, "update"], folder):
         raise RuntimeError("apt-get update failed: are Debian's package servers reachable?")
     if not _runs([download[0], *own, *download[1:]], folder):
-        raise RuntimeError(f"apt-get download failed. Try it by hand: apt-get download {' '.join(PACKAGES)}")
+        raise RuntimeError(f"apt-get download failed. Try it by hand: apt-get download {' '.join(packages)}")
 
 
 def _runs(command: list[str], folder: Path) -> bool:

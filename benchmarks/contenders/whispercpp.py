@@ -33,7 +33,7 @@ def load(path: str, threads: int) -> None:
 def transcribe_file(file: str) -> Spoken:
     import _pywhispercpp
 
-    words = [(s.t0 / 100, s.t1 / 100, s.text) for s in model.transcribe(decoded(file))]
+    words = [(s.t0 / 100, s.t1 / 100, s.text) for s in model.transcribe(decoded(file)) if s.text]
     language = _pywhispercpp.whisper_lang_str(_pywhispercpp.whisper_full_lang_id(model._ctx))
     return Spoken(file, " ".join(word for _, _, word in words).strip(), language, words)
 
