@@ -26,4 +26,10 @@ def get_provider_info() -> dict[str, object]:
                 ],
             }
         ],
+        "extra-links": [
+            "airflow_whisper.links.SparkUILink",
+            "airflow_whisper.links.ReportLink",
+            "airflow_whisper.links.TableLink",
+        ],
+        "plugins": [{"name": "whisper", "plugin-class": "airflow_whisper.plugin.WhisperPlugin"}],
     }
