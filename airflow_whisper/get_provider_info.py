@@ -31,5 +31,4 @@ def get_provider_info() -> dict[str, object]:
             "airflow_whisper.links.ReportLink",
             "airflow_whisper.links.TableLink",
         ],
-        "plugins": [{"name": "whisper", "plugin-class": "airflow_whisper.plugin.WhisperPlugin"}],
     }

@@ -134,6 +134,7 @@ def test_sigterm_ends_spark_with_its_python_workers_and_the_next_run_goes_on(
 def test_timeout_ends_executors_and_their_python_workers(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "spark").mkdir()
     with standalone_cluster(tmp_path / "spark", workers=1) as cluster:
         value = json.dumps({"conn_type": "spark", "host": cluster.master})
         monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", value)
