@@ -199,9 +199,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         if self._processes is not None and not self._in_cluster_mode(self._hook):
             self.log.info("Ending the Spark job: driver, executors and Python workers")
             killed = self._processes.end()
-            self.log.info(
-                "The Spark job has ended%s", f"; {killed} processes had to be killed" * bool(killed)
-            )
+            self.log.info("The Spark job has ended; %d of its processes had to be killed", killed)
         super().on_kill()
 
     @staticmethod
