@@ -40,14 +40,18 @@ class ProcessTree:
         self._groups: set[int | None] = set()
 
     def living(self) -> set[psutil.Process]:
-        """Members that still run, with those that were born since the last call."""
-        for member in [*self._members]:
-            self._members.update(_children(member))
-        self._groups.update(member.pid for member in self._members if _group(member.pid) == member.pid)
-        self._members.update(_in_groups(self._groups))
-        self._members = {member for member in self._members if _runs(member)}
+        """Members that still run, with those that were born since the last call.
+
+        Changes nothing in place: a signal handler may come in between and do the same.
+        """
+        members, groups = set(self._members), set(self._groups)
+        for member in self._members:
+            members.update(_children(member))
+        groups.update(member.pid for member in members if _group(member.pid) == member.pid)
+        members.update(_in_groups(groups))
+        self._members = {member for member in members if _runs(member)}
         # A group whose last member is gone is forgotten, because its number may be given to strangers.
-        self._groups &= {_group(member.pid) for member in self._members}
+        self._groups = groups & {_group(member.pid) for member in self._members}
         return set(self._members)
 
     def end(self, grace_seconds: float = GRACE_SECONDS) -> int:
