@@ -196,7 +196,7 @@ def test_task_that_is_stopped_early_starts_no_spark(
 # --- processes ------------------------------------------------------------------------------------------
 
 STUBBORN = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-SAY = "print(os.getpid(), flush=True); time.sleep(600)"
+SAY = """os.write(1, b"%d\\n" % os.getpid()); time.sleep(600)"""  # a line in one piece
 
 
 @pytest.fixture
