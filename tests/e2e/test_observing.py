@@ -24,6 +24,7 @@ from servers import S3Server, free_ports
 pytestmark = pytest.mark.timeout(600)
 
 STANDIN = Path(__file__).parents[1] / "standin_engine.py"
+USER, PASSWORD = "reader", "a-password-for-tests"
 TASKS = ("discover", "transcribe", "validate", "register")
 
 DAG = """
@@ -140,7 +141,7 @@ def test_event_of_the_asset_reads_without_knowing_the_code(observed: Observed) -
 
 @dataclass(frozen=True)
 class ApiServer:
-    """A running API server in which everybody who asks for a token is an administrator."""
+    """A running API server with one user."""
 
     url: str
 
@@ -154,7 +155,12 @@ class ApiServer:
             return error.code, dict(error.headers), error.read().decode()
 
     def token(self) -> str:
-        with urllib.request.urlopen(f"{self.url}/auth/token", timeout=60) as answer:
+        request = urllib.request.Request(
+            f"{self.url}/auth/token",
+            json.dumps({"username": USER, "password": PASSWORD}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return str(json.loads(answer.read())["access_token"])
 
 
@@ -162,6 +168,8 @@ class ApiServer:
 def api_server(observed: Observed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     (port,) = free_ports(1)
     log = tmp_path_factory.mktemp("api") / "log"
+    passwords = log.with_name("passwords.json")
+    passwords.write_text(json.dumps({USER: PASSWORD}))
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "airflow", "api-server", "--port", str(port), "--workers", "1"],
@@ -171,7 +179,8 @@ def api_server(observed: Observed, tmp_path_factory: pytest.TempPathFactory) -> 
             env={
                 **os.environ,
                 **observed.environment,
-                "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+                "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:viewer",
+                "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
                 "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
             },
         )
