@@ -8,6 +8,11 @@ def get_provider_info() -> dict[str, object]:
         "name": "Whisper",
         "description": "Audio in object storage becomes a trustworthy table of transcripts: "
         "faster-whisper on Spark, from Apache Airflow.",
+        "extra-links": [
+            "airflow_whisper.links.SparkUILink",
+            "airflow_whisper.links.ReportLink",
+            "airflow_whisper.links.TableLink",
+        ],
         "integrations": [
             {
                 "integration-name": "Whisper",

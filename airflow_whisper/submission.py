@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
+
+_APPLICATION = re.compile(r"whisper: Spark application (?P<id>\S+?)(?:, UI at (?P<ui>https?://\S+))?$")
+# What whisper_spark.job says once it has a session.
 
 _HOST_EXAMPLE = "local[2], spark://host:7077, yarn or k8s://https://host"
 
@@ -99,6 +103,12 @@ def client_environment(
         defaults["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
         defaults["SPARK_LOCAL_IP"] = "127.0.0.1"
     return {name: value for name, value in defaults.items() if name not in present} | given
+
+
+def spark_application(line: str) -> tuple[str | None, str | None]:
+    """Id of the Spark application and address of its UI, from the line in which the job tells them."""
+    match = _APPLICATION.match(line.strip())
+    return (match["id"], match["ui"]) if match else (None, None)
 
 
 def clean_conf(conf: Mapping[Any, Any] | None) -> dict[str, str]:

@@ -36,6 +36,7 @@ def transcribe_partition(
     block_on: Sequence[str] | Mapping[str, float] = (),
     pool: str | None = None,
     outlets: Sequence[Any] | None = None,
+    table_url: str | None = None,
     spark: Mapping[str, Any] | None = None,
     default_args: Mapping[str, Any] | None = None,
 ) -> TaskGroup:
@@ -83,8 +84,9 @@ def transcribe_partition(
         rows that may have each.
     :param pool: Airflow pool of the ``transcribe`` task: one slot for each Spark job that may run at a time.
     :param outlets: assets that ``register`` updates.
-    :param spark: further arguments of :class:`WhisperTranscribeOperator`, such as ``conf``, ``num_executors``
-        or ``archives``.
+    :param table_url: page of the table in your catalog, for the link *Table* on ``register``.
+    :param spark: further arguments of :class:`WhisperTranscribeOperator`, such as ``conf``,
+        ``num_executors``, ``archives``, ``execution_timeout`` or ``history_server``.
     :param default_args: arguments for all four tasks, such as ``retries``.
     :raises ValueError: for wrong arguments, with what to do; templated ones are checked when the task runs.
     """
@@ -132,6 +134,7 @@ def transcribe_partition(
             report=report,
             catalog_conn_id=catalog_conn_id,
             outlets=list(outlets or ()),
+            table_url=table_url,
             **common,
         )
         discover >> transcribe >> validate >> register

@@ -8,7 +8,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -23,9 +23,13 @@ from airflow_whisper.checks import (
     flag_limits,
     schema_problem,
 )
+from airflow_whisper.distributions import Distributions, Throughput
 from whisper_spark.contract import QUALITY_FLAGS, Run, partition_path
+from whisper_spark.staging import RunResult, StagingError, read_result
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -56,6 +60,9 @@ class Report:
     :param counts: ``files``, ``ok`` and ``errors``, and rows per error code (``error_codes``) and per
         language of the transcripts (``languages``). Of this run, not of the whole partition.
     :param totals: ``audio_seconds``, ``speech_seconds`` and ``audio_hours`` of this run.
+    :param distributions: see :meth:`airflow_whisper.distributions.Distributions.to_dict`.
+    :param job: ``model``; and of the Spark job, when it left a result, ``transcribed``, ``resumed``,
+        ``reused``, ``real_time_factor``, ``wall_seconds`` and ``engine_version``.
     :param worst: transcripts to listen to first: most quality flags, then lowest average log probability.
     :param errors: the first error rows, with code and message.
     """
@@ -71,6 +78,8 @@ class Report:
     warnings: Mapping[str, int]
     counts: Mapping[str, Any]
     totals: Mapping[str, float]
+    distributions: Mapping[str, Any] = field(default_factory=dict)
+    job: Mapping[str, Any] = field(default_factory=dict)
     worst: Sequence[Mapping[str, Any]] = ()
     errors: Sequence[Mapping[str, Any]] = ()
 
@@ -118,7 +127,9 @@ def validate_run(
     :raises StorageError: when staging cannot be read.
     """
     limits = flag_limits(block_on)
-    completeness, rows, summary, schema = Completeness(), RowChecks(run), Summary(), Offences()
+    result = _job_result(run, storage)
+    done = result if isinstance(result, RunResult) else None
+    completeness, rows, summary, schema = Completeness(), RowChecks(run), Summary(done), Offences()
     manifest_rows = 0
     for batch in _manifest_batches(run, storage):
         completeness.add_manifest(batch)
@@ -138,7 +149,7 @@ def validate_run(
             rows.add(batch)
             summary.add(batch)
     checks = (
-        check_staged_files(_listed_files(run, storage, manifest_rows), present),
+        check_staged_files(_listed_files(result, manifest_rows), present),
         schema.check(
             "schema", expected="the transcript schema", found=f"{schema.count} differ", when_none="all files"
         ),
@@ -166,13 +177,18 @@ def validate_run(
         warnings={flag: summary.flags[flag] for flag in QUALITY_FLAGS if summary.flags[flag]},
         counts=summary.counts(),
         totals=summary.totals(),
+        distributions=summary.distributions.to_dict(),
+        job={"model": run.options.model, **_job_summary(done)},
         worst=summary.worst,
         errors=summary.first_errors,
     )
 
 
 def write_report(report: Report, run: Run, storage: ObjectStorage) -> str:
-    """Write ``RUN/report.json``, over an earlier one. Returns its URI."""
+    """Write ``RUN/report.html`` and ``RUN/report.json``, over earlier ones. Returns the URI of the JSON."""
+    from airflow_whisper.report_page import report_page
+
+    storage.write_bytes(run.report_page_uri, report_page(report).encode())
     storage.write_bytes(run.report_uri, report.to_json().encode())
     return run.report_uri
 
@@ -198,7 +214,8 @@ def check_table(checks: Sequence[Check]) -> str:
 class Summary:
     """Counts, totals and the most conspicuous rows, gathered batch by batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, result: RunResult | None = None) -> None:
+        self.distributions = Distributions(Throughput.of(result))
         self.files = 0
         self.errors = 0
         self.error_codes: Counter[str] = Counter()
@@ -225,7 +242,9 @@ class Summary:
         room = MAX_WORST - len(self.first_errors)
         quoted = errors.select(["audio_uri", "error_code", "error_message"]).slice(0, room)
         self.first_errors.extend(quoted.to_pylist())
-        self.worst = sorted([*self.worst, *_worst_rows(ok)], key=_badness)[:MAX_WORST]
+        logprobs = _average_logprobs(ok)
+        self.distributions.add(batch, ok, logprobs)
+        self.worst = sorted([*self.worst, *_worst_rows(ok, logprobs)], key=_badness)[:MAX_WORST]
 
     def counts(self) -> dict[str, Any]:
         """Rows of this run, in all and by kind."""
@@ -246,8 +265,11 @@ class Summary:
         }
 
 
-def _worst_rows(ok: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The worst rows of a batch of transcripts. One without a text is bad only if there was speech."""
+def _average_logprobs(ok: pa.RecordBatch) -> npt.NDArray[np.float64]:
+    """Average log probability of each row, its segments weighted by their letters.
+
+    NaN without a text, minus infinity for a text whose probability is no number.
+    """
     import numpy as np
     import pyarrow.compute as pc
 
@@ -258,12 +280,19 @@ def _worst_rows(ok: pa.RecordBatch) -> list[dict[str, Any]]:
     letters = pc.fill_null(pc.utf8_length(segment.field("text")), 0).to_numpy(zero_copy_only=False)
     weight = np.bincount(row, letters, minlength=ok.num_rows)
     total = np.bincount(row, letters * logprob, minlength=ok.num_rows)
+    average: npt.NDArray[np.float64] = np.full(ok.num_rows, math.nan)
+    np.divide(total, weight, out=average, where=weight > 0)
+    average[(weight > 0) & ~np.isfinite(average)] = -math.inf
+    return average
+
+
+def _worst_rows(ok: pa.RecordBatch, logprobs: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The worst rows of a batch of transcripts. One without a text is bad only if there was speech."""
     columns = ok.select(["audio_uri", "language", "duration_s", "quality_flags", "text"]).to_pylist()
     rows = []
-    for values, letter_count, sum_logprob in zip(columns, weight.tolist(), total.tolist(), strict=True):
+    for values, average in zip(columns, logprobs.tolist(), strict=True):
         flags = values["quality_flags"] or []
-        if letter_count or set(flags) - {"no_speech"}:
-            average = sum_logprob / letter_count if letter_count else math.nan
+        if not math.isnan(average) or set(flags) - {"no_speech"}:
             values["avg_logprob"] = round(average, 4) if math.isfinite(average) else None
             values["quality_flags"] = flags
             values["text"] = (values["text"] or "")[:200]
@@ -294,17 +323,28 @@ def _manifest_batches(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBat
         yield from manifest.iter_batches(columns=["audio_uri", "audio_etag"])
 
 
-def _listed_files(run: Run, storage: ObjectStorage, manifest_rows: int) -> dict[str, int] | str:
-    """Rows for each file that the job says it wrote, or in words why that is not known."""
+def _job_result(run: Run, storage: ObjectStorage) -> RunResult | str | None:
+    """What the job says it did, or in words why that is unreadable; ``None`` when there is nothing."""
     from whisper_spark.objects import ObjectNotFound
-    from whisper_spark.staging import StagingError, read_result
 
     try:
-        return {file.uri: file.rows for file in read_result(run, storage).staged}
+        return read_result(run, storage)
     except ObjectNotFound:
-        return "no result.json: the job has not finished" if manifest_rows else {}
+        return None
     except StagingError as error:
         return str(error)
+
+
+def _listed_files(result: RunResult | str | None, manifest_rows: int) -> dict[str, int] | str:
+    """Rows for each file that the job says it wrote, or in words why that is not known."""
+    if result is None:
+        return "no result.json: the job has not finished" if manifest_rows else {}
+    return result if isinstance(result, str) else {file.uri: file.rows for file in result.staged}
+
+
+def _job_summary(result: RunResult | None) -> dict[str, Any]:
+    names = ("transcribed", "resumed", "reused", "real_time_factor", "wall_seconds", "engine_version")
+    return {name: getattr(result, name) for name in names} if result else {}
 
 
 def _staged_parquet(run: Run, storage: ObjectStorage) -> Iterator[tuple[str, pq.ParquetFile | str]]:

@@ -57,6 +57,8 @@ class StandIn:
         action, argument = [*order, "", ""][:2]
         if action == "sleep":
             time.sleep(float(argument))
+        elif action == "sleep-unless" and not Path(argument).exists():
+            time.sleep(3600)
         elif action == "crash-once" and not Path(argument).exists():
             Path(argument).touch()
             # Long enough for the rows before this one to become durable.

@@ -215,6 +215,7 @@ def test_all_string_arguments_are_templates() -> None:
         "staging_conn_id",
         "catalog_conn_id",
         "report",
+        "table_url",
     }
 
 

@@ -147,7 +147,7 @@ def test_good_run_passes_and_leaves_a_report(tmp_path: Path) -> None:
         "errors": 0,
         "warnings": {"no_speech": 1, "low_confidence": 1, "repetitive": 1},
     }
-    assert ti.xcom == {"report_uri": run.report_uri}
+    assert ti.xcom == {"report_uri": run.report_uri, "report": {"uri": run.report_uri, "conn_id": None}}
     report = report_of(run)
     assert report["passed"] is True
     assert report["partition"] == "dt=2026-11-01"
@@ -176,8 +176,8 @@ def test_bad_run_fails_for_good_with_a_table_in_the_log(
     ) as raised:
         operator.execute({"ti": ti})  # type: ignore[typeddict-item]
 
-    assert run.report_uri in str(raised.value)
-    assert ti.xcom == {"report_uri": run.report_uri}
+    assert run.report_page_uri in str(raised.value)
+    assert ti.xcom["report_uri"] == run.report_uri
     log = [re.sub(r"^\S+ \[error +\] ", "", line) for line in capsys.readouterr().out.splitlines()]
     start = next(i for i, line in enumerate(log) if line.startswith("check "))
     header, _, *table = log[start : start + 4]

@@ -115,6 +115,7 @@ class DiscoverAudioOperator(BaseOperator):
         self.on_stale = on_stale
         self.max_attempts = max_attempts
         self.on_missing_source = on_missing_source
+        self._run: Run | None = None
         self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -160,6 +161,7 @@ class DiscoverAudioOperator(BaseOperator):
                 self._check_empty_source(source_storage, target, rows)
             counts = self._compare(comparison, target)
             run = write_run(comparison, counts, target, staging_storage)
+        self._run = run
         self._log_summary(run, counts)
         return {
             "manifest_uri": run.manifest_uri,
@@ -169,6 +171,18 @@ class DiscoverAudioOperator(BaseOperator):
             "counts": run.counts,
             "audio_bytes": run.audio_bytes,
         }
+
+    def get_openlineage_facets_on_start(self) -> Any:
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
+        from airflow_whisper.lineage import of_discovery
+
+        return of_discovery(self.source, self.partition)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
+        from airflow_whisper.lineage import of_discovery
+
+        return of_discovery(self.source, self.partition, self._run)
 
     def _add_rows(self, comparison: Comparison) -> tuple[Target, int]:
         """Reads the table, before the listing: what is committed meanwhile must not look like compared."""

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from airflow_whisper.links import ReportLink, TableLink, push_report
 from whisper_spark.contract import partition_path
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_whisper.replacement import Registered
     from whisper_spark.contract import Run
 
 
@@ -41,10 +43,12 @@ class RegisterTranscriptsOperator(BaseOperator):
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded SQLite catalog.
     :param report: URI of the validation report; ``None``: ``report.json`` beside the manifest.
     :param require_report: refuse to register without a report that says that all checks passed.
+    :param table_url: page of the table in your catalog or query engine: where the task's link *Table* leads.
     :raises ValueError: when an argument is wrong; before any work for values that are templates.
     """
 
-    template_fields: Sequence[str] = ("manifest", "staging_conn_id", "catalog_conn_id", "report")
+    template_fields: Sequence[str] = ("manifest", "staging_conn_id", "catalog_conn_id", "report", "table_url")
+    operator_extra_links = (ReportLink(), TableLink())
     ui_color = "#cfe2f3"
 
     def __init__(
@@ -55,6 +59,7 @@ class RegisterTranscriptsOperator(BaseOperator):
         catalog_conn_id: str | None = None,
         report: str | None = None,
         require_report: bool = True,
+        table_url: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -63,6 +68,8 @@ class RegisterTranscriptsOperator(BaseOperator):
         self.catalog_conn_id = catalog_conn_id
         self.report = report
         self.require_report = require_report
+        self.table_url = table_url
+        self._registered: tuple[Run, Registered] | None = None
         if isinstance(manifest, str) and "{{" not in manifest:
             check_uri("manifest", manifest)
         if isinstance(report, str) and "{{" not in report:
@@ -94,7 +101,10 @@ class RegisterTranscriptsOperator(BaseOperator):
             raise AirflowFailException(str(error)) from error  # the next try would find the same
         if registered is None:
             raise AirflowSkipException(f"Nothing left to do for {name}: another run did the same work.")
+        self._registered = run, registered
         result = result_of(run, registered, self.report)
+        if self.require_report:
+            push_report(context, result["report_uri"], self.staging_conn_id)
         self.log.info(
             "%s %d rows (%d of them errors; %.2f h of audio) and deleted %d, as snapshot %d: %s",
             "Had registered before" if registered.again else "Registered",
@@ -107,6 +117,12 @@ class RegisterTranscriptsOperator(BaseOperator):
         )
         self._tell_assets(context, run, result)
         return result
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
+        from airflow_whisper.lineage import of_registration
+
+        return of_registration(*self._registered) if self._registered else None
 
     def _tell_assets(self, context: Context, run: Run, result: dict[str, Any]) -> None:
         extra = {**result, "manifest_uri": self.manifest, "idempotency_key": run.idempotency_key}

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk.exceptions import AirflowException
 
+from airflow_whisper.links import SparkUILink
 from whisper_spark.contract import WhisperOptions
 
 if TYPE_CHECKING:
     from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
     from airflow.sdk import Context
 
+    from airflow_whisper.processes import ProcessTree
     from whisper_spark.contract import Run
     from whisper_spark.objects import ObjectStorage
     from whisper_spark.staging import RunResult
@@ -65,7 +68,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     Kubernetes and YARN, GPUs also need ``spark.executor.resource.gpu.discoveryScript``.
 
     What is staged already is not transcribed again: not after a killed job, nor after clearing the task.
-    When nothing is left to do, Spark is not started.
+    When nothing is left to do, Spark is not started. A task that is stopped, because somebody marks it as
+    failed or because of its ``execution_timeout``, ends the driver and with it executors and Python workers.
 
     Credentials of the connections reach the job in a temporary file that only this user can read. With
     ``deploy_mode="cluster"`` Spark itself carries them on, on Kubernetes in a ConfigMap: use the ambient
@@ -84,6 +88,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     :param application_args: further arguments of the job, for example ``["--tasks", 16]``.
     :param durable: reconnect to a job that was submitted in cluster mode by an earlier try. Off by default,
         because Airflow remembers the job beyond a clear and would then not run it again.
+    :param history_server: address of the Spark History Server, for example
+        ``https://spark-history.example``: where the task's link *Spark UI* leads once the job has ended.
     :raises ValueError: for options that would change the text, and for connections that do not exist.
     """
 
@@ -106,8 +112,10 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         "spark_binary",
         "yarn_queue",
         "deploy_mode",
+        "history_server",
     )
     template_fields_renderers = {"conf": "json", "options": "json"}  # noqa: RUF012
+    operator_extra_links = (SparkUILink(),)
     ui_color = "#fce5cd"
 
     conn_id = _forwarded("conn_id")
@@ -134,6 +142,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         application: str = "",
         name: str = "airflow-whisper",
         durable: bool = False,
+        history_server: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(application=application, name=name, durable=durable, **kwargs)
@@ -142,7 +151,14 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         self.source_conn_id = source_conn_id
         self.staging_conn_id = staging_conn_id
         self.model_conn_id = model_conn_id
+        self.history_server = history_server
         self._add_spark_defaults = False
+        self._run: Run | None = None
+        self._result: RunResult | None = None
+        self._stopped = False
+        self._processes: ProcessTree | None = None
+        self._task_instance: Any = None
+        self._application_id: str | None = None
         if isinstance(options, Mapping | str) and "{{" not in str(options):
             _speed_options(WhisperOptions(), options)
 
@@ -156,6 +172,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         check_spark_connection(self.conn_id, self.deploy_mode)
         storage = object_storage(self._staging_connection, self.manifest)
         run, metadata = read_manifest(self.manifest, storage)
+        self._run = run
         _speed_options(run.options, self.options)
         finished = finished_result(run, storage)
         if finished is not None:
@@ -166,7 +183,50 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
             result = _write_empty_result(run, storage)
         else:
             result = self._submit(context, run, storage)
+        self._result = result
         return _summary(run, result)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
+        from airflow_whisper.lineage import of_transcription
+
+        return of_transcription(self._run, self._result) if self._run else None
+
+    def on_kill(self) -> None:
+        """End the Spark job, its driver and its Python workers. What is staged stays for the next run.
+
+        Runs in a signal handler, so in client mode it talks to nobody, neither to Airflow nor to Spark.
+        """
+        self._stopped = True
+        if self._hook is None:
+            return  # nothing is submitted, and `_submit` will not do so any more
+        if self._processes is not None and not self._in_cluster_mode(self._hook):
+            self.log.info("Ending the Spark job: driver, executors and Python workers")
+            killed = self._processes.end()
+            self.log.info("The Spark job has ended; %d of its processes had to be killed", killed)
+        super().on_kill()
+
+    @staticmethod
+    def _in_cluster_mode(hook: SparkSubmitHook) -> bool:
+        """Whether the driver runs elsewhere, so that ending spark-submit would not end it."""
+        return bool(hook._connection["deploy_mode"] == "cluster")
+
+    def _watched(self, hook: SparkSubmitHook, lines: Iterator[str]) -> Iterator[str]:
+        """The output of spark-submit, of which its processes are learned while they come up."""
+        from airflow_whisper.processes import ProcessTree
+        from airflow_whisper.submission import spark_application
+
+        spark_submit: Any = hook._submit_sp
+        self._processes = ProcessTree(spark_submit.pid)
+        if self._stopped:  # between `_submit` and here
+            self._processes.end()
+        for line in lines:
+            if self._application_id is None:
+                self._processes.living()
+                self._application_id, ui = spark_application(line)
+                if ui and self._task_instance is not None:
+                    self._task_instance.xcom_push(key=SparkUILink().xcom_key, value=ui)
+            yield line
 
     @property
     def _staging_connection(self) -> str | None:
@@ -180,12 +240,15 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         """
         from whisper_spark.staging import StagingError, finished_result
 
+        self._task_instance = context.get("ti")
         attempt_id = uuid.uuid4().hex
         with (
             tempfile.TemporaryDirectory(prefix="whisper-") as folder,
             self._prepared(run, Path(folder), attempt_id),
             self._progress(run, storage, attempt_id),
         ):
+            if self._stopped:
+                raise AirflowException("the task was stopped before Spark was started")
             super().execute(context)
         result = finished_result(run, storage)
         # A job that is still the one of an earlier try carries that try's id.
@@ -266,6 +329,12 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         connection = hook._connection
         connection["spark_binary"] = spark_submit_binary(connection["spark_binary"])
         hook._env_vars = client_environment(connection["master"], connection["deploy_mode"], hook._env_vars)
+        process_log = hook._process_spark_submit_log
+
+        def watch(itr: Iterator[Any]) -> None:
+            process_log(self._watched(hook, itr))
+
+        hook._process_spark_submit_log = watch  # type: ignore[method-assign]
         if self._add_spark_defaults:
             common_arguments = hook._build_spark_common_args
             hook._build_spark_common_args = lambda: [*common_arguments(), "--load-spark-defaults"]  # type: ignore[method-assign]

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_whisper.links import ReportLink, push_report
+
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_whisper.validation import Report
+    from whisper_spark.contract import Run
 
 
 class ValidateTranscriptsOperator(BaseOperator):
@@ -29,7 +34,8 @@ class ValidateTranscriptsOperator(BaseOperator):
     quality flag. Also pushes ``report_uri`` as an XCom of its own, which is there when checks fail, too.
 
     A failed check fails the task without a retry: the same staged rows would fail again. The log shows which
-    checks failed and the first offenders, ``RUN/report.json`` in staging has everything.
+    checks failed and the first offenders. ``RUN/report.json`` in staging has everything; the task's link
+    *Transcription report* shows it as a page with plots, which also lies in staging, as ``RUN/report.html``.
 
     :param manifest: URI of the run's manifest, from ``DiscoverAudioOperator``.
     :param staging_conn_id: Airflow connection for staging; ``None``: ambient credentials.
@@ -41,6 +47,7 @@ class ValidateTranscriptsOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("manifest", "staging_conn_id", "max_error_rate", "block_on")
+    operator_extra_links = (ReportLink(),)
     ui_color = "#d9ead3"
 
     def __init__(
@@ -57,6 +64,7 @@ class ValidateTranscriptsOperator(BaseOperator):
         self.staging_conn_id = staging_conn_id
         self.max_error_rate = max_error_rate
         self.block_on = block_on
+        self._checked: tuple[Run, Report] | None = None
         if not _is_template(max_error_rate):
             error_rate(max_error_rate)
         if isinstance(block_on, str) or not any(_is_template(flag) for flag in block_on):
@@ -74,8 +82,10 @@ class ValidateTranscriptsOperator(BaseOperator):
         storage = object_storage(self.staging_conn_id, self.manifest)
         run = read_run(self.manifest, storage)
         report = validate_run(run, storage, max_error_rate=max_error_rate, block_on=limits)
+        self._checked = run, report
         report_uri = write_report(report, run, storage)
         context["ti"].xcom_push(key="report_uri", value=report_uri)
+        push_report(context, report_uri, self.staging_conn_id)
         files, errors = report.counts["files"], report.counts["errors"]
         if not report.passed:
             for line in check_table(report.failed).splitlines():  # a log viewer prefixes each record
@@ -83,7 +93,7 @@ class ValidateTranscriptsOperator(BaseOperator):
             raise AirflowFailException(
                 f"{len(report.failed)} of {len(report.checks)} checks failed for {run.table} "
                 f"{report.partition} ({', '.join(check.check for check in report.failed)}); "
-                f"nothing was published. Report: {report_uri}"
+                f"nothing was published. Report: {run.report_page_uri}"
             )
         self.log.info(
             "All %d checks passed for %s %s: %d files, %d errors. Warnings: %s. Report: %s",
@@ -93,7 +103,7 @@ class ValidateTranscriptsOperator(BaseOperator):
             files,
             errors,
             ", ".join(f"{flag} {count}" for flag, count in report.warnings.items()) or "none",
-            report_uri,
+            run.report_page_uri,
         )
         return {
             "report_uri": report_uri,
@@ -102,6 +112,12 @@ class ValidateTranscriptsOperator(BaseOperator):
             "errors": errors,
             "warnings": dict(report.warnings),
         }
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
+        from airflow_whisper.lineage import of_validation
+
+        return of_validation(*self._checked) if self._checked else None
 
 
 def error_rate(value: float | str) -> float:

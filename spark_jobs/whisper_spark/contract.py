@@ -262,6 +262,11 @@ class Run:
         return f"{self.run_uri}/report.json"
 
     @property
+    def report_page_uri(self) -> str:
+        """The same for people: one HTML page that needs nothing else."""
+        return f"{self.run_uri}/report.html"
+
+    @property
     def siblings_uri(self) -> str:
         """Folder that holds this run and all others of the same partition and fingerprint."""
         return self.run_uri.rsplit("/", 1)[0]

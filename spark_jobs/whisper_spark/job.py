@@ -199,7 +199,11 @@ def _session(defaults: dict[str, str]) -> SparkSession:
     for key, value in defaults.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("WARN")
+    context = spark.sparkContext
+    context.setLogLevel("WARN")
+    # Airflow reads this line, for the link to the UI.
+    ui = f", UI at {context.uiWebUrl}" if context.uiWebUrl else ""
+    log.info("Spark application %s%s", context.applicationId, ui)
     return spark
 
 

@@ -1,0 +1,73 @@
+"""Where the links on the tasks lead."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, BaseOperator
+from airflow.serialization.serialized_objects import DagSerialization
+
+from airflow_whisper.links import SparkUILink, TableLink
+from airflow_whisper.operators.register import RegisterTranscriptsOperator
+from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
+from airflow_whisper.submission import spark_application
+
+KEY: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (
+            "whisper: Spark application local-1700, UI at http://10.0.0.7:4040\n",
+            ("local-1700", "http://10.0.0.7:4040"),
+        ),
+        ("whisper: Spark application app-2026-0001", ("app-2026-0001", None)),
+        # A name of a file in the output is not the line that the job says.
+        ("a.wav whisper: Spark application x, UI at http://evil.example", (None, None)),
+        ("whisper: Spark application x, UI at javascript:alert(1)", (None, None)),
+    ],
+)
+def test_job_says_where_its_ui_is(line: str, found: tuple[str | None, str | None]) -> None:
+    assert spark_application(line) == found
+
+
+def test_spark_link_leads_nowhere_after_the_end_unless_a_history_server_is_named() -> None:
+    without = WhisperTranscribeOperator(task_id="t", manifest="m")
+    without._application_id = "app-1"
+    assert SparkUILink().get_link(without, ti_key=KEY) == ""
+    named = WhisperTranscribeOperator(task_id="t", manifest="m", history_server="https://history.example/")
+    assert SparkUILink().get_link(named, ti_key=KEY) == ""  # Spark was not started
+    named._application_id = "app-1"
+    assert SparkUILink().get_link(named, ti_key=KEY) == "https://history.example/history/app-1/"
+
+
+@pytest.mark.parametrize(
+    ("table_url", "link"),
+    [("https://catalog.example/t", "https://catalog.example/t"), (None, ""), ("javascript:alert(1)", "")],
+)
+def test_table_link_is_an_address_for_browsers_or_none(table_url: str | None, link: str) -> None:
+    operator = RegisterTranscriptsOperator(task_id="r", manifest="s3://b/m", table_url=table_url)
+    assert TableLink().get_link(operator, ti_key=KEY) == link
+
+
+def test_links_survive_serialisation_into_the_web_interface() -> None:
+    with DAG("d", schedule=None) as dag:
+        tasks: list[BaseOperator] = [
+            WhisperTranscribeOperator(task_id="transcribe", manifest="m"),
+            RegisterTranscriptsOperator(task_id="register", manifest="s3://b/m"),
+        ]
+    restored = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    names = {task.task_id: sorted(restored.get_task(task.task_id).extra_links) for task in tasks}
+    assert names == {"transcribe": ["Spark UI"], "register": ["Table", "Transcription report"]}
+
+
+def test_components_that_only_load_the_plugin_load_no_report_server() -> None:
+    code = "import sys, airflow_whisper.plugin; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "airflow_whisper.plugin" in loaded.split()
+    assert not {"airflow_whisper.report_server", "pyarrow", "obstore", "numpy"} & set(loaded.split())

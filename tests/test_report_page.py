@@ -1,0 +1,237 @@
+"""The report as a page: what a person sees, and what hostile names cannot do."""
+
+from __future__ import annotations
+
+import tracemalloc
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_validate import OPTIONS, PARTITION, STORAGE, error, row, staged_run
+from transcripts import make_transcript_rows
+
+from airflow_whisper.distributions import CONFIDENCE_EDGES, DURATION_EDGES_S, Histogram, Throughput
+from airflow_whisper.report_page import link, message_page, report_page, text
+from airflow_whisper.validation import Report, Summary, validate_run, write_report
+from whisper_spark.contract import Run
+from whisper_spark.staging import RunResult, read_result
+
+HOSTILE = [
+    "<script>alert(1)</script>.wav",
+    '"onmouseover="alert(1)" x=".wav',
+    "a&lt;b&#x3c;.wav",
+    "invoice\u202egpj.exe",
+    "new\nline\x00\x1b[31m.wav",
+    "' style='background:url(https://evil.example)'.wav",
+]
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the text in between."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "line", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("line", "rect"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def page_of(run: Run, **arguments: float) -> tuple[str, Elements]:
+    report = validate_run(run, STORAGE, max_error_rate=arguments.get("max_error_rate", 1.0))
+    page = report_page(Report.from_json(report.to_json()))
+    return page, Elements(page)
+
+
+def test_page_tells_checks_numbers_and_the_worst_rows(tmp_path: Path) -> None:
+    files = [
+        row("good.wav", duration_s=40.0, speech_s=30.0),
+        row("bad.wav", quality_flags=("repetitive",), logprob=-1.2, text="again again again", language="es"),
+        error("broken.wav"),
+    ]
+    page, shown = page_of(
+        staged_run(tmp_path, ["good.wav", "bad.wav", "broken.wav"], files), max_error_rate=0.1
+    )
+    assert "Failed" in shown.text
+    assert "1 of 8 checks failed: error rate. Nothing was published." in shown.text
+    assert "33.33 % (1 of 3 files)" in shown.text
+    assert "at most 10 %" in shown.text
+    links = [attributes["href"] for tag, attributes in shown.tags if tag == "a"]
+    assert links == ["s3://calls/raw/bad.wav", "s3://calls/raw/good.wav", "s3://calls/raw/broken.wav"]
+    for part in ("repetitive", "again again again", "−1.20", "corrupt", "no frame", "base", PARTITION["dt"]):
+        assert part in shown.text, part
+    assert OPTIONS.fingerprint() in shown.text
+    assert page.count("<figure>") == 6
+
+
+def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    page, shown = page_of(staged_run(tmp_path, ["a.wav"], [row("a.wav")]))
+    allowed = {"html", "head", "meta", "title", "style", "body", "main", "header", "footer", "section"}
+    allowed |= {"p", "h1", "h2", "span", "b", "small", "dl", "div", "dt", "dd", "table", "thead", "tbody"}
+    allowed |= {"tr", "th", "td", "ul", "li", "figure", "figcaption", "svg", "line", "rect", "text", "a"}
+    allowed |= {"bdi", "q", "i"}
+    assert {tag for tag, _ in shown.tags} <= allowed
+    attributes = {name for _, values in shown.tags for name in values}
+    assert not {name for name in attributes if name.startswith("on") or name in ("src", "srcset", "style")}
+    assert "url(" not in page
+    assert "@import" not in page
+    assert shown.open == []
+    policies = [values["content"] for _, values in shown.tags if values.get("http-equiv")]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+def test_hostile_names_texts_and_messages_are_only_shown(tmp_path: Path) -> None:
+    harmless, _ = page_of(staged_run(tmp_path / "1", ["a", "b"], [row("a"), error("b")]))
+    tags = sorted(tag for tag, _ in Elements(harmless).tags)
+    for number, name in enumerate(HOSTILE):
+        good = row(name, text=name, language=name, quality_flags=(name,))
+        bad = {**error(f"{name}2"), "error_message": name}
+        _, shown = page_of(staged_run(tmp_path / f"h{number}", [name, f"{name}2"], [good, bad]))
+        # One more check fails (an unknown flag), which lists one offender.
+        assert sorted(tag for tag, _ in shown.tags if tag not in ("ul", "li", "bdi")) == sorted(
+            tag for tag in [*tags, "i"] if tag not in ("ul", "li", "bdi")
+        ), name
+        assert not [1 for _, values in shown.tags if any(key.startswith("on") for key in values)]
+        visible = name.replace("\u202e", "\\u202e").replace("\x00", "\\u0000").replace("\x1b", "\\u001b")
+        assert shown.text.count(visible) >= 4, name
+        assert "\u202e" not in shown.text
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("s3://calls/raw/0 #%20.wav", "s3://calls/raw/0%20%23%2520.wav"),
+        ("file:///audio/Gespräch.wav", "file:///audio/Gespr%C3%A4ch.wav"),
+        ("https://example.org/a.wav?x=1&y=2#z", "https://example.org/a.wav?x=1&amp;y=2#z"),
+        ("javascript://example.org/%0aalert(1)", None),
+        ("data:text/html,hello", None),
+        ("no-uri", None),
+    ],
+)
+def test_only_addresses_of_data_become_links(uri: str, address: str | None) -> None:
+    shown = link(uri)
+    assert (f'href="{address}"' in shown) if address else ("href" not in shown)
+    assert text(uri) in shown
+
+
+def test_message_page_escapes() -> None:
+    assert "<script>" not in message_page("<script>")
+
+
+def test_page_of_a_run_without_files_says_so(tmp_path: Path) -> None:
+    _, shown = page_of(staged_run(tmp_path, []))
+    assert "Passed" in shown.text
+    assert shown.text.count("None.") == 7  # six plots and the worst rows
+
+
+def test_report_of_an_earlier_release_can_be_shown() -> None:
+    summary = Summary()
+    old = Report(
+        passed=True,
+        table="t",
+        partition="dt=1",
+        manifest_uri="s3://b/m",
+        manifest_id="0",
+        fingerprint="f",
+        checked_at="2026-11-01T00:00:00+00:00",
+        checks=(),
+        warnings={},
+        counts=summary.counts(),
+        totals=summary.totals(),
+    )
+    assert "Passed" in Elements(report_page(old)).text
+
+
+def test_both_forms_lie_next_to_each_other(tmp_path: Path) -> None:
+    run = staged_run(tmp_path, ["a.wav"], [row("a.wav")])
+    report = validate_run(run, STORAGE, max_error_rate=0.0)
+    assert write_report(report, run, STORAGE) == run.report_uri
+    assert Report.from_json(STORAGE.read_bytes(run.report_uri)).passed
+    assert STORAGE.read_bytes(run.report_page_uri).decode() == report_page(report)
+
+
+# --- distributions ---------------------------------------------------------------------------------------
+
+
+def test_each_value_is_counted_once_in_the_right_place() -> None:
+    histogram = Histogram((0.0, 1.0, 2.0))
+    histogram.add(np.array([0.0, 0.99, 1.0, 2.0, 500.0, -3.0, np.nan, np.inf]))
+    histogram.add(np.array([]))
+    assert (histogram.counts, histogram.unknown) == ([3, 1, 2], 2)
+
+
+def test_durations_and_confidence_of_transcripts_are_spread(tmp_path: Path) -> None:
+    rows = [row("a", duration_s=0.5, logprob=0.0), row("b", duration_s=45.0, logprob=-0.1), error("c")]
+    rows.append(row("d", duration_s=9000.0, text="", quality_flags=("no_speech",)))
+    report = validate_run(staged_run(tmp_path, ["a", "b", "c", "d"], rows), STORAGE, max_error_rate=1.0)
+    duration, confidence = report.distributions["duration_s"], report.distributions["confidence"]
+    assert {e: c for e, c in zip(duration["edges"], duration["counts"], strict=True) if c} == {
+        0.0: 1,
+        30.0: 1,
+        DURATION_EDGES_S[-1]: 1,
+    }
+    assert {e: c for e, c in zip(confidence["edges"], confidence["counts"], strict=True) if c} == {
+        0.9: 1,
+        CONFIDENCE_EDGES[-1]: 1,
+    }
+    assert confidence["unknown"] == 1  # the silent one
+
+
+def test_real_time_factor_over_the_job_leaves_out_rows_of_earlier_attempts() -> None:
+    end = datetime(2026, 11, 1, 12, 2, tzinfo=UTC)
+    result = RunResult(
+        manifest_uri="s3://b/manifest.parquet",
+        manifest_id="0",
+        fingerprint="f",
+        attempt_id="1",
+        transcribed=2,
+        wall_seconds=120.0,
+        finished_at=end.isoformat(),
+    )
+    throughput = Throughput.of(result)
+    assert throughput is not None
+    times = {"a": timedelta(seconds=90), "b": timedelta(seconds=10), "old": timedelta(days=2)}
+    rows = make_transcript_rows(times, duration_s=100.0, transcribed_at=lambda uri: end - times[uri])
+    for batch in rows.to_batches():
+        throughput.add(batch)
+    done = throughput.to_dict()
+    factors = done["real_time_factors"]
+    assert sum(factors) * done["seconds_a_bin"] == pytest.approx(200, rel=0.01)
+    assert [place for place, factor in enumerate(factors) if factor] == [14, 54]  # of 60, each of 2.02 s
+
+
+def test_job_without_a_result_or_work_has_no_throughput(tmp_path: Path) -> None:
+    assert Throughput.of(None) is None
+    run = staged_run(tmp_path, ["a.wav"], [row("a.wav")])
+    assert Throughput.of(read_result(run, STORAGE)) is None
+
+
+def test_memory_does_not_grow_with_rows() -> None:
+    batch = make_transcript_rows([f"s3://b/{i}" for i in range(500)]).to_batches()[0]
+    summary = Summary()
+    for _ in range(10):
+        summary.add(batch)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(60):
+        summary.add(batch)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert summary.files == 35_000
+    assert grown < 200_000, f"{grown:,} bytes for 30,000 rows"
