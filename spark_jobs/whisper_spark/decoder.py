@@ -54,9 +54,9 @@ _CANDIDATES = 4
 _LEAST_CANDIDATE = 0.02
 _LANGUAGE_WEIGHT = 0.1
 _NO_TEXT = -2.0
-# Below 0.9 a detected language is checked against up to four candidates of at least 0.02. The score of each is
-# the average log probability of its tokens and a tenth of that of the language itself. Tuned on 130
-# telephone prompts in five languages with whisper-base.
+# Below 0.9 a detected language is checked against up to four candidates of at least 0.02. Each one's score is
+# the average log probability of its tokens and a tenth of that of the language itself. Tuned on 130 telephone
+# prompts in five languages with whisper-base.
 
 
 @dataclass(frozen=True, slots=True)
