@@ -21,6 +21,7 @@ from servers import free_ports
 
 USER, PASSWORD = "admin", "a-password-for-tests"
 READY_SECONDS = 180
+MOST_LISTED = 100  # by one request: [api] maximum_page_limit
 PATIENCE = 600  # seconds, for what takes one or two minutes where nothing else runs
 COMPONENTS = ("scheduler", "triggerer", "dag-processor", "api-server")
 T = TypeVar("T")
@@ -136,14 +137,16 @@ class LiveAirflow:
 
     def runs(self, dag_id: str, **params: Any) -> list[dict[str, Any]]:
         """Newest first."""
-        found = self.get(f"dags/{dag_id}/dagRuns", order_by="-run_after", limit=100, **params)
+        found = self.get(f"dags/{dag_id}/dagRuns", order_by="-run_after", limit=MOST_LISTED, **params)
         return list(found["dag_runs"])
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return self.get(f"dags/{dag_id}/dagRuns/{run_id}")
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        return list(self.get(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=200)["task_instances"])
+        return list(
+            self.get(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=MOST_LISTED)["task_instances"]
+        )
 
     def states(self, dag_id: str, run_id: str) -> dict[str, str]:
         """``{"discover": "success", "register[1]": "skipped"}``."""
@@ -179,7 +182,9 @@ class LiveAirflow:
 
     def events(self, **params: Any) -> list[dict[str, Any]]:
         """Asset events, newest first."""
-        return list(self.get("assets/events", order_by="-timestamp", limit=1000, **params)["asset_events"])
+        return list(
+            self.get("assets/events", order_by="-timestamp", limit=MOST_LISTED, **params)["asset_events"]
+        )
 
     def log(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
         """All that the last try of a task has logged."""

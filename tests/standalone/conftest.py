@@ -42,6 +42,7 @@ def site(
         "AIRFLOW_WHISPER_CATALOG_CONN_ID": "lake",
         "AIRFLOW_WHISPER_RETRIES": "2",
         "AIRFLOW_WHISPER_POOL": "spark",
+        "AIRFLOW_WHISPER_POLL_INTERVAL": "5",
         "AIRFLOW_WHISPER_SPARK_CONF": json.dumps({"spark.ui.enabled": "false"}),
     }
     home = tmp_path_factory.mktemp("standalone") / "airflow"
