@@ -43,13 +43,14 @@ def audio_files(
 
     start = len(normalise_uri(source).rstrip("/")) + 1
     for batch in storage.list(source):
-        wanted = [_is_audio(uri[start:], pattern) for uri in batch.column("audio_uri").to_pylist()]
+        wanted = [is_audio(uri[start:], pattern) for uri in batch.column("audio_uri").to_pylist()]
         if ignored and not all(wanted):
             ignored(wanted.count(False))
         yield batch if all(wanted) else batch.filter(pa.array(wanted))
 
 
-def _is_audio(key: str, pattern: str | None) -> bool:
+def is_audio(key: str, pattern: str | None) -> bool:
+    """Whether a path below a source counts as audio: not hidden, and matching the pattern."""
     hidden = key.startswith(("_", ".")) or "/_" in key or "/." in key
     if hidden or key.endswith(("/", "_$folder$")):
         return False

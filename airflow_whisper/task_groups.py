@@ -60,7 +60,8 @@ def transcribe_partition(
     ``pattern`` may also come from an upstream task or from the mapping of a surrounding ``@task_group``;
     they are then checked when the task runs.
 
-    :param source: URI prefix that holds the partition's audio: ``s3://``, ``gs://``, ``az://`` or ``file://``.
+    :param source: URI prefix that holds the partition's audio: ``s3://``, ``gs://``, ``az://`` or
+        ``file://``.
     :param partition: the partition that the audio belongs to, for example ``{"dt": "{{ ds }}"}``.
     :param table: ``namespace.table``; created when it does not exist.
     :param staging: URI prefix for manifests, finished rows and reports. Executors write to it.
