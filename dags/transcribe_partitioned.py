@@ -14,7 +14,7 @@ The partition key is the folder below the source, ``dt=2026-11-01/hour=13``, and
 To do one partition by hand, trigger ``transcribe_partitioned`` and type its key into "Partition Key". Runs of
 partitions that are up to date skip; how many days are looked at is a Param of ``discover_partitions``.
 
-The same environment variables as in ``transcribe_daily.py``, and
+The environment variables are those listed in ``airflow_whisper.settings``, and
 
 =======================================  ====================================================================
 ``AIRFLOW_WHISPER_PARTITIONED_SOURCE``   URI prefix whose folders are the partitions: ``s3://calls/raw/``
@@ -24,8 +24,6 @@ The same environment variables as in ``transcribe_daily.py``, and
 
 from __future__ import annotations
 
-import json
-import os
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,19 +32,10 @@ from airflow.sdk import DAG, Asset, Param, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_whisper import WhisperOptions, transcribe_partition
+from airflow_whisper.settings import connection, default_args, locations, setting
 
-HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
-
-
-def setting(name: str, default: str) -> str:
-    return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
-
-
-def connection(name: str) -> str | None:
-    return os.environ.get(f"AIRFLOW_WHISPER_{name}_CONN_ID") or None
-
-
-SOURCE = setting("PARTITIONED_SOURCE", str(HOME / "audio")).rstrip("/") + "/"
+DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
+SOURCE = setting("PARTITIONED_SOURCE", str(DEMO_AUDIO)).rstrip("/") + "/"
 KEYS = ("dt", "hour")
 TABLE = setting("PARTITIONED_TABLE", "speech.transcripts_by_hour")
 AUDIO = Asset("audio_by_hour")
@@ -93,7 +82,7 @@ with DAG(
     schedule=PartitionedAssetTimetable(assets=AUDIO),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     max_active_runs=8,
-    default_args={"retries": int(setting("RETRIES", "3")), "retry_delay": timedelta(minutes=1)},
+    default_args=default_args(),
     # One value of a partition key, for the templates below.
     user_defined_macros={"value": lambda key, name: dict(p.split("=", 1) for p in key.split("/"))[name]},
     doc_md=__doc__,
@@ -102,15 +91,7 @@ with DAG(
     transcribe_partition(
         source=SOURCE + "{{ partition_key }}/",
         partition={name: "{{ value(partition_key, '" + name + "') }}" for name in KEYS},
-        table=TABLE,
-        staging=setting("STAGING", str(HOME / "whisper_staging")),
         options=WhisperOptions(model=setting("MODEL", WhisperOptions.model)),
-        source_conn_id=connection("SOURCE"),
-        staging_conn_id=connection("STAGING"),
-        catalog_conn_id=connection("CATALOG"),
-        model_conn_id=connection("MODEL"),
-        spark_conn_id=setting("SPARK_CONN_ID", "spark_default"),
-        pool=setting("POOL", "default_pool"),
         outlets=[TRANSCRIPTS],
-        spark={"conf": json.loads(setting("SPARK_CONF", "{}"))},
+        **{**locations(), "table": TABLE},
     )

@@ -10,25 +10,18 @@ Two DAGs, because Airflow keeps events with a partition key apart from those wit
   Several events may have come together in one run.
 - ``transcripts_consumer_partitioned`` follows ``transcribe_partitioned``: one run for each partition key.
 
-The same environment variables as in ``transcribe_daily.py`` and ``transcribe_partitioned.py``.
+The environment variables are those listed in ``airflow_whisper.settings`` and in
+``transcribe_partitioned.py``.
 """
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
-
-def setting(name: str, default: str) -> str:
-    return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
-
-
-def connection(name: str) -> str | None:
-    return os.environ.get(f"AIRFLOW_WHISPER_{name}_CONN_ID") or None
-
+from airflow_whisper.settings import connection, setting
 
 TRANSCRIPTS = Asset(setting("TABLE", "speech.transcripts"))
 TRANSCRIPTS_BY_HOUR = Asset(setting("PARTITIONED_TABLE", "speech.transcripts_by_hour"))

@@ -72,7 +72,7 @@ class Browser:
         self.page.screenshot(path=self.screenshots / f"{name}.png", animations="disabled")
 
     def _trigger_button(self) -> Locator:
-        return self.page.get_by_role("button", name="Trigger", exact=True).first
+        return self.page.get_by_role("button", name="Trigger Dag")
 
     def _pick_date(self, form: Locator, field: str, day: str) -> None:
         form.get_by_role("group").filter(has_text=field).get_by_role("paragraph").click()
@@ -86,7 +86,7 @@ class Browser:
 
 @contextmanager
 def browser_at(url: str, screenshots: Path) -> Iterator[Browser]:
-    """A window of a fresh browser; its last sight is kept when something goes wrong."""
+    """A window of a fresh browser. The last that it showed is kept, to see where a test stopped."""
     executable = shutil.which("chromium")
     if executable is None:
         raise RuntimeError("chromium is missing: run `make chromium`")
@@ -99,8 +99,6 @@ def browser_at(url: str, screenshots: Path) -> Iterator[Browser]:
         browser = Browser(page, url, screenshots)
         try:
             yield browser
-        except BaseException:
-            browser.screenshot("when-it-failed")
-            raise
         finally:
+            browser.screenshot("last")
             chromium.close()
