@@ -207,10 +207,7 @@ class Arrivals:
         :param now: in microseconds, by the clock that :data:`File` has.
         :param at_most: batches; what is left is given by the next call.
         """
-        rules = self.rules
-        values = {"stable_polls": rules.stable_polls, "old": now - int(rules.min_age * 1e6)}
-        self._db.execute("DELETE FROM ready")
-        count = self._db.execute(_READY, values).rowcount
+        count = self._find_ready(now)
         position = 0
         for _ in range(at_most):
             if position >= count or not self._is_due(position, count, now):
@@ -225,6 +222,23 @@ class Arrivals:
                     ((uri, etag, modified) for uri, etag, _, modified, _ in batch.files),
                 )
             yield batch
+
+    def ready_partitions(self, now: int) -> list[tuple[str, int, int]]:
+        """Partitions with files to report now, if there are any: canonical string, files, bytes.
+
+        Unlike :meth:`batches` this gives all that is ready, and does not count it as reported.
+        """
+        count = self._find_ready(now)
+        if count == 0 or not self._is_due(0, count, now):
+            return []
+        query = "SELECT partition, count(*), sum(bytes) FROM ready GROUP BY partition ORDER BY partition"
+        return self._db.execute(query).fetchall()
+
+    def _find_ready(self, now: int) -> int:
+        rules = self.rules
+        values = {"stable_polls": rules.stable_polls, "old": now - int(rules.min_age * 1e6)}
+        self._db.execute("DELETE FROM ready")
+        return self._db.execute(_READY, values).rowcount
 
     def _is_due(self, position: int, count: int, now: int) -> bool:
         if count - position >= self.rules.min_files:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ def audio_files(
     source: str,
     pattern: str | None = None,
     *,
+    belongs: Callable[[datetime], bool] | None = None,
     ignored: Callable[[int], None] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The listing of a source without what is none of ours.
@@ -37,6 +39,7 @@ def audio_files(
 
     :param source: URI of a folder.
     :param pattern: glob on the path below the source, in any case; ``*`` also matches slashes.
+    :param belongs: whether a file that was modified then belongs to the partition.
     :param ignored: is told how many objects of a batch were left out.
     """
     import pyarrow as pa
@@ -46,6 +49,9 @@ def audio_files(
         wanted = [is_audio(uri[start:], pattern) for uri in batch.column("audio_uri").to_pylist()]
         if ignored and not all(wanted):
             ignored(wanted.count(False))
+        if belongs:
+            times = batch.column("last_modified").to_pylist()
+            wanted = [want and belongs(time) for want, time in zip(wanted, times, strict=True)]
         yield batch if all(wanted) else batch.filter(pa.array(wanted))
 
 

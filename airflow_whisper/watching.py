@@ -92,7 +92,7 @@ class WatchedSource:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, got {value!r}")
-        if isinstance(self.extensions, str) or not all(e.strip(". ") for e in self.extensions or ()):
+        if not all(extension.strip(". ") for extension in self.extensions or ()):
             raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {self.extensions!r}")
         self.first_floor()
 
@@ -128,7 +128,7 @@ class WatchedSource:
                 f"since must be an ISO time with a time zone, such as '2026-11-01T00:00:00+00:00', got "
                 f"{self.since!r}"
             )
-        return _micros(moment)
+        return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 class SourceWatch:
@@ -172,17 +172,8 @@ class SourceWatch:
         :raises InvalidConnectionError: when a connection cannot be used.
         """
         now = clock()
-        try:
-            self._connect(now)
-            if not self._more_is_due:
-                self._observe(now)
-        except WatchStopped:
-            raise
-        except Exception:
-            self._connected = None  # the next try asks for the credentials again
-            raise
-        if self._held is not None:
-            self._leave_out_held(self._held)
+        if not self._more_is_due:
+            self._look(now)
         batches = [*self.arrivals.batches(int(now * 1e6), at_most=MAX_EVENTS)]
         # What else is due needs no new listing.
         self._more_is_due = len(batches) == MAX_EVENTS
@@ -190,6 +181,31 @@ class SourceWatch:
             for *_, modified, partition in batch.files:
                 self._active[partition] = max(modified, self._active.get(partition, NEVER))
         return [self._payload(batch) for batch in batches]
+
+    def find(self, clock: Callable[[], float] = time.time) -> list[dict[str, Any]]:
+        """Lists as :meth:`poll` does, and returns each partition with audio that is ready and not held.
+
+        :return: ``source``, ``partition``, ``files`` and ``bytes`` of each; nothing while the files are too
+            few
+            and have not waited for long.
+        :raises StorageError: :raises InvalidConnectionError: as :meth:`poll`.
+        """
+        now = clock()
+        self._look(now)
+        found = self.arrivals.ready_partitions(int(now * 1e6))
+        return [self._entry(parse_partition_path(path), files, size) for path, files, size in found]
+
+    def _look(self, now: float) -> None:
+        try:
+            self._connect(now)
+            self._observe(now)
+        except WatchStopped:
+            raise
+        except Exception:
+            self._connected = None  # the next try asks for the credentials again
+            raise
+        if self._held is not None:
+            self._leave_out_held(self._held)
 
     # --- listing -----------------------------------------------------------------------------------------
 
@@ -236,7 +252,7 @@ class SourceWatch:
             for batch in self._storage.list(uri):
                 if self._stopped.is_set():
                     raise WatchStopped
-                files, others = self._files_of(_newer(batch, self.arrivals.floor), partitions)
+                files, others = self._files_of(*_newer(batch, self.arrivals.floor), partitions)
                 strangers += others
                 yield files
         if full and strangers != self._strangers:
@@ -250,15 +266,17 @@ class SourceWatch:
                 )
 
     def _files_of(
-        self, batch: pa.RecordBatch, partitions: dict[FolderPath, dict[str, str] | None]
+        self,
+        batch: pa.RecordBatch,
+        arrivals: pa.Array,
+        partitions: dict[FolderPath, dict[str, str] | None],
     ) -> tuple[list[File], int]:
         """The audio files of a listing, and how many objects belong to no partition."""
         files: list[File] = []
         strangers = 0
         template, pattern, root = self._template, self._watched.pattern, len(self._template.root)
-        columns = (batch.column(i).to_pylist() for i in range(3))
-        times = _micros_of(batch)
-        for uri, etag, size, modified in zip(*columns, times, strict=True):
+        columns = (column.to_pylist() for column in (*batch.columns[:3], _micros(batch), arrivals))
+        for uri, etag, size, modified, arrived in zip(*columns, strict=True):
             folders = template.folders_of(uri)
             if folders is None:
                 strangers += 1
@@ -271,7 +289,7 @@ class SourceWatch:
                 continue
             key = uri[root + sum(map(len, folders)) + len(folders) :]
             if is_audio(key, pattern) and (not self._suffixes or key.lower().endswith(self._suffixes)):
-                files.append((uri, etag, size, modified, self._partition(values, modified)))
+                files.append((uri, etag, size, arrived, self._partition(values, modified)))
         return files, strangers
 
     def _partition(self, values: Mapping[str, str], modified: int) -> str:
@@ -294,18 +312,14 @@ class SourceWatch:
             "source": self._template.source,
             "files": len(batch.files),
             "bytes": batch.bytes,
-            "partitions": [
-                {
-                    "source": self._partitioning.source_of(partition),
-                    "partition": partition,
-                    "files": files,
-                    "bytes": size,
-                }
-                for partition, files, size in batch.partitions()
-            ],
+            "partitions": [self._entry(*entry) for entry in batch.partitions()],
             "uris": [file[0] for file in batch.files] if inline else None,
             "list_uri": None if inline else self._write_list(batch),
         }
+
+    def _entry(self, partition: dict[str, str], files: int, size: int) -> dict[str, Any]:
+        source = self._partitioning.source_of(partition)
+        return {"source": source, "partition": partition, "files": files, "bytes": size}
 
     def _write_list(self, batch: Batch) -> str | None:
         """Writes the files of a batch as Parquet; ``None`` without staging, or when it cannot be reached."""
@@ -327,40 +341,41 @@ class SourceWatch:
         return object_storage(conn_id, self._watched.staging or "")
 
 
-def _newer(batch: pa.RecordBatch, floor: int) -> pa.RecordBatch:
-    import pyarrow as pa
+def extension_tuple(extensions: Iterable[str] | None) -> tuple[str, ...] | None:
+    """:raises ValueError: when it is one string, whose letters would be taken for extensions."""
+    if isinstance(extensions, str):
+        raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {extensions!r}")
+    return tuple(extensions) if extensions else None
+
+
+def _newer(batch: pa.RecordBatch, floor: int) -> tuple[pa.RecordBatch, pa.Array]:
+    """What of a listing arrived after the floor, and when."""
     import pyarrow.compute as pc
 
-    if batch.num_rows and batch.column(0)[0].as_py().startswith("file://"):
-        batch = _with_arrival_times(batch)
+    local = batch.num_rows and batch.column(0)[0].as_py().startswith("file://")
+    arrived = _arrival_times(batch) if local else _micros(batch)
     if floor == NEVER:
-        return batch
-    times = batch.column("last_modified").cast(pa.int64())
-    return batch.filter(pc.greater(times, floor))
+        return batch, arrived
+    newer = pc.greater(arrived, floor)
+    return batch.filter(newer), arrived.filter(newer)
 
 
-def _with_arrival_times(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _arrival_times(batch: pa.RecordBatch) -> pa.Array:
     """Local files that were moved or copied keep an old time; when they came is the time of the inode."""
     import pyarrow as pa
 
     times = []
-    for uri, modified in zip(batch.column("audio_uri").to_pylist(), _micros_of(batch), strict=True):
+    for uri, modified in zip(batch.column(0).to_pylist(), _micros(batch).to_pylist(), strict=True):
         with suppress(OSError):
             modified = max(modified, os.stat(uri.removeprefix("file://")).st_ctime_ns // 1000)  # noqa: PTH116
         times.append(modified)
-    index = batch.schema.get_field_index("last_modified")
-    return batch.set_column(index, batch.schema.field(index), pa.array(times, batch.schema.field(index).type))
+    return pa.array(times, pa.int64())
 
 
-def _micros_of(batch: pa.RecordBatch) -> list[int]:
+def _micros(batch: pa.RecordBatch) -> pa.Array:
     import pyarrow as pa
 
-    values: list[int] = batch.column("last_modified").cast(pa.int64()).to_pylist()
-    return values
-
-
-def _micros(moment: datetime) -> int:
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return batch.column("last_modified").cast(pa.int64())
 
 
 def _list_parquet(batch: Batch) -> bytes:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_whisper.arrivals import BatchRules
-from airflow_whisper.watching import SourceWatch, WatchedSource
+from airflow_whisper.triggers.polling import WatchThread, check_poll_interval, trying
+from airflow_whisper.watching import WatchedSource, extension_tuple
 
 if TYPE_CHECKING:
-    from airflow_whisper.watching import Held, Log
-
-T = TypeVar("T")
+    from airflow_whisper.watching import Log
 
 # Raised by AssetStateStoreAccessors when the trigger is watched by more than one asset.
 _MULTI_ASSET_ERROR = "concrete inlets and outlets"
-
-MAX_BACKOFF_SECONDS = 300
-"""Longest pause between two attempts to reach a store that does not answer, unless polls are rarer anyway."""
 
 DELIVERY_SECONDS = 5
 """An event counts as delivered this long after it was handed over.
@@ -182,7 +176,7 @@ class NewAudioTrigger(BaseEventTrigger):
             ),
             partition_from_modified=self.partition_from_modified,
             pattern=self.pattern,
-            extensions=_extensions(self.extensions),
+            extensions=extension_tuple(self.extensions),
             since=self.since,
             lookback=self.lookback,
             overlap=self.overlap,
@@ -210,14 +204,9 @@ class NewAudioTrigger(BaseEventTrigger):
                     yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
                 settling = min(DELIVERY_SECONDS, self.poll_interval) if payloads else 0
                 await asyncio.sleep(settling)
-                await watch.remember(memory)
+                if memory.available:
+                    await watch.remember(memory.store)
                 await asyncio.sleep(self.poll_interval - settling)
-
-
-def check_poll_interval(seconds: float) -> None:
-    """:raises ValueError: unless it is a positive number."""
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
-        raise ValueError(f"poll_interval must be a number of seconds greater than 0, got {seconds!r}")
 
 
 def summary(payload: Mapping[str, Any]) -> str:
@@ -227,105 +216,6 @@ def summary(payload: Mapping[str, Any]) -> str:
         f"{payload['files']:,} files, {payload['bytes'] / 1e6:,.1f} MB, in {len(partitions)} partitions from "
         f"{partitions[0]['source']} to {partitions[-1]['source']}"
     )
-
-
-def backoff_seconds(failures: int, poll_interval: float) -> float:
-    """How long to wait after so many failures in a row."""
-    longest = max(MAX_BACKOFF_SECONDS, poll_interval)
-    doubled: float = max(poll_interval, 1) * 2 ** min(failures - 1, 20)
-    return min(longest, doubled)
-
-
-async def trying(
-    attempt: Callable[[], Any], poll_interval: float, log: Log, *, give_up: tuple[type[Exception], ...] = ()
-) -> Any:
-    """The result of a coroutine function, tried again with growing pauses until it succeeds.
-
-    Not even a missing connection or a refused password ends a watch: they are mended while it runs, and a
-    trigger that ends is started again by Airflow every second.
-
-    :param give_up: exceptions that no waiting can mend.
-    """
-    failures = 0
-    while True:
-        try:
-            result = await attempt()
-        except give_up:
-            raise
-        except Exception as error:
-            failures += 1
-            pause = backoff_seconds(failures, poll_interval)
-            log.warning("%s (attempt %s; the next in %.0f s)", _reason(error), failures, pause)
-            await asyncio.sleep(pause)
-        else:
-            if failures:
-                log.info("Going on after %s failed attempts.", failures)
-            return result
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def _extensions(extensions: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(extensions, str):
-        raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {extensions!r}")
-    return tuple(extensions) if extensions else None
-
-
-class WatchThread:
-    """A :class:`SourceWatch` in a thread of its own, because listings and its database block.
-
-    An async context manager. Not the threads that all triggers share: a first listing can take minutes.
-    """
-
-    def __init__(self, watched: WatchedSource, log: Log, held: Callable[[], Held] | None = None) -> None:
-        self._watched = watched
-        self._log = log
-        self._held = held
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="new-audio")
-
-    async def __aenter__(self) -> WatchThread:
-        self._watch = await self._run(self._open)
-        return self
-
-    def _open(self) -> SourceWatch:
-        return SourceWatch(self._watched, self._log, self._held() if self._held else None)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._watch.stop()
-        self._executor.submit(self._watch.close)
-        self._executor.shutdown(wait=False)
-
-    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
-        # With the context, so that log lines find their way to the log of this trigger.
-        context = contextvars.copy_context()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, context.run, function, *arguments)
-
-    async def poll(self) -> list[dict[str, Any]]:
-        """:meth:`SourceWatch.poll`."""
-        return await self._run(self._watch.poll)
-
-    async def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from an earlier memory."""
-        await self._run(self._watch.memory.restore, state)
-
-    async def remember(self, memory: AssetMemory) -> None:
-        """Stores what was reported. A failure is logged, and mended by the next call."""
-        if not memory.available:
-            return
-        try:
-            state = await self._run(self._watch.memory.to_write)
-            if state is None:
-                return
-            await memory.store(state)
-            await self._run(self._watch.memory.was_stored)
-        except Exception as error:
-            await self._run(self._watch.memory.was_not_stored)
-            self._log.warning(
-                "What was reported could not be stored, next try after the next poll: %s", error
-            )
 
 
 class AssetMemory:
