@@ -36,7 +36,7 @@ def site(
         "AIRFLOW_WHISPER_SOURCE": f"s3://{bucket}/daily/dt={{dt}}/",
         "AIRFLOW_WHISPER_STAGING": f"s3://{bucket}/staging/",
         "AIRFLOW_WHISPER_TABLE": TABLE,
-        "AIRFLOW_WHISPER_PARTITIONED_SOURCE": f"s3://{bucket}/partitioned/",
+        "AIRFLOW_WHISPER_PARTITIONED_SOURCE": f"s3://{bucket}/partitioned/dt={{dt}}/hour={{hour}}/",
         "AIRFLOW_WHISPER_MODEL": str(model_dir),
         "AIRFLOW_WHISPER_SOURCE_CONN_ID": "calls",
         "AIRFLOW_WHISPER_CATALOG_CONN_ID": "lake",

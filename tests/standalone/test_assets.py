@@ -47,11 +47,11 @@ def test_each_partition_key_is_transcribed_in_a_run_of_its_own(site: Site, libri
             assert rows[key]["text"] in log
             assert all(other["text"] not in log for k, other in rows.items() if k != key)
 
-        again = airflow.trigger(DISCOVERY)
-        airflow.finished(DISCOVERY, again["dag_run_id"])
-        reruns = wait_for("runs that find nothing to do", lambda: airflow.succeeded(PARTITIONED, 4), PATIENCE)
-        for run in reruns[:2]:
-            assert airflow.states(PARTITIONED, run["dag_run_id"]) == dict.fromkeys(TASKS, "skipped")
+        # A key by hand, as from the form: nothing is left to do, and nobody is told.
+        key = next(iter(clips))
+        again = airflow.trigger(PARTITIONED, partition_key=key)
+        assert airflow.finished(PARTITIONED, again["dag_run_id"])["partition_key"] == key
+        assert airflow.states(PARTITIONED, again["dag_run_id"]) == dict.fromkeys(TASKS, "skipped")
         assert len(airflow.runs(PARTITIONED_CONSUMER)) == 2
         assert len(site.snapshots(TABLE)) == 2
 
