@@ -12,6 +12,7 @@ from speech import Clip
 pytestmark = pytest.mark.timeout(2 * PATIENCE)
 
 DISCOVERY, PARTITIONED = "discover_partitions", "transcribe_partitioned"
+SENSOR = "transcribe_with_sensor"
 CONSUMER, PARTITIONED_CONSUMER = "transcripts_consumer", "transcripts_consumer_partitioned"
 TABLE = "speech.transcripts_by_hour"
 TASKS = ("discover", "transcribe", "validate", "register")
@@ -71,3 +72,21 @@ def test_consumer_prints_what_the_daily_dag_published(site: Site, librivox: list
     assert f"snapshot {site.snapshots()[-1]}: 2 rows, 1 of them errors, 0 removed" in log
     for uri, row in rows.items():
         assert f"{uri}: {row['text'] if row['status'] == 'ok' else row['error_code']}" in log
+
+
+def test_deferred_sensor_starts_on_new_audio(site: Site, librivox: list[Clip]) -> None:
+    airflow = site.airflow
+    with site.unpaused(SENSOR):
+        (run,) = wait_for("the scheduled run", lambda: airflow.runs(SENSOR), PATIENCE)
+        wait_for(
+            "the sensor to be deferred",
+            lambda: airflow.states(SENSOR, run["dag_run_id"])["arrived"] == "deferred",
+            PATIENCE,
+        )
+        site.put("daily/dt=2026-10-02/a.wav", librivox[1].path.read_bytes())
+        assert airflow.finished(SENSOR, run["dag_run_id"])["state"] == "success"
+        assert airflow.states(SENSOR, run["dag_run_id"]) == {
+            "arrived": "success",
+            **{f"{task}[0]": "success" for task in TASKS},
+        }
+    assert [row["status"] for row in site.rows() if row["dt"] == "2026-10-02"] == ["ok"]
