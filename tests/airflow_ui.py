@@ -72,7 +72,8 @@ class Browser:
         self.page.screenshot(path=self.screenshots / f"{name}.png", animations="disabled")
 
     def _trigger_button(self) -> Locator:
-        return self.page.get_by_role("button", name="Trigger Dag")
+        # The list of DAGs has such buttons too, without a text.
+        return self.page.get_by_role("button", name="Trigger Dag").filter(has_text="Trigger")
 
     def _pick_date(self, form: Locator, field: str, day: str) -> None:
         form.get_by_role("group").filter(has_text=field).get_by_role("paragraph").click()

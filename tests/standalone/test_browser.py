@@ -6,6 +6,7 @@ backfilled -> cleared -> reprocessed
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,9 @@ class Seen:
 
 
 def run_id(day: str) -> str:
-    return f"backfill__{day}T00:00:00+00:00"
+    """Airflow names a run after the moment from which it may start: when its day is over."""
+    after = datetime.date.fromisoformat(day) + datetime.timedelta(days=1)
+    return f"backfill__{after}T00:00:00+00:00"
 
 
 def see(site: Site) -> Seen:
