@@ -159,6 +159,54 @@ def test_trigger_killed_before_it_could_remember_repeats_the_event(
     asyncio.run(scenario())
 
 
+def test_what_was_delivered_is_remembered_while_more_keeps_coming(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trigger_module, "DELIVERY_SECONDS", 0.5)
+
+    async def scenario() -> None:
+        state = AssetState()
+        reported: dict[str, float] = {}
+        async with Running(new_trigger(source, state)) as running:
+            number = 0
+            while not state.values:
+                put(source, f"{number}.wav")
+                for name in names(await running.next()):
+                    reported[name] = time.monotonic()
+                number += 1
+            (stored,) = [json.loads(value)["files"] for value in state.values.values()]
+        known = {key.rpartition("/")[2] for key in stored}
+        assert "0.wav" in known
+        assert all(time.monotonic() - reported[name] >= 0.5 for name in known)
+        assert len(known) < number
+
+    asyncio.run(scenario())
+
+
+def test_memory_that_cannot_be_stored_is_stored_later(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refusing(AssetState):
+        refusals = 2
+
+        async def aset(self, key: str, value: Any) -> None:
+            if self.refusals:
+                self.refusals -= 1
+                raise RuntimeError("the API server restarts")
+            await super().aset(key, value)
+
+    async def scenario() -> None:
+        state = Refusing()
+        put(source, "a.wav")
+        async with Running(new_trigger(source, state)) as running:
+            await running.next()
+            await running.until(lambda: state.values)
+            assert running.events.empty()
+
+    asyncio.run(scenario())
+    assert "could not be stored" in messages(capsys)
+
+
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
