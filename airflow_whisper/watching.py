@@ -174,13 +174,14 @@ class SourceWatch:
         now = clock()
         if not self._more_is_due:
             self._look(now)
-        batches = [*self.arrivals.batches(int(now * 1e6), at_most=MAX_EVENTS)]
-        # What else is due needs no new listing.
-        self._more_is_due = len(batches) == MAX_EVENTS
-        for batch in batches:
+        payloads = []
+        for batch in self.arrivals.batches(int(now * 1e6), at_most=MAX_EVENTS):
+            payloads.append(self._payload(batch))
             for *_, modified, partition in batch.files:
                 self._active[partition] = max(modified, self._active.get(partition, NEVER))
-        return [self._payload(batch) for batch in batches]
+        # What else is due needs no new listing.
+        self._more_is_due = len(payloads) == MAX_EVENTS
+        return payloads
 
     def find(self, clock: Callable[[], float] = time.time) -> list[dict[str, Any]]:
         """Lists as :meth:`poll` does, and returns each partition with audio that is ready and not held.

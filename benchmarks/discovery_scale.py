@@ -60,7 +60,10 @@ def make_objects(folder: Path, bucket: str, server: Any, days: int, files: int, 
             for number in range(1, files):
                 seconds = min(day + timedelta(seconds=number * 86_000 // files), newest)
                 entry = of_day.replace(FILE.encode(), f"{number:07d}.wav".encode())
-                out.write(entry.replace(uploaded, varint(int(seconds.timestamp()))))
+                entry = entry.replace(uploaded, varint(int(seconds.timestamp())))
+                out.write(entry)
+        # The loader does not wait for those that its last threads have in hand.
+        out.write(entry * 64)
     weed_shell(folder, f"fs.meta.load -v=false -concurrency=8 {loaded}", create_with)
 
 
