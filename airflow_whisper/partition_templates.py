@@ -66,7 +66,7 @@ class PartitionTemplate:
                 f"source {source!r}: the bucket cannot be a placeholder; watch each bucket by itself"
             )
         folders = path.rstrip("/").split("/") if path.rstrip("/") else []
-        first = next((i for i, folder in enumerate(folders) if _PLACEHOLDER.search(folder)), len(folders))
+        first = next((i for i, folder in enumerate(folders) if set(folder) & set("{}")), len(folders))
         names: list[str] = []
         levels = []
         for folder in folders[first:]:

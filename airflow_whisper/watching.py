@@ -8,26 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_whisper.arrivals import NEVER, Arrivals, Batch, BatchRules, File
-from airflow_whisper.discovery import check_locations, is_audio
+from airflow_whisper.discovery import check_locations
 from airflow_whisper.memory import MemoryStore
-from airflow_whisper.partition_templates import Partitioning, modified_partition
+from airflow_whisper.partition_templates import Partitioning
+from airflow_whisper.sorting import Sorter
 from airflow_whisper.source_listing import FolderPath, Folders, plan_poll, time_levels
 from airflow_whisper.storage import object_storage, storage_config
-from whisper_spark.contract import parse_partition_path, partition_path
+from whisper_spark.contract import parse_partition_path
 from whisper_spark.objects import ObjectStorage, StorageError, join_uri
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 INLINE_URIS = 20
 """A payload names the files when there are at most this many; more are in an object of their own."""
@@ -144,7 +143,7 @@ class SourceWatch:
         self._partitioning = watched.partitioning
         self._template = self._partitioning.template
         self._depth = time_levels(self._template)
-        self._suffixes = watched.suffixes()
+        self._sorter = Sorter(self._partitioning, watched.pattern, watched.suffixes())
         self._stopped = threading.Event()
         self._known: frozenset[FolderPath] = frozenset()
         self._swept: float | None = None
@@ -174,13 +173,14 @@ class SourceWatch:
         now = clock()
         if not self._more_is_due:
             self._look(now)
-        batches = [*self.arrivals.batches(int(now * 1e6), at_most=MAX_EVENTS)]
-        # What else is due needs no new listing.
-        self._more_is_due = len(batches) == MAX_EVENTS
-        for batch in batches:
+        payloads = []
+        for batch in self.arrivals.batches(int(now * 1e6), at_most=MAX_EVENTS):
+            payloads.append(self._payload(batch))
             for *_, modified, partition in batch.files:
                 self._active[partition] = max(modified, self._active.get(partition, NEVER))
-        return [self._payload(batch) for batch in batches]
+        # What else is due needs no new listing.
+        self._more_is_due = len(payloads) == MAX_EVENTS
+        return payloads
 
     def find(self, clock: Callable[[], float] = time.time) -> list[dict[str, Any]]:
         """Lists as :meth:`poll` does, and returns each partition with audio that is ready and not held.
@@ -246,13 +246,12 @@ class SourceWatch:
 
     def _files(self, folders: Iterable[FolderPath], *, full: bool) -> Iterator[list[File]]:
         strangers = 0
-        partitions: dict[FolderPath, dict[str, str] | None] = {}
         for folder in folders:
             uri = join_uri(self._template.root, *folder) + "/" if folder else self._template.root
             for batch in self._storage.list(uri):
                 if self._stopped.is_set():
                     raise WatchStopped
-                files, others = self._files_of(*_newer(batch, self.arrivals.floor), partitions)
+                files, others = self._sorter.files(batch, self.arrivals.floor)
                 strangers += others
                 yield files
         if full and strangers != self._strangers:
@@ -264,38 +263,6 @@ class SourceWatch:
                     self._template.root,
                     self._template.source,
                 )
-
-    def _files_of(
-        self,
-        batch: pa.RecordBatch,
-        arrivals: pa.Array,
-        partitions: dict[FolderPath, dict[str, str] | None],
-    ) -> tuple[list[File], int]:
-        """The audio files of a listing, and how many objects belong to no partition."""
-        files: list[File] = []
-        strangers = 0
-        template, pattern, root = self._template, self._watched.pattern, len(self._template.root)
-        columns = (column.to_pylist() for column in (*batch.columns[:3], _micros(batch), arrivals))
-        for uri, etag, size, modified, arrived in zip(*columns, strict=True):
-            folders = template.folders_of(uri)
-            if folders is None:
-                strangers += 1
-                continue
-            if folders not in partitions:
-                partitions[folders] = template.partition_of_folders(folders)
-            values = partitions[folders]
-            if values is None:
-                strangers += 1
-                continue
-            key = uri[root + sum(map(len, folders)) + len(folders) :]
-            if is_audio(key, pattern) and (not self._suffixes or key.lower().endswith(self._suffixes)):
-                files.append((uri, etag, size, arrived, self._partition(values, modified)))
-        return files, strangers
-
-    def _partition(self, values: Mapping[str, str], modified: int) -> str:
-        formats = self._partitioning.formats
-        by_time = modified_partition(formats, datetime.fromtimestamp(modified / 1e6, UTC)) if formats else {}
-        return partition_path({**self._partitioning.fixed, **values, **by_time})
 
     def _leave_out_held(self, held: Held) -> None:
         for path in self.arrivals.waiting_partitions():
@@ -346,36 +313,6 @@ def extension_tuple(extensions: Iterable[str] | None) -> tuple[str, ...] | None:
     if isinstance(extensions, str):
         raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {extensions!r}")
     return tuple(extensions) if extensions else None
-
-
-def _newer(batch: pa.RecordBatch, floor: int) -> tuple[pa.RecordBatch, pa.Array]:
-    """What of a listing arrived after the floor, and when."""
-    import pyarrow.compute as pc
-
-    local = batch.num_rows and batch.column(0)[0].as_py().startswith("file://")
-    arrived = _arrival_times(batch) if local else _micros(batch)
-    if floor == NEVER:
-        return batch, arrived
-    newer = pc.greater(arrived, floor)
-    return batch.filter(newer), arrived.filter(newer)
-
-
-def _arrival_times(batch: pa.RecordBatch) -> pa.Array:
-    """Local files that were moved or copied keep an old time; when they came is the time of the inode."""
-    import pyarrow as pa
-
-    times = []
-    for uri, modified in zip(batch.column(0).to_pylist(), _micros(batch).to_pylist(), strict=True):
-        with suppress(OSError):
-            modified = max(modified, os.stat(uri.removeprefix("file://")).st_ctime_ns // 1000)  # noqa: PTH116
-        times.append(modified)
-    return pa.array(times, pa.int64())
-
-
-def _micros(batch: pa.RecordBatch) -> pa.Array:
-    import pyarrow as pa
-
-    return batch.column("last_modified").cast(pa.int64())
 
 
 def _list_parquet(batch: Batch) -> bytes:

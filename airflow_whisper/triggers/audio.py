@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 # Raised by AssetStateStoreAccessors when the trigger is watched by more than one asset.
 _MULTI_ASSET_ERROR = "concrete inlets and outlets"
 
-DELIVERY_SECONDS = 5
+DELIVERY_SECONDS = 15
 """An event counts as delivered this long after it was handed over.
 
 The triggerer keeps an event in memory until its next round, about a second later, and tells nobody when it is
@@ -197,16 +199,19 @@ class NewAudioTrigger(BaseEventTrigger):
             if state is not None:
                 await trying(lambda: watch.restore(state), self.poll_interval, self.log)
             self.log.info("Watching %s; %s.", self.source, memory.describe(state))
+            undelivered: deque[tuple[float, dict[str, Any]]] = deque()
             while True:
-                payloads = await trying(watch.poll, self.poll_interval, self.log)
-                for payload in payloads:
+                for payload in await trying(watch.poll, self.poll_interval, self.log):
                     self.log.info("New audio: %s", summary(payload))
                     yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
-                settling = min(DELIVERY_SECONDS, self.poll_interval) if payloads else 0
-                await asyncio.sleep(settling)
-                if memory.available:
-                    await watch.remember(memory.store)
-                await asyncio.sleep(self.poll_interval - settling)
+                now = time.monotonic()
+                if memory.available and (state := await watch.to_remember()):
+                    undelivered.append((now + DELIVERY_SECONDS, state))
+                while undelivered and undelivered[0][0] < now + self.poll_interval:
+                    due, state = undelivered.popleft()
+                    await asyncio.sleep(due - time.monotonic())
+                    await watch.remember(state, memory.store)
+                await asyncio.sleep(now + self.poll_interval - time.monotonic())
 
 
 def summary(payload: Mapping[str, Any]) -> str:

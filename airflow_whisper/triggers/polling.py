@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NOT_STORED = "What was reported could not be stored, next try after the next poll: %s"
+
 MAX_BACKOFF_SECONDS = 300
 """Longest pause between two attempts to reach a store that does not answer, unless polls are rarer anyway."""
 
@@ -105,16 +107,21 @@ class WatchThread:
         """Goes on from an earlier memory."""
         await self._run(self._watch.memory.restore, state)
 
-    async def remember(self, store: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-        """Stores what was reported. A failure is logged, and mended by the next call."""
+    async def to_remember(self) -> dict[str, Any] | None:
+        """The memory as it is now; ``None`` when the last one will do, or staging cannot be reached."""
         try:
-            state = await self._run(self._watch.memory.to_write)
-            if state is None:
-                return
+            return await self._run(self._watch.memory.to_write)
+        except Exception as error:
+            self._log.warning(_NOT_STORED, error)
+            return None
+
+    async def remember(
+        self, state: dict[str, Any], store: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> None:
+        """Stores what :meth:`to_remember` gave. A failure is logged, and mended after the next poll."""
+        try:
             await store(state)
             await self._run(self._watch.memory.was_stored)
         except Exception as error:
             await self._run(self._watch.memory.was_not_stored)
-            self._log.warning(
-                "What was reported could not be stored, next try after the next poll: %s", error
-            )
+            self._log.warning(_NOT_STORED, error)
