@@ -39,6 +39,11 @@ class Browser:
         self.page.get_by_role("link", name=dag_id, exact=True).first.click()
         expect(self._trigger_button()).to_be_visible()
 
+    def open_run(self, dag_id: str, run_id: str) -> None:
+        """With the tasks of the group in the grid beside it."""
+        self.page.goto(f"{self.url}/dags/{dag_id}/runs/{run_id}")
+        self.page.get_by_role("button", name="Expand all task groups").click()
+
     def open_runs(self, dag_id: str) -> None:
         self.page.goto(f"{self.url}/dags/{dag_id}/runs")
 
