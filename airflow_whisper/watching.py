@@ -42,7 +42,7 @@ class Log(Protocol):
     """What a watch says goes here: the log of a trigger or of a task."""
 
     def info(self, event: Any, *args: Any) -> Any: ...  # noqa: D102
-    def warning(self, event: Any, *args: Any) -> Any: ...  # noqa: D102
+    def warning(self, event: Any, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
 
 
 class Held(Protocol):

@@ -33,7 +33,7 @@ class Log:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def info(self, event: Any, *args: Any) -> None:
+    def info(self, event: Any, *args: Any, **kwargs: Any) -> None:
         self.lines.append(str(event) % args)
 
     warning = info
