@@ -21,6 +21,10 @@ MAX_PARTITIONS = 100
 NEVER = -(2**62)
 """A time before all others, in microseconds."""
 
+_PAGE_COUNTS = ("freelist_count", "page_count")
+_MOST_FREE_PAGES = 16_384
+# Of 4 KiB, SQLite's default: 64 MiB.
+
 File = tuple[str, str | None, int, int, str]
 """URI, etag, bytes, time of modification in microseconds, canonical partition."""
 
@@ -177,6 +181,17 @@ class Arrivals:
             self._db.execute("DELETE FROM waiting WHERE uri NOT IN (SELECT uri FROM listed)")
             self._db.execute(_WAIT)
             self._db.execute("DELETE FROM listed")
+        self._give_back_space()
+
+    def _give_back_space(self) -> None:
+        # A watch runs for months, and its first listing may have been a large one.
+        (free,), (pages,) = (self._db.execute(f"PRAGMA {name}").fetchone() for name in _PAGE_COUNTS)
+        if free > _MOST_FREE_PAGES and free > pages // 2:
+            self._db.execute("VACUUM")
+
+    def disk_bytes(self) -> int:
+        """Size of the temporary files."""
+        return sum(path.stat().st_size for path in Path(self._folder.name).iterdir())
 
     def drop_reported(self) -> None:
         """Ends the waiting for files that meanwhile were added as reported."""

@@ -34,7 +34,7 @@ class Sorter:
 
     def files(self, batch: pa.RecordBatch, floor: int) -> tuple[list[File], int]:
         """The audio files that arrived after the floor, and how many objects belong to no partition."""
-        batch, arrivals = newer(batch, floor)
+        batch, arrivals = _newer(batch, floor)
         files: list[File] = []
         strangers = 0
         formats = self._partitioning.formats
@@ -77,7 +77,7 @@ def _by_time(formats: Mapping[str, str], modified: int) -> dict[str, str]:
     return modified_partition(formats, datetime.fromtimestamp(modified / 1e6, UTC))
 
 
-def newer(batch: pa.RecordBatch, floor: int) -> tuple[pa.RecordBatch, pa.Array]:
+def _newer(batch: pa.RecordBatch, floor: int) -> tuple[pa.RecordBatch, pa.Array]:
     """What of a listing arrived after the floor, and when."""
     import pyarrow.compute as pc
 

@@ -23,7 +23,7 @@ from airflow_whisper.sorting import Sorter
 from airflow_whisper.source_listing import FolderPath, Folders, plan_poll, time_levels
 from airflow_whisper.storage import object_storage, storage_config
 from whisper_spark.contract import parse_partition_path
-from whisper_spark.objects import ObjectStorage, StorageError, join_uri
+from whisper_spark.objects import ObjectStorage, join_uri
 
 if TYPE_CHECKING:
     pass
@@ -42,7 +42,7 @@ class Log(Protocol):
     """What a watch says goes here: the log of a trigger or of a task."""
 
     def info(self, event: Any, *args: Any) -> Any: ...  # noqa: D102
-    def warning(self, event: Any, *args: Any) -> Any: ...  # noqa: D102
+    def warning(self, event: Any, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
 
 
 class Held(Protocol):
@@ -84,8 +84,8 @@ class WatchedSource:
             check_locations({"staging": self.staging})
             if partitioning.lies_inside(self.staging):
                 raise ValueError(
-                    f"staging {self.staging!r} must not lie inside source {self.source!r}: name a folder "
-                    f"beside it"
+                    f"staging {self.staging!r} must not lie inside source {self.source!r}: "
+                    "name a folder beside it"
                 )
         for name in ("lookback", "overlap", "sweep_interval"):
             value = getattr(self, name)
@@ -151,6 +151,7 @@ class SourceWatch:
         self._strangers: int | None = None
         self._active: dict[str, int] = {}
         self._more_is_due = False
+        self._outbox: list[dict[str, Any]] = []
         self.arrivals = Arrivals(watched.rules)
         self.arrivals.floor = watched.first_floor()
         self.memory = MemoryStore(watched, self.arrivals, self._staging, self._log)
@@ -173,21 +174,22 @@ class SourceWatch:
         now = clock()
         if not self._more_is_due:
             self._look(now)
-        payloads = []
+        # Kept until all are made: their files count as reported, so they must not be lost to an exception.
+        payloads = self._outbox
         for batch in self.arrivals.batches(int(now * 1e6), at_most=MAX_EVENTS):
             payloads.append(self._payload(batch))
             for *_, modified, partition in batch.files:
                 self._active[partition] = max(modified, self._active.get(partition, NEVER))
+        self._outbox = []
         # What else is due needs no new listing.
-        self._more_is_due = len(payloads) == MAX_EVENTS
+        self._more_is_due = len(payloads) >= MAX_EVENTS
         return payloads
 
     def find(self, clock: Callable[[], float] = time.time) -> list[dict[str, Any]]:
         """Lists as :meth:`poll` does, and returns each partition with audio that is ready and not held.
 
         :return: ``source``, ``partition``, ``files`` and ``bytes`` of each; nothing while the files are too
-            few
-            and have not waited for long.
+            few and have not waited for long.
         :raises StorageError: :raises InvalidConnectionError: as :meth:`poll`.
         """
         now = clock()
@@ -292,13 +294,13 @@ class SourceWatch:
         """Writes the files of a batch as Parquet; ``None`` without staging, or when it cannot be reached."""
         if self._watched.staging is None:
             return None
-        data = _list_parquet(batch)
-        name = f"{hashlib.sha256(data).hexdigest()[:32]}.parquet"
-        uri = join_uri(self._watched.staging, "arrivals", self._watched.watch_id, name)
         try:
+            data = _list_parquet(batch)
+            name = f"{hashlib.sha256(data).hexdigest()[:32]}.parquet"
+            uri = join_uri(self._watched.staging, "arrivals", self._watched.watch_id, name)
             self._staging().write_bytes(uri, data)
-        except StorageError as error:
-            # The files are in the event's partitions all the same, which is what work is planned by.
+        except Exception as error:
+            # Not worth an event, whose partitions are what work is planned by.
             self._log.warning("The list of %s new files was not written: %s", len(batch.files), error)
             return None
         return uri

@@ -128,7 +128,10 @@ def first_poll(bucket: str, report: Any) -> None:
     watch = watch_of(bucket)
     with report("first poll, everything is new") as line:
         payloads = watch.poll()
-        line(f"{watch.arrivals.waiting_count() + watch.arrivals.reports:,} new, {len(payloads)} events")
+        line(
+            f"{watch.arrivals.waiting_count() + watch.arrivals.reports:,} new, {len(payloads)} events, "
+            f"{watch.arrivals.disk_bytes() / 1e6:.0f} MB on disk"
+        )
     watch.close()
 
 

@@ -124,6 +124,17 @@ def test_floor_forgets_what_was_reported_but_never_passes_what_was_not(arrivals:
     assert arrivals.floor == file("c", age=10)[3] - 1
 
 
+def test_space_of_a_large_listing_is_given_back(arrivals: Arrivals) -> None:
+    arrivals.observe(
+        [file(f"{n:0900d}", f"{n}") for n in range(start, start + 10_000)]
+        for start in range(0, 60_000, 10_000)
+    )
+    before = arrivals.disk_bytes()
+    assert before > 64 * 2**20
+    arrivals.observe([])
+    assert arrivals.disk_bytes() < before / 10
+
+
 def test_all_that_is_ready_can_be_asked_for_by_partition(arrivals: Arrivals) -> None:
     arrivals.rules = replace(AT_ONCE, min_files=3, max_files=3)
     arrivals.observe([[file("a", dt="1"), file("b", dt="2")]])

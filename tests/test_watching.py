@@ -33,7 +33,7 @@ class Log:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def info(self, event: Any, *args: Any) -> None:
+    def info(self, event: Any, *args: Any, **kwargs: Any) -> None:
         self.lines.append(str(event) % args)
 
     warning = info
@@ -158,6 +158,18 @@ def test_long_list_is_an_object_in_staging(bucket: Bucket) -> None:
     assert table.num_rows == payload["files"] == INLINE_URIS + 1
     assert sum(table["audio_bytes"].to_pylist()) == payload["bytes"]
     assert set(table["partition"].to_pylist()) == {f"dt={day(0)}", f"dt={day(1)}"}
+
+
+def test_staging_that_cannot_be_used_costs_the_list_and_not_the_event(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", bucket.s3.connection.replace(SECRET_KEY, "another-secret"))
+    for i in range(INLINE_URIS + 1):
+        bucket.put(f"dt={day(0)}/{i}.wav")
+    with bucket.watch(staging_conn_id="wrong") as watch:
+        (payload,) = watch.poll()
+    assert (payload["list_uri"], payload["files"]) == (None, INLINE_URIS + 1)
+    assert any("was not written" in line for line in bucket.log.lines)
 
 
 def test_long_list_without_staging_is_left_out(bucket: Bucket) -> None:

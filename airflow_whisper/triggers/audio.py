@@ -90,8 +90,7 @@ class NewAudioTrigger(BaseEventTrigger):
     :param since: ISO time with time zone: what was modified earlier does not count. ``None``: what is there
         when the trigger first runs is new. Without effect once there is a memory.
     :param lookback: seconds for which a dated partition is looked into on every poll after its time is over.
-    :param sweep_interval: seconds between polls that look into every partition, for what came later than
-        that.
+    :param sweep_interval: seconds between polls that look into every partition, for what comes after that.
     :param overlap: seconds by which clocks may differ, or an upload may take from its time of modification
         until it shows up in a listing. What was modified in the last ``sweep_interval + overlap`` is
         remembered by name.

@@ -8,12 +8,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_whisper.storage import InvalidConnectionError
+from airflow_whisper.tables import CatalogError
 from airflow_whisper.watching import SourceWatch, WatchedSource
+from whisper_spark.objects import StorageError
 
 if TYPE_CHECKING:
     from airflow_whisper.watching import Held, Log
 
 T = TypeVar("T")
+
+_EXPECTED = (StorageError, InvalidConnectionError, CatalogError)
+# Their messages say it all; anything else comes with a traceback.
 
 _NOT_STORED = "What was reported could not be stored, next try after the next poll: %s"
 
@@ -53,16 +59,18 @@ async def trying(
         except Exception as error:
             failures += 1
             pause = backoff_seconds(failures, poll_interval)
-            log.warning("%s (attempt %s; the next in %.0f s)", _reason(error), failures, pause)
+            log.warning(
+                "%s (attempt %s; the next in %.0f s)",
+                str(error) or type(error).__name__,
+                failures,
+                pause,
+                exc_info=not isinstance(error, _EXPECTED),
+            )
             await asyncio.sleep(pause)
         else:
             if failures:
                 log.info("Going on after %s failed attempts.", failures)
             return result
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 class WatchThread:
