@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -373,9 +374,10 @@ def test_wrong_argument_fails_while_the_dag_file_is_parsed(wrong: dict[str, Any]
         NewAudioTrigger(**{"source": "s3://calls/dt={dt}/", **wrong})
 
 
-def event(*partitions: str) -> SimpleNamespace:
+def event(*partitions: str, second: int = 0) -> SimpleNamespace:
     entries = [{"source": f"s3://c/{p}/", "partition": {"dt": p}, "files": 1, "bytes": 1} for p in partitions]
-    return SimpleNamespace(extra={"from_trigger": True, "payload": {"partitions": entries}})
+    moment = datetime(2026, 11, 1, 0, 0, second, tzinfo=UTC)
+    return SimpleNamespace(extra={"from_trigger": True, "payload": {"partitions": entries}}, timestamp=moment)
 
 
 def test_partitions_of_several_events_are_worked_on_once() -> None:
@@ -385,6 +387,27 @@ def test_partitions_of_several_events_are_worked_on_once() -> None:
         {"source": f"s3://c/{p}/", "partition": {"dt": p}} for p in ("1", "2", "3")
     ]
     assert arrived_partitions({}) == []
+
+
+class Inlet(list[SimpleNamespace]):
+    """All events of an asset, as ``inlet_events`` of a task gives them."""
+
+    def after(self, moment: str) -> list[SimpleNamespace]:
+        return [event for event in self if event.timestamp >= datetime.fromisoformat(moment)]
+
+
+def test_events_that_no_run_was_made_for_are_worked_on_too() -> None:
+    asset = Asset("a")
+    started_by = [event("1", second=10), event("2", second=11)]
+    inlet = Inlet([event("0", second=9), *started_by, event("3", second=12)])
+    assert [
+        entry["partition"]["dt"] for entry in arrived_partitions({asset: started_by}, {asset: inlet})
+    ] == [
+        "1",
+        "2",
+        "3",
+    ]
+    assert arrived_partitions({}, {asset: inlet}) == []
 
 
 def test_too_many_partitions_for_one_run_say_what_to_do() -> None:
