@@ -32,7 +32,7 @@ _TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA temp_store = FILE;
-PRAGMA cache_size = -32768;
+PRAGMA cache_size = -16384;
 CREATE TABLE reported (uri TEXT PRIMARY KEY, etag TEXT, modified INTEGER) WITHOUT ROWID;
 CREATE TABLE waiting (uri TEXT PRIMARY KEY, etag TEXT, bytes INTEGER, modified INTEGER, partition TEXT,
                       polls INTEGER) WITHOUT ROWID;

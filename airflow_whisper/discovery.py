@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_whisper.comparison import ROW_GROUP, Comparison, Counts
+from airflow_whisper.reading_ahead import read_ahead
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema, partition_path, run_folder
 from whisper_spark.objects import ObjectNotFound, normalise_uri
 
@@ -45,7 +46,7 @@ def audio_files(
     import pyarrow as pa
 
     start = len(normalise_uri(source).rstrip("/")) + 1
-    for batch in storage.list(source):
+    for batch in read_ahead(storage.list(source)):
         wanted = [is_audio(uri[start:], pattern) for uri in batch.column("audio_uri").to_pylist()]
         if ignored and not all(wanted):
             ignored(wanted.count(False))

@@ -19,6 +19,7 @@ from airflow_whisper.arrivals import NEVER, Arrivals, Batch, BatchRules, File
 from airflow_whisper.discovery import check_locations
 from airflow_whisper.memory import MemoryStore
 from airflow_whisper.partition_templates import Partitioning
+from airflow_whisper.reading_ahead import read_ahead
 from airflow_whisper.sorting import Sorter
 from airflow_whisper.source_listing import FolderPath, Folders, plan_poll, time_levels
 from airflow_whisper.storage import object_storage, storage_config
@@ -33,6 +34,9 @@ INLINE_URIS = 20
 
 MAX_EVENTS = 10
 """Events of one poll. Airflow gathers events that come in quick succession into one DAG run."""
+
+_LIST_CHUNK = 2000
+# Objects in memory at a time: a triggerer has many watches.
 
 _CREDENTIAL_SECONDS = 900
 # Roles and profiles in connections give credentials that end, usually after an hour.
@@ -250,7 +254,7 @@ class SourceWatch:
         strangers = 0
         for folder in folders:
             uri = join_uri(self._template.root, *folder) + "/" if folder else self._template.root
-            for batch in self._storage.list(uri):
+            for batch in read_ahead(self._storage.list(uri, chunk_size=_LIST_CHUNK)):
                 if self._stopped.is_set():
                     raise WatchStopped
                 files, others = self._sorter.files(batch, self.arrivals.floor)

@@ -4,8 +4,8 @@
     files .venv/bin/python benchmarks/discovery_scale.py --days 10 --files 10
 
 Prints for a first poll (everything is new), a full sweep (nothing is), an idle poll (what a watch does most
-of the time), and for ``DiscoverAudioOperator`` with all objects as one partition: seconds, peak memory of the
-process, and requests as the server counted them. Each runs in a process of its own.
+of the time), and for ``DiscoverAudioOperator`` with all objects as one partition: seconds, seconds of CPU,
+peak memory of the process, and requests as the server counted them. Each runs in a process of its own.
 
 The objects are made by loading entries into the server's directory (its ``fs.meta.load``), because a million
 uploads take half an hour here: entries like that of one uploaded object, with names and times of their own,
@@ -170,13 +170,13 @@ class Report:
     def __enter__(self) -> Any:
         self._before = peak_megabytes()
         self._requests = self._list_requests()
-        self._began = time.monotonic()
+        self._began, self._cpu = time.monotonic(), time.process_time()
         return lambda text: setattr(self, "_result", text)
 
     def __exit__(self, *_: object) -> None:
-        seconds = time.monotonic() - self._began
+        seconds, cpu = time.monotonic() - self._began, time.process_time() - self._cpu
         print(
-            f"{self._title:45} {seconds:7.1f} s  peak {peak_megabytes():5.0f} MB ({self._before:.0f} MB "
+            f"{self._title:45} {seconds:7.1f} s ({cpu:.1f} s of CPU)  peak {peak_megabytes():5.0f} MB ({self._before:.0f} MB "
             f"before)"
             f"  {self._list_requests() - self._requests:6,} listings  {self._result}",
             flush=True,
