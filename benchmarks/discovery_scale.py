@@ -1,14 +1,14 @@
 """Time, memory and requests of finding new audio among a million objects in an S3 server (SeaweedFS).
 
-    .venv/bin/python benchmarks/discovery_scale.py                     1,000,000 objects: 1,000 days of 1,000
-    files .venv/bin/python benchmarks/discovery_scale.py --days 10 --files 10
+    .venv/bin/python benchmarks/discovery_scale.py              1,000,000 objects: 1,000 days of 1,000 files
+    .venv/bin/python benchmarks/discovery_scale.py --days 10 --files 10
 
 Prints for a first poll (everything is new), a full sweep (nothing is), an idle poll (what a watch does most
 of the time), and for ``DiscoverAudioOperator`` with all objects as one partition: seconds, seconds of CPU,
 peak memory of the process, and requests as the server counted them. Each runs in a process of its own.
 
-The objects are made by loading entries into the server's directory (its ``fs.meta.load``), because a million
-uploads take half an hour here: entries like that of one uploaded object, with names and times of their own,
+The objects are made by loading entries into the server's directory (its ``fs.meta.load``), which is faster
+than a million uploads: entries like that of one uploaded object, with names and times of their own,
 which all point to its byte. A listing reads entries, so it does not see the difference.
 
 ``--create-with`` and ``--measure-with`` are put in front of the commands that make the objects and that
@@ -176,7 +176,8 @@ class Report:
     def __exit__(self, *_: object) -> None:
         seconds, cpu = time.monotonic() - self._began, time.process_time() - self._cpu
         print(
-            f"{self._title:45} {seconds:7.1f} s ({cpu:.1f} s of CPU)  peak {peak_megabytes():5.0f} MB ({self._before:.0f} MB "
+            f"{self._title:45} {seconds:7.1f} s ({cpu:.1f} s of CPU)"
+            f"  peak {peak_megabytes():5.0f} MB ({self._before:.0f} MB "
             f"before)"
             f"  {self._list_requests() - self._requests:6,} listings  {self._result}",
             flush=True,

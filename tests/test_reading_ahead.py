@@ -33,11 +33,10 @@ def test_error_comes_after_the_items_before_it() -> None:
         yield 1
         raise ConnectionError
 
-    seen = []
+    ahead = read_ahead(items())
+    assert next(ahead) == 1
     with pytest.raises(ConnectionError):
-        for item in read_ahead(items()):
-            seen.append(item)
-    assert seen == [1]
+        next(ahead)
 
 
 def test_stopping_early_ends_the_thread() -> None:
