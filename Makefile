@@ -1,10 +1,11 @@
 # Every target shares .venv, which is made on first use and again when its two inputs change.
 AUDIO ?=
+BENCH_ARGS ?=
 PY := .venv/bin/python
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java chromium model speech demo test test-e2e lint format types constraints clean
+.PHONY: help setup java chromium model speech demo test test-e2e bench bench-gpu lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +36,12 @@ test: setup java model speech ## all tests but those of test-e2e
 
 test-e2e: setup java model speech chromium ## a live Airflow, files that arrive, a person in the browser
 	$(PY) -m pytest tests/standalone $(PYTEST_ARGS)
+
+bench: setup java ## speed and word errors of every way to run Whisper; BENCH_ARGS="--quick", "--help"
+	$(PY) benchmarks/run.py $(BENCH_ARGS)
+
+bench-gpu: setup ## the engine on one GPU, from object storage; BENCH_ARGS="--help"
+	$(PY) benchmarks/gpu.py $(BENCH_ARGS)
 
 lint: setup ## style
 	$(PY) -m ruff check .

@@ -1,4 +1,4 @@
-"""What the asset events of :class:`NewAudioTrigger` say, for the DAG runs that they start."""
+"""What asset events say, for the DAG runs that they start."""
 
 from __future__ import annotations
 
@@ -25,19 +25,14 @@ def arrived_partitions(
 
     One DAG run may have been started by several events, and several may name one partition.
 
-    Give it the inlet events too, or the last files of a burst wait for the next one: Airflow 3.3 dates a run
-    by the first event that asked for it, and connects later ones with no run until another event comes. A DAG
-    at its ``max_active_runs`` is such a case, and so are two events within a second.
-
     :param triggering_asset_events: from the context of a task. Events that are not from a
         :class:`NewAudioTrigger` are left out.
-    :param inlet_events: from the context of a task whose ``inlets`` are the watched assets.
+    :param inlet_events: from the context of a task whose ``inlets`` are the watched assets. Without them the
+        last files of a burst may wait for the next file, see :func:`pending_events`.
     :return: ``[{"source": "s3://calls/raw/dt=2026-11-01/", "partition": {"dt": "2026-11-01"}}, ...]``.
     :raises ValueError: for more partitions than a task can be mapped over.
     """
-    events = [event for of_asset in triggering_asset_events.values() for event in of_asset]
-    if inlet_events is not None:
-        events += _later_events(triggering_asset_events, inlet_events)
+    events = pending_events(triggering_asset_events, inlet_events)
     found = {entry["source"]: entry for entry in _entries(events)}
     partitions = [
         {"source": entry["source"], "partition": entry["partition"]} for _, entry in sorted(found.items())
@@ -46,11 +41,29 @@ def arrived_partitions(
     return partitions
 
 
-def _later_events(triggering: Mapping[Any, Iterable[Any]], inlet_events: Mapping[Any, Any]) -> Iterator[Any]:
-    for asset, events in triggering.items():
-        first = min((event.timestamp for event in events), default=None)
-        if first is not None and asset in inlet_events:
-            yield from inlet_events[asset].after(first.isoformat())
+def pending_events(
+    triggering_asset_events: Mapping[Any, Iterable[Any]], inlet_events: Mapping[Any, Any] | None = None
+) -> list[Any]:
+    """The events that started a DAG run, and those that came since.
+
+    Airflow 3.3 dates a run by the first event that asked for it, and connects the events that come until the
+    run is made with no run until there is yet another event. That is a second as a rule, and minutes when the
+    DAG is at its ``max_active_runs``. Nothing is lost with the inlet events, but an event may be seen by two
+    runs.
+
+    :param triggering_asset_events: from the context of a task.
+    :param inlet_events: from the context of a task whose ``inlets`` are the assets. Not for runs with a
+        partition key, which get exactly the events with this key.
+    :return: oldest first, for each asset.
+    """
+    pending: list[Any] = []
+    for asset, triggering in triggering_asset_events.items():
+        events = list(triggering)
+        if events and inlet_events is not None and asset in inlet_events:
+            first = min(event.timestamp for event in events)
+            events = list(inlet_events[asset].after(first.isoformat()))  # with the first
+        pending += events
+    return pending
 
 
 def _entries(events: Iterable[Any]) -> Iterator[Mapping[str, Any]]:

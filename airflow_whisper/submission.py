@@ -42,7 +42,7 @@ def check_spark_connection(conn_id: str, deploy_mode: str | None) -> Connection:
         raise InvalidConnectionError(
             f"Spark connection {conn_id!r} has no host: set it to the master, {_HOST_EXAMPLE}"
         )
-    mode = deploy_mode or connection.extra_dejson.get("deploy-mode")
+    mode = _deploy_mode(connection, deploy_mode)
     standalone = "spark://" in connection.host or (connection.conn_type == "spark" and connection.port)
     if mode == "cluster" and standalone:
         raise ValueError(
@@ -50,6 +50,17 @@ def check_spark_connection(conn_id: str, deploy_mode: str | None) -> Connection:
             "Spark does not offer for Python applications: use 'client'"
         )
     return connection
+
+
+def _deploy_mode(connection: Connection, deploy_mode: str | None) -> str | None:
+    return deploy_mode or connection.extra_dejson.get("deploy-mode")
+
+
+def runs_on_cluster(conn_id: str, deploy_mode: str | None) -> bool:
+    """Whether the driver runs on the cluster: what it prints does not come back through spark-submit."""
+    from airflow.sdk import BaseHook
+
+    return _deploy_mode(BaseHook.get_connection(conn_id), deploy_mode) == "cluster"
 
 
 def spark_submit_binary(binary: str) -> str:

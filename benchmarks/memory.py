@@ -1,14 +1,20 @@
-"""Peak memory of the engine against the length of one file.
+"""Peak memory of the engine, and the time of what is not the model, against the length of one file.
 
-    .venv/bin/python benchmarks/memory.py 3 180          minutes; prints a line for each, and the difference
+    .venv/bin/python benchmarks/memory.py                        11 min, 1 h, 3 h and 11 h of a quiet line
+    .venv/bin/python benchmarks/memory.py --constant --speech 0.6   the same of talk, without the model
+    .venv/bin/python benchmarks/memory.py --speech 0.25 11 60       other lengths, in minutes
 
-Each length runs in a process of its own. The file repeats recorded prompts with pauses between; its share of
-speech is ``--speech`` (default 0.35, a quiet call), because only the time to transcribe depends on it.
+Each length runs in a process of its own. The file repeats recorded prompts with pauses between. ``--speech``
+is the share of speech in it; the default is low, because the time of a run is that of its speech, while its
+memory is not. ``--constant`` replaces CTranslate2's model by one that answers every window with the same
+sentence at once, so that everything around the model can be measured with many windows; nothing is
+transcribed then. The ``transcript`` column is the time from windows' texts to segments, scores and flags.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import resource
 import subprocess
@@ -16,15 +22,27 @@ import sys
 import tempfile
 import time
 import wave
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
+MINUTES = (11, 60, 180, 660)
+MOST_MIB = 300
+"""What the longest file may need more than the shortest."""
+
+COLUMNS = ("minutes", "windows", "words", "wall s", "x real time", "peak MiB")
+STAGES = {"decode": "decode", "voice detection": "vad", "features": "features", "transcript": "assemble"}
+# Their seconds for each hour of audio: equal for all lengths when the work is linear.
+
 
 def make_file(path: Path, minutes: float, share: float) -> None:
     """A WAV of 16 kHz mono: written piece by piece, so that making it needs no memory either."""
-    import numpy as np
     from recordings import RATE, samples_of
     from speech import prompts, speech_root
 
@@ -42,45 +60,107 @@ def make_file(path: Path, minutes: float, share: float) -> None:
             number += 1
 
 
-def run_one(path: str) -> None:
+class ConstantModel:
+    """Stands in for ``ctranslate2.models.Whisper``: the same sentence for each window, in no time."""
+
+    is_multilingual = True
+    n_mels = 80
+    _text = " The quick brown fox jumps over the lazy dog, and then it does something else."
+
+    def __init__(self, folder: Path) -> None:
+        import tokenizers
+
+        self._ids = (
+            tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            .encode(self._text, add_special_tokens=False)
+            .ids
+        )
+
+    def encode(self, features: Any, **_: Any) -> Any:
+        import ctranslate2
+
+        rows, _, frames = features.shape
+        return ctranslate2.StorageView.from_array(np.zeros((rows, frames // 2, 512), np.float32))
+
+    def detect_language(self, encoded: Any) -> list[list[tuple[str, float]]]:
+        return [[("<|en|>", 1.0)]] * encoded.shape[0]
+
+    def generate(self, encoded: Any, prompts: Sequence[Any], **_: Any) -> list[Any]:
+        return [
+            SimpleNamespace(sequences_ids=[self._ids], scores=[-0.1], no_speech_prob=0.0) for _ in prompts
+        ]
+
+    def align(
+        self, encoded: Any, start: Any, tokens: Sequence[Sequence[int]], frames: Any, **_: Any
+    ) -> list[Any]:
+        frames = [frames] * len(tokens) if isinstance(frames, int) else frames
+        return [
+            SimpleNamespace(
+                alignments=[(i, i * (count // 2) // (len(ids) + 1)) for i in range(len(ids) + 1)],
+                text_token_probs=[0.9] * len(ids),
+            )
+            for ids, count in zip(tokens, frames, strict=True)
+        ]
+
+
+def run_one(path: str, constant: bool) -> None:
+    """Transcribe one file and print what that took, as JSON."""
     from assemble_model import assemble
 
-    from whisper_spark import WhisperOptions, transcribe_files
+    from whisper_spark import WhisperOptions, decoder
+    from whisper_spark.engine import AudioFile, Engine
+    from whisper_spark.progress import Progress
 
+    if constant:
+        decoder.load_weights = lambda folder, *_: ConstantModel(folder)
+    engine = Engine(WhisperOptions(model=str(assemble()), language="en"))
+    progress = Progress()
     started = time.monotonic()
-    [transcript] = transcribe_files([path], WhisperOptions(model=str(assemble()), language="en"))
-    wall = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    words = len((transcript.text or "").split())
-    seconds = transcript.duration_s or 0.0
-    speed = f"{wall:7.0f} s {seconds / wall:6.1f} x real time"
-    print(f"{seconds / 60:8.1f} min {words:7d} words {speed} {peak:7.0f} MiB")
+    [transcript] = engine.transcribe([AudioFile(f"file://{path}")], progress=progress)
+    end = progress.snapshot()
+    found = {
+        "minutes": round((transcript.duration_s or 0) / 60, 1),
+        "windows": end.windows,
+        "words": len((transcript.text or "").split()),
+        "wall s": round(time.monotonic() - started, 1),
+        "x real time": round((transcript.duration_s or 0) / (time.monotonic() - started), 1),
+        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    hours = (transcript.duration_s or 1) / 3600
+    print(json.dumps(found | {name: round(end.stages[key] / hours, 2) for name, key in STAGES.items()}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("minutes", nargs="*", type=float, default=[3, 180])
-    parser.add_argument("--speech", type=float, default=0.35, help="share of speech, 0 to 1")
+    parser.add_argument("minutes", nargs="*", type=float, default=[*MINUTES])
+    parser.add_argument("--speech", type=float, default=0.05, help="share of speech (default: %(default)s)")
+    parser.add_argument("--constant", action="store_true", help="without the model")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        run_one(arguments.one)
+        run_one(arguments.one, arguments.constant)
         return
+    model = "a constant answer instead of the model" if arguments.constant else "whisper-base int8"
+    print(f"{model}, {arguments.speech:.0%} speech; seconds of stages for each hour of audio\n")
+    print("| " + " | ".join([*COLUMNS, *(f"{name} s/h" for name in STAGES)]) + " |")
+    print("|" + "---:|" * (len(COLUMNS) + len(STAGES)))
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
         for minutes in arguments.minutes:
             path = Path(folder) / f"{minutes:g}.wav"
             make_file(path, minutes, arguments.speech)
             command = [sys.executable, __file__, "--one", str(path)]
-            line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.rstrip()
-            print(line, flush=True)
-            peaks.append(float(line.split()[-2]))
+            command += ["--constant"] if arguments.constant else []
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            print("| " + " | ".join(f"{found[name]:,}" for name in (*COLUMNS, *STAGES)) + " |", flush=True)
+            peaks.append(found["peak MiB"])
             path.unlink()
-    print(
-        f"{peaks[-1] - peaks[0]:+.0f} MiB from {arguments.minutes[0]:g} to {arguments.minutes[-1]:g} minutes"
-    )
+    more = peaks[-1] - peaks[0]
+    first, last = arguments.minutes[0], arguments.minutes[-1]
+    print(f"\n{more:+,} MiB from {first:g} to {last:g} minutes; at most {MOST_MIB} are allowed")
+    sys.exit(more > MOST_MIB)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ snapshot gives the same rows however often the task is run again, and whatever i
 Two DAGs, because Airflow keeps events with a partition key apart from those without:
 
 - ``transcripts_consumer`` follows DAGs whose runs have no partition key, such as ``transcribe_daily``.
-  Several events may have come together in one run.
+  Several events may have come together in one run, and an event may be seen by two runs.
 - ``transcripts_consumer_partitioned`` follows ``transcribe_partitioned``: one run for each partition key.
 
 The environment variables are those listed in ``airflow_whisper.settings`` and in
@@ -21,6 +21,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
+from airflow_whisper.events import pending_events
 from airflow_whisper.settings import connection, setting
 
 TRANSCRIPTS = Asset(setting("TABLE", "speech.transcripts"))
@@ -29,19 +30,18 @@ SHOWN = 20
 
 
 @task
-def print_new_rows(*, triggering_asset_events: Any) -> list[dict[str, Any]]:
+def print_new_rows(*, triggering_asset_events: Any, inlet_events: Any) -> list[dict[str, Any]]:
     """Prints what each event published, and returns the partitions, snapshots and counts."""
     done = []
-    for events in triggering_asset_events.values():
-        for event in events:
-            extra = event.extra
-            print(
-                f"{extra['table']}, {extra['partition']}, snapshot {extra['snapshot_id']}: "
-                f"{extra['rows']} rows, {extra['errors']} of them errors, {extra['removed']} removed"
-            )
-            for row in new_rows(extra):
-                print(f"  {row['audio_uri']}: {row['text'] if row['status'] == 'ok' else row['error_code']}")
-            done.append({key: extra[key] for key in ("partition", "snapshot_id", "rows", "errors")})
+    for event in pending_events(triggering_asset_events, inlet_events):
+        extra = event.extra
+        print(
+            f"{extra['table']}, {extra['partition']}, snapshot {extra['snapshot_id']}: "
+            f"{extra['rows']} rows, {extra['errors']} of them errors, {extra['removed']} removed"
+        )
+        for row in new_rows(extra):
+            print(f"  {row['audio_uri']}: {row['text'] if row['status'] == 'ok' else row['error_code']}")
+        done.append({key: extra[key] for key in ("partition", "snapshot_id", "rows", "errors")})
     return done
 
 
@@ -70,9 +70,10 @@ def new_rows(extra: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-for dag_id, schedule in (
-    ("transcripts_consumer", [TRANSCRIPTS]),
-    ("transcripts_consumer_partitioned", PartitionedAssetTimetable(assets=TRANSCRIPTS_BY_HOUR)),
+for dag_id, schedule, inlets in (
+    ("transcripts_consumer", [TRANSCRIPTS], [TRANSCRIPTS]),
+    # A run with a partition key gets exactly the events with this key.
+    ("transcripts_consumer_partitioned", PartitionedAssetTimetable(assets=TRANSCRIPTS_BY_HOUR), []),
 ):
     with DAG(
         dag_id,
@@ -82,4 +83,4 @@ for dag_id, schedule in (
         doc_md=__doc__,
         tags=["whisper"],
     ):
-        print_new_rows()
+        print_new_rows.override(inlets=inlets)()

@@ -186,6 +186,11 @@ class LiveAirflow:
             self.get("assets/events", order_by="-timestamp", limit=MOST_LISTED, **params)["asset_events"]
         )
 
+    def returned(self, dag_id: str, run_id: str, task_id: str) -> Any:
+        """What a task has returned."""
+        task = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        return self.get(f"{task}/xcomEntries/return_value")["value"]
+
     def log(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
         """All that the last try of a task has logged."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"

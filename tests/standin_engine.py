@@ -12,6 +12,7 @@ from typing import Any
 from pyspark import TaskContext
 
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
+from whisper_spark.progress import Progress
 
 LOG_SUFFIX = ".transcribed"
 """Beside each audio file is one of these, as many characters long as the file was transcribed often."""
@@ -27,13 +28,20 @@ class StandIn:
     def __init__(self, options: WhisperOptions) -> None:
         self._options = options
 
-    def transcribe(self, files: Iterable[Any], storage: Any = None) -> Iterator[Transcript]:
+    def transcribe(
+        self, files: Iterable[Any], storage: Any = None, progress: Any = None
+    ) -> Iterator[Transcript]:
+        progress = progress or Progress()
+        progress.start()
         for file in files:
             with storage.open(file.uri, etag=file.etag) as audio:
                 order = audio.read(200).decode().split()
             with Path(file.uri.removeprefix("file://") + LOG_SUFFIX).open("a") as log:
                 log.write("x")
-            yield self._transcript(file, order)
+            transcript = self._transcript(file, order)
+            progress.finished(transcript)
+            yield transcript
+        progress.stop()
 
     def _transcript(self, file: Any, order: list[str]) -> Transcript:
         common = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -24,6 +25,7 @@ from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.credentials import PLACES
 from whisper_spark.objects import ObjectStorage
 from whisper_spark.parquet import read_manifest
+from whisper_spark.progress_reports import JobSize
 from whisper_spark.spread import deal, manifest_rows
 from whisper_spark.staging import RunResult, StagingError, read_result, staged_files
 from whisper_spark.task import Job
@@ -263,8 +265,47 @@ def test_files_are_dealt_to_tasks_by_bytes_with_the_largest_first(bench: Workben
     totals = sorted(sum(share) for share in shares.values())
     assert totals[-1] - totals[0] <= 10_000
 
+    # Tasks know how many that are without counting.
+    told = JobSize(len(sizes), sum(sizes), 4)
+    assert [told.share(task).files for task in range(4)] == [len(shares[task]) for task in range(4)]
+
     # The files of one task that failed are spread over all tasks again.
     left = range(1, 61, 4)
     again = dealt(bench, run, tasks=4, only=left)
     assert {len(share) for share in again.values()} <= {len(left) // 4, len(left) // 4 + 1}
     assert sorted(again) == [0, 1, 2, 3]
+    told = JobSize(len(left), 0, 4)
+    assert [told.share(task).files for task in range(4)] == [len(again[task]) for task in range(4)]
+
+
+def test_log_tells_how_far_each_task_is_while_it_runs(
+    bench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "whisper_spark")
+    audio = [bench.audio(f"{number}.wav", "sleep 0.4", size=1000) for number in range(9)]
+    broken = bench.audio("broken.wav", "error", size=1000)
+    run = bench.manifest([*audio, broken])
+    result = bench.attempt(run, tasks=2, progress_seconds=0.1)
+    lines = [record.getMessage() for record in caplog.records]
+    for task in (0, 1):
+        told = [line for line in lines if re.match(rf"task {task}: [1-4] of 5 files, \d+ s of audio, ", line)]
+        assert told, lines
+        assert any(line.endswith(" s left") for line in told)
+    totals = [int(m[1]) for line in lines if (m := re.match(r"all tasks: (\d+) of 10 files, ", line))]
+    assert totals == sorted(totals)
+    assert len(set(totals)) > 2, "one and the same number again and again is no progress"
+    assert result.error_codes == {"corrupt": 1}
+    assert not bench.storage.any_under(f"{run.run_uri}/progress")
+
+
+def test_retry_of_a_task_leaves_out_what_it_had_done(
+    bench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "whisper_spark")
+    audio = [bench.audio(f"{number}.wav", size=3000 - number) for number in range(2)]
+    audio += [bench.audio("deadly.wav", f"crash-once {bench.folder}/crashed", size=2000)]
+    audio += [bench.audio(f"late-{number}.wav", "sleep 0.4", size=1000) for number in range(3)]
+    bench.attempt(bench.manifest(audio), tasks=1, progress_seconds=0.1)
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("task 0: ")]
+    assert any(line.startswith("task 0: 2 of 6 files") for line in lines), lines
+    assert any(line.startswith("task 0: 2 of 4 files") for line in lines), lines

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,11 +27,13 @@ from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from airflow_whisper.packaging import job_script, write_archive
 from airflow_whisper.storage import InvalidConnectionError
 from airflow_whisper.submission import client_environment, spark_submit_binary
+from whisper_spark import progress_reports
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.objects import ObjectStorage
 from whisper_spark.staging import StagingError, read_result, staged_files
 
 OPTIONS = WhisperOptions(model="base")
+SPARK_JOBS = str(Path(progress_reports.__file__).parents[1])
 STANDIN = Path(__file__).with_name("standin_engine.py")
 STANDIN_ARGUMENTS = ["--engine", "standin_engine:get_engine", "--flush-seconds", 0.3]
 
@@ -334,6 +338,57 @@ def test_job_that_leaves_no_result_fails_the_task(local_spark: None, run: Run, t
         operator.execute({})
 
 
+def test_driver_on_the_cluster_tells_its_progress_through_staging(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # There is no cluster mode to be had here: this spark-submit does what a job would do in staging.
+    connection(
+        monkeypatch,
+        "spark_default",
+        {"conn_type": "spark", "host": "yarn", "extra": {"deploy-mode": "cluster"}},
+    )
+    monkeypatch.setattr(progress_reports, "PROGRESS_SECONDS", 0.1)
+    seen = tmp_path / "seen"
+    script = tmp_path / "spark-submit"
+    script.write_text(
+        f"""#!{sys.executable}
+import sys, time
+from pathlib import Path
+from whisper_spark.objects import ObjectStorage
+from whisper_spark.progress import Snapshot
+from whisper_spark.progress_reports import JobSize, report_folder, task_report_uri
+folder = report_folder({run.run_uri!r}, sys.argv[sys.argv.index("--attempt-id") + 1])
+JobSize(2, 0, 2).write(ObjectStorage(), folder)
+report = Snapshot(state="running", files=1, total_files=1, audio_seconds=90.0, seconds=1.0)
+ObjectStorage().write_bytes(task_report_uri(folder, 1), report.to_json().encode())
+deadline = time.monotonic() + 60
+while not Path({str(seen)!r}).exists() and time.monotonic() < deadline:
+    time.sleep(0.02)
+sys.exit(3)
+"""
+    )
+    script.chmod(0o755)
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, spark_binary=str(script), env_vars={"PYTHONPATH": SPARK_JOBS}
+    )
+
+    class Seen(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (
+                record.getMessage()
+                == "whisper: task 1: 1 of 1 files, 90 s of audio, 90x real time, queue 0 %"
+            ):
+                seen.touch()
+
+    handler = Seen()
+    operator.log.addHandler(handler)
+    try:
+        submit(operator)
+    finally:
+        operator.log.removeHandler(handler)
+    assert seen.exists()
+
+
 def test_clearing_really_runs_again_because_nothing_is_remembered() -> None:
     assert WhisperTranscribeOperator(task_id="t", manifest="m").durable is False
     assert WhisperTranscribeOperator(task_id="t", manifest="m", durable=True).durable is True
@@ -550,6 +605,7 @@ def test_standalone_cluster_reads_and_writes_s3_and_shows_no_secret(
         conn_id="cluster",
         executor_cores=1,
         executor_memory="512m",
+        application_args=["--progress-seconds", 0.2],
         conf={
             **LOOPBACK,
             "spark.executorEnv.PYTHONPATH": str(old.parent),
@@ -574,6 +630,14 @@ def test_standalone_cluster_reads_and_writes_s3_and_shows_no_secret(
     assert watch.leaks == []
     log = "".join(capfd.readouterr())
     assert "whisper: done in" in log
+    # The executors are other processes, whose output goes elsewhere.
+    assert re.search(
+        r"whisper: task [01]: [0-2] of 2 files, \d+ s of audio, [\d.]+x real time, queue \d+ %", log
+    )
+    assert re.search(r"whisper: all tasks: \d of 4 files, .* 2 of 2 tasks running", log)
+    assert re.search(r"whisper: \d+ windows, \d+ of them decoded again", log)
+    assert 0 < done["device_busy"] <= 1
+    assert result.stage_seconds["encode"] > 0
     shown = {"the task log": log, "XCom": json.dumps(done)}
     shown |= {str(path): path.read_text(errors="replace") for path in files_below(cluster.folder, events)}
     staged = [uri for batch in storage.list(run.run_uri) for uri in batch.column("audio_uri").to_pylist()]

@@ -6,7 +6,7 @@ import json
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,11 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         )
 
     Returns ``{"manifest_uri", "result_uri", "files", "ok", "errors", "audio_seconds", "transcribed",
-    "resumed", "reused", "real_time_factor"}``. ``RUN/result.json`` in staging has more.
+    "resumed", "reused", "real_time_factor", "retried_windows", "device_busy"}``. ``RUN/result.json`` in
+    staging has more.
+
+    How far the job is appears in the task log every ten seconds: files, hours of audio, speed, how full the
+    queue in front of the device is, and the time left, for each running Spark task and for all together.
 
     Every argument of ``SparkSubmitOperator`` works; those below differ or are new. The job's code travels
     along; what executors need besides Python is pyspark, faster-whisper, pandas, pyarrow and obstore, in an
@@ -180,6 +184,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         with (
             tempfile.TemporaryDirectory(prefix="whisper-") as folder,
             self._prepared(run, Path(folder), attempt_id),
+            self._progress(run, storage, attempt_id),
         ):
             super().execute(context)
         result = finished_result(run, storage)
@@ -191,6 +196,24 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
                 "to go on from what is staged"
             )
         return result
+
+    def _progress(self, run: Run, storage: ObjectStorage, attempt_id: str) -> AbstractContextManager[Any]:
+        """Progress of a driver whose output is not that of spark-submit; any other prints its own."""
+        from airflow_whisper.submission import runs_on_cluster
+        from whisper_spark.progress_reports import (
+            PROGRESS_SECONDS,
+            ProgressLog,
+            report_folder,
+            reports_folder,
+        )
+
+        if not runs_on_cluster(self.conn_id, self.deploy_mode):
+            return nullcontext()
+        # A job of an earlier try reports under that try's id.
+        folder = reports_folder(run.run_uri) if self.durable else report_folder(run.run_uri, attempt_id)
+        return ProgressLog(
+            storage, folder, lambda line: self.log.info("whisper: %s", line), every=PROGRESS_SECONDS
+        )
 
     @contextmanager
     def _prepared(self, run: Run, folder: Path, attempt_id: str) -> Iterator[None]:
@@ -289,4 +312,6 @@ def _summary(run: Run, result: RunResult) -> dict[str, Any]:
         "resumed": result.resumed,
         "reused": result.reused,
         "real_time_factor": result.real_time_factor,
+        "retried_windows": result.retried_windows,
+        "device_busy": result.device_busy,
     }

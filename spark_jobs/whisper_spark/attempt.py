@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
@@ -17,6 +17,8 @@ from pyspark.sql import functions as F  # noqa: N812
 from whisper_spark.cluster import slots, task_count
 from whisper_spark.contract import partition_path
 from whisper_spark.objects import ObjectStorage, StorageError
+from whisper_spark.progress import STAGES, device_busy
+from whisper_spark.progress_reports import JobSize, ProgressLog, clear_reports, reports_folder
 from whisper_spark.spread import (
     copy_rows,
     deal,
@@ -35,11 +37,10 @@ from whisper_spark.staging import (
     nothing_done,
     staged_files,
 )
-from whisper_spark.task import INPUT_COLUMNS, Job, transcriber
+from whisper_spark.task import INPUT_COLUMNS, Job, Sums, transcriber
 
 log = logging.getLogger(__name__)
 
-_PROGRESS_SECONDS = 60.0
 _EXAMPLES = 5
 _ROWS_A_PARTITION = 50_000
 _CLEANUPS = 3
@@ -109,8 +110,8 @@ class Attempt:
             partitions = max(self._slots, self._files // _ROWS_A_PARTITION)
             self._spark.conf.set("spark.sql.shuffle.partitions", partitions)
 
-    def _count(self, **counts: int | float | None) -> None:
-        self._result = dataclasses.replace(self._result, **counts)  # type: ignore[arg-type]
+    def _count(self, **counts: Any) -> None:
+        self._result = dataclasses.replace(self._result, **counts)
 
     @cached_property
     def _manifest(self) -> DataFrame:
@@ -146,16 +147,20 @@ class Attempt:
         return pending.join(chosen, "audio_uri", "left_anti").persist()
 
     def _transcribe(self, pending: DataFrame) -> None:
-        groups = dict(enumerate(self._row_groups))
+        groups, audio_bytes = dict(enumerate(self._row_groups)), self._run.audio_bytes
         if self._left < self._files:
-            groups = {
-                row["row_group"]: row["count"] for row in pending.groupBy("row_group").count().collect()
-            }
+            counts = pending.groupBy("row_group").agg(
+                F.count("*").alias("n"), F.sum("audio_bytes").alias("b")
+            )
+            rows = counts.collect()
+            groups, audio_bytes = {r["row_group"]: r["n"] for r in rows}, sum(r["b"] or 0 for r in rows)
         tasks = self._job.tasks or task_count(self._left, self._slots)
         log.info(
             "transcribing %s files in %s tasks with %s", f"{self._left:,}", tasks, self._run.options.model
         )
-        statistics = transcriber(self._job)(*INPUT_COLUMNS)
+        size = JobSize(self._left, audio_bytes, tasks)
+        sums = self._spark.sparkContext.accumulator({}, Sums())
+        statistics = transcriber(self._job, size, sums)(*INPUT_COLUMNS)
         told = (
             deal(pending, groups, tasks)
             .select(statistics.alias("file"))
@@ -163,7 +168,7 @@ class Attempt:
             .agg(F.count("*").alias("files"), F.sum("duration_s").alias("seconds"))
         )
         start = time.monotonic()
-        with self._progress():
+        with self._progress(size):
             total = told.collect()[0]
         elapsed = time.monotonic() - start
         if total["files"] != self._left:
@@ -177,32 +182,21 @@ class Attempt:
             transcribed_audio_seconds=round(seconds, 3),
             transcribe_seconds=round(elapsed, 3),
             real_time_factor=round(seconds / elapsed, 3),
+            **_telemetry(sums.value),
         )
 
     @contextlib.contextmanager
-    def _progress(self) -> Iterator[None]:
-        """A line every minute: tasks of hours would otherwise look like tasks that hang."""
-        over = threading.Event()
-        before = sum(file.rows for file in staged_files(self._storage, self._run.rows_uri))
-        start = time.monotonic()
-
-        def report() -> None:
-            while not over.wait(_PROGRESS_SECONDS):
-                try:
-                    rows = sum(file.rows for file in staged_files(self._storage, self._run.rows_uri)) - before
-                except StorageError as error:
-                    log.warning("progress is unknown: %s", error)
-                    continue
-                minutes = (time.monotonic() - start) / 60
-                log.info("%s of %s files staged after %.0f min", f"{rows:,}", f"{self._left:,}", minutes)
-
-        thread = threading.Thread(target=report, name="progress", daemon=True)
-        thread.start()
+    def _progress(self, size: JobSize) -> Iterator[None]:
+        """Prints how far the tasks are, and leaves nothing of that in staging."""
+        clear_reports(self._storage, reports_folder(self._run.run_uri))  # of attempts that were killed
+        folder, every = self._job.progress_uri, self._job.progress_seconds
+        with contextlib.suppress(StorageError):
+            size.write(self._storage, folder)
         try:
-            yield
+            with ProgressLog(self._storage, folder, log.info, size, every):
+                yield
         finally:
-            over.set()
-            thread.join()
+            clear_reports(self._storage, folder)
 
     def _settle(self) -> RunResult:
         """Exactly one row for each file of the manifest, and what these rows add up to.
@@ -275,7 +269,36 @@ class Attempt:
                 result.transcribe_seconds,
                 result.real_time_factor,
             )
+            for line in _telemetry_lines(result):
+                log.info(line)
         return result
+
+
+def _telemetry(sums: Mapping[str, float]) -> dict[str, Any]:
+    """Fields of the result out of what the tasks counted."""
+    named = {
+        kind: {name.removeprefix(kind): sums[name] for name in sorted(sums) if name.startswith(kind)}
+        for kind in ("flag ", "stage ")
+    }
+    stages = {name: round(seconds, 3) for name, seconds in named["stage "].items()}
+    busy = device_busy(stages)
+    return {
+        "windows": int(sums.get("windows", 0)),
+        "retried_windows": int(sums.get("retried_windows", 0)),
+        "flags": {name: int(files) for name, files in named["flag "].items()},
+        "stage_seconds": stages,
+        "device_busy": None if busy is None else round(busy, 4),
+    }
+
+
+def _telemetry_lines(result: RunResult) -> Iterator[str]:
+    if result.windows:
+        yield f"{result.windows:,} windows, {result.retried_windows:,} of them decoded again"
+    if result.flags:
+        yield "flagged: " + ", ".join(f"{files:,} {name}" for name, files in result.flags.items())
+    if result.device_busy is not None:
+        seconds = (f"{name} {result.stage_seconds.get(name, 0.0):,.0f}" for name in STAGES)
+        yield f"device busy {100 * result.device_busy:.0f} %; seconds of threads: {', '.join(seconds)}"
 
 
 def _tally(counts: Iterator[tuple[str, int]]) -> dict[str, int]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from whisper_spark.contract import WINDOW_SECONDS, WhisperOptions, Word
 from whisper_spark.model import Device, load_weights
+from whisper_spark.progress import count, stage
 from whisper_spark.quality import MIN_SPEECH_S, compression_ratio, phrase_words, repeated_phrase
 from whisper_spark.segments import words_of_window
 from whisper_spark.speech import ChunkMap
@@ -144,12 +145,16 @@ class WindowDecoder:
         :param languages: a Whisper language code for each window.
         """
         options = self.options
-        texts = self._generate(
-            encoded, tasks, languages, beam_size=options.beam_size, temperature=options.temperature[0]
-        )
-        self._retry(texts, tasks, languages)
+        with stage("generate"):
+            texts = self._generate(
+                encoded, tasks, languages, beam_size=options.beam_size, temperature=options.temperature[0]
+            )
+        count("retried_windows", sum(not text.reliable for text in texts))
+        with stage("retry", whole=True):
+            self._retry(texts, tasks, languages)
         if options.word_timestamps:
-            self._add_words(encoded, texts, tasks)
+            with stage("align"):
+                self._add_words(encoded, texts, tasks)
         return texts
 
     # --- prompts and tokenizers

@@ -18,6 +18,7 @@ from whisper_spark.decoder import WindowDecoder, WindowText
 from whisper_spark.model import ModelError, UnusableDeviceError, choose_device, find_model
 from whisper_spark.objects import ObjectStorage, normalise_uri
 from whisper_spark.pipeline import AudioFile, FileWork, Pipeline
+from whisper_spark.progress import Progress, stage
 from whisper_spark.quality import quality_flags
 from whisper_spark.segments import join_texts, numbered, split_into_segments
 
@@ -54,7 +55,10 @@ class Engine:
         log.info("%s loaded on %s", options.model, device.name)
 
     def transcribe(
-        self, files: Iterable[AudioFile], storage: ObjectStorage | None = None
+        self,
+        files: Iterable[AudioFile],
+        storage: ObjectStorage | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[Transcript]:
         """Transcribe files, each as it completes.
 
@@ -62,9 +66,11 @@ class Engine:
         most ``options.prefetch_files``, from another thread.
 
         :param storage: where the URIs are read; ``None``: ambient credentials.
+        :param progress: counts what is done, for whoever wants to watch.
         :raises UnusableDeviceError: when the device fails for good.
         """
         store = storage or ObjectStorage()
+        progress = progress or Progress()
 
         def open_file(file: AudioFile) -> tuple[BinaryIO, int | None]:
             stream = store.open(file.uri, etag=file.etag)
@@ -72,8 +78,12 @@ class Engine:
             stream.seek(0)
             return stream, size
 
-        for work in Pipeline(files, self._decoder, self.options, open_file):
-            yield self._transcript(work)
+        for work in Pipeline(files, self._decoder, self.options, open_file, progress):
+            with progress.recording(), stage("assemble"):
+                transcript = self._transcript(work)
+            progress.finished(transcript)
+            yield transcript
+        progress.stop()
 
     def _transcript(self, work: FileWork) -> Transcript:
         base = Transcript(

@@ -26,6 +26,7 @@ from whisper_spark.contract import WhisperOptions
 from whisper_spark.credentials import PLACES, SECRET_PREFIX, from_property
 from whisper_spark.objects import ObjectStorage, StorageError, normalise_uri
 from whisper_spark.parquet import read_manifest
+from whisper_spark.progress_reports import PROGRESS_SECONDS
 from whisper_spark.staging import FLUSH_SECONDS, RunResult, StagingError
 
 if TYPE_CHECKING:
@@ -98,6 +99,13 @@ def parser() -> argparse.ArgumentParser:
         help="finished rows are durable after so many seconds at the latest (default: %(default)g)",
     )
     result.add_argument(
+        "--progress-seconds",
+        type=_positive(float),
+        default=PROGRESS_SECONDS,
+        metavar="S",
+        help="print how far each task is every so many seconds (default: %(default)g)",
+    )
+    result.add_argument(
         "--attempt-id",
         default="",
         metavar="ID",
@@ -165,6 +173,7 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
             attempt_id=arguments.attempt_id,
             tasks=arguments.tasks,
             flush_seconds=arguments.flush_seconds,
+            progress_seconds=arguments.progress_seconds,
             engine=arguments.engine,
         )
         row_groups = [manifest.row_group(group).num_rows for group in range(manifest.num_row_groups)]

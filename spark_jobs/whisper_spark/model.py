@@ -107,8 +107,23 @@ def _assigned_gpu(gpus: int) -> int:
         return 0
     addresses = context.resources().get("gpu")
     if addresses is not None and addresses.addresses:
-        return int(addresses.addresses[0])
+        return _visible_index(str(addresses.addresses[0]), gpus)
     return int(context.partitionId()) % gpus  # Spark does not manage the GPUs: spread over those there are
+
+
+def _visible_index(address: str, gpus: int) -> int:
+    """CUDA's number for the GPU that Spark calls ``address``: it counts only those that this process sees."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if address in visible:
+        return visible.index(address)
+    if gpus == 1:  # in a container that was given just this one
+        return 0
+    if address.isdigit() and int(address) < gpus:
+        return int(address)
+    raise UnusableDeviceError(
+        f"Spark gave this task the GPU {address!r}, but this process sees {gpus} GPUs, numbered from 0: let "
+        "the discovery script (spark.executor.resource.gpu.discoveryScript) print those numbers"
+    )
 
 
 def _cores() -> int:

@@ -19,6 +19,7 @@ from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoder import WindowDecoder, WindowTask, WindowText, context_frames, vote
 from whisper_spark.model import UnusableDeviceError
 from whisper_spark.objects import ObjectChanged, ObjectForbidden, ObjectNotFound
+from whisper_spark.progress import Progress, count, stage, timed
 from whisper_spark.speech import Window, WindowPacker, segmenter
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Pipeline:
 
     :param files: taken one by one, never more than ``options.prefetch_files`` ahead.
     :param open_file: gives a seekable stream and the size in bytes; raises the errors of ``objects``.
+    :param progress: counts what is done, except for finished files.
     """
 
     def __init__(
@@ -104,11 +106,13 @@ class Pipeline:
         decoder: WindowDecoder,
         options: WhisperOptions,
         open_file: Callable[[AudioFile], tuple[BinaryIO, int | None]],
+        progress: Progress | None = None,
     ) -> None:
         self._files = iter(files)
         self._decoder = decoder
         self._options = options
         self._open = open_file
+        self._progress = progress or Progress()
         self._batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 2)
         workers = max(1, decoder.device.workers)
         self._limit = options.prefetch_bytes or _BATCHES_AHEAD * self._batch * workers * decoder.window_bytes
@@ -122,6 +126,7 @@ class Pipeline:
         self._done: queue.Queue[FileWork | BaseException | None] = queue.Queue()
 
     def __iter__(self) -> Iterator[FileWork]:
+        self._progress.start(lambda: (self._bytes, self._limit))
         readers = [self._thread(self._read_files, f"read-{n}") for n in range(self._readers())]
         self._reading = len(readers)
         decoders = [
@@ -154,7 +159,8 @@ class Pipeline:
     def _thread(self, target: Callable[[], None], name: str) -> threading.Thread:
         def guarded() -> None:
             try:
-                target()
+                with self._progress.recording():
+                    target()
             except BaseException as error:  # a thread that dies in silence would leave the others waiting
                 self._done.put(error)
 
@@ -177,7 +183,8 @@ class Pipeline:
 
     def _read(self, work: FileWork) -> None:
         try:
-            stream, work.size = self._open(work.file)
+            with stage("fetch"):
+                stream, work.size = self._open(work.file)
             with stream:
                 self._cut(work, stream)
         except AudioError as error:
@@ -202,6 +209,7 @@ class Pipeline:
         options = self._options
         audio = open_audio(stream, split=options.channels == "split", max_duration_s=options.max_duration_s)
         work.channels = audio.channels
+        self._progress.opened(work.file.uri, work.file.size or work.size, audio.declared_s)
         if not self._decoder.multilingual:
             work.language = "en"
         voting = work.language is None and not options.multilingual
@@ -226,7 +234,8 @@ class Pipeline:
     def _jobs(self, work: FileWork, audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[_Job]:
         numbers = [0] * len(packers)
         for channel, window in _windows(audio, packers):
-            features = self._decoder.features(window.samples)
+            with stage("features"):
+                features = self._decoder.features(window.samples)
             task = WindowTask(features, window.map, context_frames(features.shape[1]))
             yield _Job(work, channel, numbers[channel], task)
             numbers[channel] += 1
@@ -248,8 +257,9 @@ class Pipeline:
                 work.held.extend(jobs)
             self._state.notify_all()
             self._blocked += 1
-            while self._bytes > self._limit and not self._stopped:
-                self._state.wait()
+            with stage("blocked"):
+                while self._bytes > self._limit and not self._stopped:
+                    self._state.wait()
             self._blocked -= 1
 
     def _finish_if_complete(self, work: FileWork) -> None:
@@ -265,7 +275,7 @@ class Pipeline:
 
     def _next_batch(self) -> list[_Job]:
         """Windows of equal context from any files; empty when there will be no more."""
-        with self._state:
+        with self._state, stage("idle"):
             while not self._stopped:
                 full = self._full_context()
                 if full is not None:
@@ -313,6 +323,8 @@ class Pipeline:
                 return
             log.exception("cannot decode a window of %s", batch[0].work.file.uri)
             texts = [_decoding_error(error)]
+        count("windows", len(batch))
+        self._progress.heard({job.work.file.uri: _end(job) for job in batch})
         with self._state:
             self._bytes -= sum(job.size for job in batch)
             for job, text in zip(batch, texts, strict=True):
@@ -334,8 +346,11 @@ class Pipeline:
 
     def _texts(self, batch: list[_Job]) -> list[WindowText]:
         tasks = [job.task for job in batch]
-        encoded = self._decoder.encode(tasks)
-        return self._decoder.transcribe(encoded, tasks, self._languages(encoded, batch))
+        with stage("encode"):
+            encoded = self._decoder.encode(tasks)
+        with stage("language"):
+            languages = self._languages(encoded, batch)
+        return self._decoder.transcribe(encoded, tasks, languages)
 
     def _languages(self, encoded: Any, batch: list[_Job]) -> list[str]:
         """A language for each window: the file's, decided by vote where it is not known yet."""
@@ -364,17 +379,23 @@ _PATIENCE_SECONDS = 0.2
 
 
 def _windows(audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[tuple[int, Window]]:
-    for block in audio.blocks():
+    for block in timed("decode", audio.blocks()):
         for channel, packer in enumerate(packers):
-            for window in packer.push(block[channel]):
+            for window in timed("vad", packer.push(block[channel])):
                 yield channel, window
     for channel, packer in enumerate(packers):
-        for window in packer.finish():
+        for window in timed("vad", packer.finish()):
             yield channel, window
 
 
 def _context(group: list[_Job]) -> int:
     return group[0].task.context
+
+
+def _end(job: _Job) -> float:
+    """How far its file is transcribed once this window is, in seconds."""
+    last = job.task.map.chunks[-1]
+    return last.start + last.length
 
 
 def _halves(batch: list[_Job]) -> Iterator[list[_Job]]:

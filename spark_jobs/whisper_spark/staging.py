@@ -89,6 +89,12 @@ class RunResult:
     :param transcribe_seconds: wall time of that, in seconds, model loading included.
     :param real_time_factor: ``transcribed_audio_seconds / transcribe_seconds``: seconds of audio per
         second of wall time, the whole cluster together. ``None`` when nothing was transcribed.
+    :param windows: windows that this attempt decoded.
+    :param retried_windows: of these, how many were decoded more than once.
+    :param flags: files that this attempt transcribed for each quality flag.
+    :param stage_seconds: seconds of all its threads together in each of :data:`progress.STAGES`.
+    :param device_busy: share of their time, 0 to 1, in which the threads of the device had work.
+        These five count tasks that ended well; ``None`` or nothing when no task did.
     :param wall_seconds: from the start of the job to this result, in seconds.
     :param spark_app_id: ``None`` when there was nothing to do for Spark.
     :param engine_version: of the rows; ``None`` without rows.
@@ -113,6 +119,11 @@ class RunResult:
     transcribed_audio_seconds: float = 0.0
     transcribe_seconds: float = 0.0
     real_time_factor: float | None = None
+    windows: int = 0
+    retried_windows: int = 0
+    flags: Mapping[str, int] = field(default_factory=dict)
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    device_busy: float | None = None
     wall_seconds: float = 0.0
     spark_app_id: str | None = None
     engine_version: str | None = None
@@ -187,6 +198,11 @@ def nothing_done(result: RunResult) -> RunResult:
         transcribed_audio_seconds=0.0,
         transcribe_seconds=0.0,
         real_time_factor=None,
+        windows=0,
+        retried_windows=0,
+        flags={},
+        stage_seconds={},
+        device_busy=None,
     )
 
 

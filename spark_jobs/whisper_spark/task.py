@@ -11,9 +11,18 @@ from typing import Any
 
 import pandas as pd
 from pyspark import TaskContext
+from pyspark.accumulators import Accumulator, AccumulatorParam
 
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.objects import ObjectStorage
+from whisper_spark.progress import Progress
+from whisper_spark.progress_reports import (
+    PROGRESS_SECONDS,
+    JobSize,
+    TaskReport,
+    report_folder,
+    task_report_uri,
+)
 from whisper_spark.staging import FLUSH_SECONDS, StagedRows, task_index
 
 INPUT_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt", "language")
@@ -38,6 +47,7 @@ class Job:
     :param attempt_id: copied to the result.
     :param tasks: number of tasks; ``None`` picks one.
     :param flush_seconds: finished rows wait no longer than this.
+    :param progress_seconds: between two reports of how far each task is.
     :param engine: ``module:function`` with the signature of :func:`whisper_spark.engine.get_engine`.
     """
 
@@ -48,6 +58,7 @@ class Job:
     attempt_id: str = ""
     tasks: int | None = None
     flush_seconds: float = FLUSH_SECONDS
+    progress_seconds: float = PROGRESS_SECONDS
     engine: str = "whisper_spark.engine:get_engine"
 
     @property
@@ -55,24 +66,51 @@ class Job:
         """Configuration of the storage that holds manifest, rows and result."""
         return self.credentials["staging"]
 
+    @property
+    def progress_uri(self) -> str:
+        """Folder where the tasks of this invocation report."""
+        return report_folder(self.run.run_uri, self.attempt_id or self.id)
 
-def transcriber(job: Job) -> Any:
+
+class Sums(AccumulatorParam[dict[str, float]]):
+    """For a Spark accumulator that adds up numbers by name."""
+
+    def zero(self, value: dict[str, float]) -> dict[str, float]:
+        """What a task starts with."""
+        return {}
+
+    def addInPlace(  # noqa: N802 - Spark's name
+        self, value1: dict[str, float], value2: dict[str, float]
+    ) -> dict[str, float]:
+        """Both together."""
+        return {name: value1.get(name, 0) + value2.get(name, 0) for name in {**value1, **value2}}
+
+
+def transcriber(job: Job, size: JobSize, sums: Accumulator[dict[str, float]]) -> Any:
     """The Pandas UDF of the job: :data:`INPUT_COLUMNS` to a struct of :data:`STATISTICS`.
 
     Gives one struct for each file, in order of completion and not of the input: the struct names its file.
+
+    :param size: what all tasks have to do together.
+    :param sums: gets the :meth:`Snapshot.sums` of each task that ends well.
     """
     from pyspark.sql.pandas.functions import pandas_udf
 
     create: Any = pandas_udf  # its stubs know no struct of several columns in
 
     def transcribe(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        yield from transcribe_share(job, batches)
+        yield from transcribe_share(job, size, sums, batches)
 
     # Not deterministic, so that the optimiser never evaluates it twice.
     return create(transcribe, STATISTICS_DDL).asNondeterministic()
 
 
-def transcribe_share(job: Job, batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+def transcribe_share(
+    job: Job,
+    size: JobSize,
+    sums: Accumulator[dict[str, float]],
+    batches: Iterator[tuple[pd.Series, ...]],
+) -> Iterator[pd.DataFrame]:
     """Transcribe the files of one task; a frame of :data:`STATISTICS` for every few of them.
 
     A task that Spark runs again, because an executor died or its output was lost, goes on after the rows
@@ -81,29 +119,36 @@ def transcribe_share(job: Job, batches: Iterator[tuple[pd.Series, ...]]) -> Iter
     :raises Exception: what the engine raises for an unusable device or model, and
         :class:`whisper_spark.objects.StorageError` when staging cannot be written.
     """
-    name = f"{job.id}-{_partition():05d}"
+    task = _partition()
+    name = f"{job.id}-{task:05d}"
     staging = ObjectStorage(job.staging)
     earlier = task_index(staging, job.run.rows_uri, name)
     ready: list[dict[str, Any]] = []  # appended to by the engine's reading thread, too
+    share = size.share(task)
+    progress = Progress(share.files, share.audio_bytes or None)
 
     def files() -> Iterator[Any]:
         for file in _audio_files(batches):
             if file.uri in earlier:
                 ready.append(earlier[file.uri])
+                progress.leave_out(file.size)
             else:
                 yield file
 
     todo = files()
     first = next(todo, None)
     if first is not None:  # else no model needs to be loaded
-        engine = _function(job.engine)(job.options, job.credentials["model"] or None)
-        source = ObjectStorage(job.credentials["source"])
-        with StagedRows(staging, job.run, "part", name, flush_seconds=job.flush_seconds) as staged:
-            for transcript in engine.transcribe(itertools.chain([first], todo), source):
+        report = TaskReport(staging, task_report_uri(job.progress_uri, task), progress, job.progress_seconds)
+        staged = StagedRows(staging, job.run, "part", name, flush_seconds=job.flush_seconds)
+        with report, staged:
+            engine = _function(job.engine)(job.options, job.credentials["model"] or None)
+            source = ObjectStorage(job.credentials["source"])
+            for transcript in engine.transcribe(itertools.chain([first], todo), source, progress):
                 staged.add(transcript)
                 ready.append({column: getattr(transcript, column) for column in STATISTICS})
                 if len(ready) >= _ROWS_A_BATCH:
                     yield _frame(ready)
+        sums.add(progress.snapshot().sums())
     while ready:
         yield _frame(ready)
 

@@ -21,6 +21,7 @@ from speech import Clip
 pytestmark = pytest.mark.timeout(3 * PATIENCE)
 
 DAG_ID = "transcribe_on_arrival"
+CONSUMER = "transcripts_consumer"
 TARGET_SECONDS = 60  # from an upload to its row, with whisper-base on two cores
 FILES, OVERWRITTEN, LATE = 200, 20, 15
 UPLOAD_SECONDS = 120
@@ -43,7 +44,7 @@ class Upload:
 @pytest.fixture(scope="module")
 def arrivals(site: Site, librivox: list[Clip]) -> Iterator[Site]:
     """A site whose source is being watched, and which has just transcribed its first file."""
-    with site.unpaused(DAG_ID):
+    with site.unpaused(CONSUMER, DAG_ID):
         site.put(f"daily/dt={DAYS[0]}/first.wav", librivox[1].path.read_bytes())
         wait_for("the first row", lambda: rows_named(site, "first"), PATIENCE)
         wait_for("the end of its run", lambda: site.airflow.idle(DAG_ID), PATIENCE)
@@ -142,7 +143,7 @@ def test_every_file_of_a_stream_ends_as_one_row_of_its_last_version(
     wait_for("a row of the last version of each file", converged, PATIENCE, every=1)
     seconds = time.monotonic() - began - uploaded
     # What is still under way may neither add nor change anything.
-    wait_for("the last run", lambda: airflow.idle(DAG_ID), PATIENCE)
+    wait_for("the last run", lambda: airflow.idle(DAG_ID, CONSUMER), PATIENCE)
     assert converged()
     rows = rows_named(arrivals, name)
     assert len(rows) == FILES, "a file has two rows"
@@ -163,6 +164,12 @@ def test_every_file_of_a_stream_ends_as_one_row_of_its_last_version(
         "seconds until the last row": round(seconds),
     }
     print(figures)
+    told = {
+        entry["snapshot_id"]
+        for run in airflow.runs(CONSUMER, run_after_gte=start.isoformat())
+        for entry in airflow.returned(CONSUMER, run["dag_run_id"], "print_new_rows")
+    }
+    assert told >= {commit["snapshot_id"] for commit in commits}, "downstream missed a commit"
     # A version that was replaced before it could be read may never be transcribed, but none is twice.
     assert FILES <= published <= len(plan)
 

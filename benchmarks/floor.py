@@ -1,0 +1,129 @@
+"""How far the engine is from its floor: the time that CTranslate2 needs for the same windows, and no more.
+
+    .venv/bin/python benchmarks/floor.py                       clips and calls
+
+Every call that the engine makes to CTranslate2 is recorded with its input: encode, detect_language, generate,
+align, first tries and retries. The same calls are then made again, from as many threads, with nothing around
+them: no reading, no decoding of audio, no voice detection, no features, no text. Loading the model counts in
+neither time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import queue
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ctranslate2
+import numpy as np
+from corpus import ROOT, corpus, references
+from report import store_measurement
+
+sys.path[:0] = [str(ROOT / "scripts")]
+
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+METHODS = ("encode", "detect_language", "generate", "align")
+
+
+class Recorder(ctranslate2.models.Whisper):
+    """A model that notes what it is asked, while there is a list to note it in."""
+
+    calls: list[Call] | None = None
+    threads: set[int] = set()  # noqa: RUF012
+
+
+def _recording(name: str) -> Any:
+    original = getattr(ctranslate2.models.Whisper, name)
+
+    def method(self: Recorder, first: Any, *others: Any, **settings: Any) -> Any:
+        if Recorder.calls is not None:
+            Recorder.threads.add(threading.get_ident())
+            Recorder.calls.append((name, (np.array(first), *others), settings))
+        return original(self, first, *others, **settings)
+
+    return method
+
+
+for _name in METHODS:
+    setattr(Recorder, _name, _recording(_name))
+
+
+def replay(model: Any, calls: list[Call], threads: int) -> float:
+    """Seconds that a model needs for recorded calls."""
+    todo: queue.SimpleQueue[Call] = queue.SimpleQueue()
+    for name, (first, *others), settings in calls:
+        settings.pop("asynchronous", None)
+        todo.put((name, (ctranslate2.StorageView.from_array(first), *others), settings))
+
+    def work() -> None:
+        while True:
+            try:
+                name, arguments, settings = todo.get_nowait()
+            except queue.Empty:
+                return
+            getattr(model, name)(*arguments, **settings)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    started = time.monotonic()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("corpora", nargs="*", default=["clips", "calls"])
+    parser.add_argument("--runs", type=int, default=3, help="of each; the median counts")
+    arguments = parser.parse_args()
+
+    ctranslate2.models.Whisper = Recorder
+    from assemble_model import assemble
+
+    from whisper_spark import WhisperOptions, transcribe_files
+    from whisper_spark.engine import get_engine
+
+    options = WhisperOptions(model=str(assemble()))
+    get_engine(options)  # loads the model
+    lines = [
+        "| corpus | CTranslate2 alone s | ours s | ours / alone | × real time | calls |",
+        "|--------|---------------------|--------|--------------|-------------|-------|",
+    ]
+    for name in arguments.corpora:
+        folder = corpus(name)
+        own = references(folder)
+        files = [folder / reference.file for reference in own]
+        Recorder.calls = calls = []
+        list(transcribe_files(files, options))
+        Recorder.calls = None
+        model = next(_models())
+        ours, alone = [], []
+        for _ in range(arguments.runs):
+            started = time.monotonic()
+            list(transcribe_files(files, options))
+            ours.append(time.monotonic() - started)
+            alone.append(replay(model, [(n, a, dict(s)) for n, a, s in calls], len(Recorder.threads)))
+        both = statistics.median(alone), statistics.median(ours)
+        speed = sum(reference.seconds for reference in own) / both[1]
+        ratio = both[1] / both[0]
+        lines.append(f"| {name} | {both[0]:.2f} | {both[1]:.2f} | {ratio:.2f} | {speed:.1f} | {len(calls)} |")
+        print("\n".join([*lines[:2], lines[-1]]), flush=True)
+    store_measurement("floor", {"lines": lines})
+
+
+def _models() -> Iterator[Recorder]:
+    """The recording model, wherever the engine keeps it."""
+    return (item for item in gc.get_objects() if isinstance(item, Recorder))
+
+
+if __name__ == "__main__":
+    main()

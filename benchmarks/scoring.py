@@ -1,0 +1,164 @@
+"""What a transcript is worth: word errors by language, times of words, words where none was said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jiwer
+from corpus import Reference
+from whisper_normalizer.basic import BasicTextNormalizer
+from whisper_normalizer.english import EnglishTextNormalizer
+
+TOLERANCE_S = 0.3
+RECOGNISED = 0.6
+"""A prompt is looked at for times only when its first and last word and this share of all its words were
+recognised: where other words stand, it is unknown which of them begins and ends the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A contender's output for one file. ``words``: start and end in seconds, text."""
+
+    file: str
+    text: str
+    language: str | None
+    words: tuple[tuple[float, float, str], ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Word errors, summed over files."""
+
+    words: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Word error rate."""
+        return (self.substitutions + self.deletions + self.insertions) / self.words if self.words else 0.0
+
+    def __add__(self, other: Errors) -> Errors:
+        return Errors(
+            self.words + other.words,
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How far the times of words lie from where prompts begin and end.
+
+    :param prompts: in the corpus.
+    :param starts: distances in seconds, word minus prompt, one for each prompt that was recognised.
+    :param ends: the same for the ends.
+    """
+
+    prompts: int
+    starts: tuple[float, ...]
+    ends: tuple[float, ...]
+
+    @property
+    def within(self) -> float:
+        """Share of starts and ends that lie within :data:`TOLERANCE_S`."""
+        distances = [*self.starts, *self.ends]
+        return sum(abs(d) <= TOLERANCE_S for d in distances) / len(distances) if distances else 0.0
+
+
+def read_output(path: Path) -> tuple[dict[str, Heard], dict[str, Any]]:
+    """The lines that a contender wrote: by file name, and its facts."""
+    heard, facts = {}, {}
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        if "facts" in row:
+            facts = row["facts"]
+        else:
+            words = None if row["words"] is None else tuple((s, e, w) for s, e, w in row["words"])
+            heard[row["file"]] = Heard(row["file"], row["text"], row["language"], words)
+    return heard, facts
+
+
+@cache
+def _normaliser(language: str | None) -> Any:
+    return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+
+
+def normalised(text: str, language: str | None) -> str:
+    """Text in Whisper's own normal form: English has its own, all others share one."""
+    return str(_normaliser(language)(text)).strip()
+
+
+def word_errors(references: Iterable[Reference], heard: Mapping[str, Heard]) -> dict[str, Errors]:
+    """Errors by language. A file without output counts as one in which nothing was heard."""
+    errors: dict[str, Errors] = {}
+    for reference in references:
+        if reference.language is None:
+            continue
+        said = normalised(reference.text, reference.language)
+        text = heard[reference.file].text if reference.file in heard else ""
+        score = jiwer.process_words(said, normalised(text, reference.language))
+        errors[reference.language] = errors.get(reference.language, Errors()) + Errors(
+            len(said.split()), score.substitutions, score.deletions, score.insertions
+        )
+    return errors
+
+
+def invented_words(references: Iterable[Reference], heard: Mapping[str, Heard]) -> dict[str, str]:
+    """The text of each file in which nothing was said but something was heard."""
+    texts = {r.file: heard[r.file].text for r in references if r.language is None and r.file in heard}
+    return {file: text for file, text in texts.items() if normalised(text, None)}
+
+
+def times(references: Iterable[Reference], heard: Mapping[str, Heard]) -> Times:
+    """Where words stand against where prompts were put.
+
+    The words of all prompts of a file are aligned with the words that were heard by edit distance, both in
+    normal form, word by word. See :data:`RECOGNISED` for which prompts count.
+    """
+    prompts, starts, ends = 0, [], []
+    for reference in references:
+        prompts += len(reference.prompts)
+        output = heard.get(reference.file)
+        if not reference.prompts or output is None or not output.words:
+            continue
+        found = [
+            (token, start, end)
+            for start, end, word in output.words
+            for token in _tokens(word, reference.language)
+        ]
+        said = [_tokens(span.text, reference.language) for span in reference.prompts]
+        matches = _matches([token for tokens in said for token in tokens], [token for token, _, _ in found])
+        position = 0
+        for span, tokens in zip(reference.prompts, said, strict=True):
+            last = position + len(tokens) - 1
+            hits = sum(index in matches for index in range(position, last + 1))
+            if position in matches and last in matches and hits >= RECOGNISED * len(tokens):
+                starts.append(found[matches[position]][1] - span.start)
+                ends.append(found[matches[last]][2] - span.end)
+            position = last + 1
+    return Times(prompts, tuple(starts), tuple(ends))
+
+
+def _tokens(text: str, language: str | None) -> list[str]:
+    # Word by word: a rule that looks at several words at once would tear words from their times.
+    return [token for word in text.split() for token in normalised(word, language).split()]
+
+
+def _matches(said: Sequence[str], found: Sequence[str]) -> dict[int, int]:
+    """Index of a said word -> index of the same word among those found."""
+    if not said or not found:
+        return {}
+    [chunks] = jiwer.process_words(" ".join(said), " ".join(found)).alignments
+    return {
+        chunk.ref_start_idx + n: chunk.hyp_start_idx + n
+        for chunk in chunks
+        if chunk.type == "equal"
+        for n in range(chunk.ref_end_idx - chunk.ref_start_idx)
+    }

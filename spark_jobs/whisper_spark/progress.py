@@ -1,0 +1,366 @@
+"""How far one pass of the engine is, and where its time goes.
+
+Counting must cost nothing, so each thread of the engine adds up its own seconds without a lock, and whoever
+asks for a :class:`Snapshot` adds up the threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+if TYPE_CHECKING:
+    import types
+
+    from whisper_spark.contract import Transcript
+
+STAGES: dict[str, str] = {
+    "fetch": "bytes from the object store; a local file is read while it is decoded",
+    "decode": "containers and codecs to samples",
+    "vad": "voice detection, and packing speech into windows",
+    "features": "samples to log-mel features",
+    "blocked": "files ahead that wait because enough is ready for the device",
+    "idle": "the device waits for windows",
+    "encode": "the encoder",
+    "language": "language detection",
+    "generate": "the first decoding of each window",
+    "retry": "suspects decoded again, their encoding included",
+    "align": "word times",
+    "assemble": "segments, scores and flags of finished files",
+}
+"""Stages of the work, and what each one is. Their seconds are those of threads: sums may exceed the clock."""
+
+DEVICE_STAGES = ("encode", "language", "generate", "retry", "align")
+"""Stages in which a thread keeps the device busy. Such a thread is otherwise in ``idle``."""
+
+_Item = TypeVar("_Item")
+
+
+# --- stages ------------------------------------------------------------------------------------------
+
+
+class _Record:
+    """Seconds and counts of one thread. Only that thread writes."""
+
+    __slots__ = ("counts", "seconds", "since", "stage", "whole")
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)  # never grows: others may copy it
+        self.counts: dict[str, int] = {"windows": 0, "retried_windows": 0}
+        self.stage: str | None = None
+        self.since = 0.0
+        self.whole = False
+
+    def switch(self, name: str | None) -> None:
+        now = time.perf_counter()
+        if self.stage is not None:
+            self.seconds[self.stage] += now - self.since
+        self.stage, self.since = name, now
+
+    def running(self) -> dict[str, float]:
+        """The seconds so far, those of the stage that is not over yet included."""
+        seconds, stage, since = dict(self.seconds), self.stage, self.since
+        if stage is not None:
+            seconds[stage] += max(time.perf_counter() - since, 0.0)
+        return seconds
+
+
+_thread = threading.local()
+
+
+def _record() -> _Record | None:
+    return getattr(_thread, "record", None)
+
+
+class stage:  # noqa: N801 - reads as a statement: with stage("encode")
+    """Charges the time of a block to a stage of the pass that this thread works for, if any.
+
+    .. code-block:: python
+
+        with stage("encode"):
+            encoded = model.encode(features)
+
+    A stage inside another one interrupts it.
+
+    :param name: one of :data:`STAGES`.
+    :param whole: stages inside this one count as this one.
+    """
+
+    __slots__ = ("_name", "_outer", "_record", "_whole")
+
+    def __init__(self, name: str, *, whole: bool = False) -> None:
+        self._name, self._whole = name, whole
+
+    def __enter__(self) -> Self:
+        record = _record()
+        self._record = None if record is None or record.whole else record
+        if self._record is not None:
+            self._outer = self._record.stage
+            self._record.switch(self._name)
+            self._record.whole = self._whole
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        if self._record is not None:
+            self._record.switch(self._outer)
+            self._record.whole = False
+
+
+def timed(name: str, items: Iterator[_Item]) -> Iterator[_Item]:
+    """The same items; the time that it takes to make each of them is charged to a stage."""
+    while True:
+        with stage(name):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
+
+
+def count(name: str, number: int = 1) -> None:
+    """Adds to ``windows`` or ``retried_windows`` of the pass that this thread works for, if any."""
+    record = _record()
+    if record is not None:
+        record.counts[name] += number
+
+
+# --- a pass ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A pass at one moment.
+
+    :param state: ``"loading"`` the model, ``"running"``, ``"done"`` or ``"failed"``.
+    :param files: finished, with or without an error.
+    :param total_files: files of the whole pass, without those left out; ``None`` when unknown.
+    :param audio_bytes: of finished files, and of the finished part of files under way.
+    :param total_bytes: the same in bytes.
+    :param left_out: files that needed no work, because an earlier attempt had done it; not in ``files``.
+    :param left_out_bytes: bytes of those.
+    :param audio_seconds: transcribed so far, the finished part of files under way included.
+    :param speech_seconds: speech in finished files.
+    :param seconds: since the model was loaded.
+    :param errors: files for each error code.
+    :param flags: files for each quality flag.
+    :param windows: windows decoded.
+    :param retried_windows: of these, how many were decoded more than once.
+    :param queue_bytes: bytes of features that wait for the device.
+    :param queue_limit: bytes of features that may wait.
+    :param stages: seconds of all threads together in each of :data:`STAGES`.
+    """
+
+    state: str = "loading"
+    files: int = 0
+    total_files: int | None = None
+    audio_bytes: float = 0.0
+    total_bytes: int | None = None
+    left_out: int = 0
+    left_out_bytes: int = 0
+    audio_seconds: float = 0.0
+    speech_seconds: float = 0.0
+    seconds: float = 0.0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    flags: Mapping[str, int] = field(default_factory=dict)
+    windows: int = 0
+    retried_windows: int = 0
+    queue_bytes: int = 0
+    queue_limit: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of audio for each second."""
+        return self.audio_seconds / self.seconds if self.seconds else 0.0
+
+    @property
+    def queue_fill(self) -> float:
+        """How full the queue in front of the device is, 0 to 1. Empty means that the device starves."""
+        return min(self.queue_bytes / self.queue_limit, 1.0) if self.queue_limit else 0.0
+
+    @property
+    def device_busy(self) -> float | None:
+        """Share of their time, 0 to 1, in which the threads of the device had work; ``None`` before any."""
+        return device_busy(self.stages)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed so far; ``None`` while that is unknown. Bytes decide, for files differ in length."""
+        return seconds_left(self.seconds, self.audio_bytes, self.total_bytes) or seconds_left(
+            self.seconds, self.files, self.total_files
+        )
+
+    def sums(self) -> dict[str, float]:
+        """What can be added up over passes, by name."""
+        return {
+            "windows": self.windows,
+            "retried_windows": self.retried_windows,
+            **{f"flag {name}": number for name, number in self.flags.items()},
+            **{f"stage {name}": seconds for name, seconds in self.stages.items()},
+        }
+
+    def to_json(self) -> str:
+        """All fields as one JSON object."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Snapshot:
+        """The inverse of :meth:`to_json`. Fields of later releases are ignored.
+
+        :raises ValueError: when the text is no snapshot.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("a snapshot is a JSON object")
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+
+
+def device_busy(stages: Mapping[str, float]) -> float | None:
+    """Share of their time, 0 to 1, in which the threads of the device had work; ``None`` without any."""
+    busy = sum(stages.get(name, 0.0) for name in DEVICE_STAGES)
+    total = busy + stages.get("idle", 0.0)
+    return busy / total if total else None
+
+
+def seconds_left(seconds: float, done: float, total: float | None) -> float | None:
+    """Time to do the rest at the speed so far; ``None`` when done or total says nothing about that."""
+    if not done or total is None or done > total:
+        return None
+    return seconds * (total - done) / done
+
+
+@dataclass(slots=True)
+class _Underway:
+    bytes: float
+    declared_s: float | None
+    heard_s: float = 0.0
+
+    @property
+    def bytes_done(self) -> float:
+        return self.bytes * min(self.heard_s / self.declared_s, 1.0) if self.declared_s else 0.0
+
+
+class Progress:
+    """Counts one pass over files. Any thread may ask for a :meth:`snapshot` at any time.
+
+    :param files: files of the whole pass, if known.
+    :param audio_bytes: their bytes, if known; without them nothing is said about the time left until
+        files are finished.
+    """
+
+    def __init__(self, files: int | None = None, audio_bytes: int | None = None) -> None:
+        self._total_files, self._total_bytes = files, audio_bytes
+        self._lock = threading.Lock()  # taken once for a batch or a file, never inside one
+        self._records: dict[int, _Record] = {}
+        self._underway: dict[str, _Underway] = {}
+        self._queue: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self._started: float | None = None
+        self._stopped: float | None = None
+        self._files = self._left_out = self._left_out_bytes = 0
+        self._bytes = self._audio_s = self._speech_s = 0.0
+        self._errors: Counter[str] = Counter()
+        self._flags: Counter[str] = Counter()
+
+    def start(self, queue: Callable[[], tuple[int, int]] | None = None) -> None:
+        """The model is loaded and the first file is being read.
+
+        :param queue: gives the bytes that wait for the device, and how many may.
+        """
+        self._queue = queue or self._queue
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """Nothing more will come."""
+        self._stopped = time.monotonic()
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Charges what this thread does in the block to this pass: see :class:`stage`."""
+        with self._lock:
+            record = self._records.setdefault(threading.get_ident(), _Record())
+        outer, _thread.record = _record(), record
+        try:
+            yield
+        finally:
+            _thread.record = outer
+
+    def leave_out(self, audio_bytes: int | None) -> None:
+        """A file of the pass needs no work, because an earlier attempt did it."""
+        with self._lock:
+            self._left_out += 1
+            self._left_out_bytes += audio_bytes or 0
+            if self._total_files is not None:
+                self._total_files = max(self._total_files - 1, 0)
+            if self._total_bytes is not None:
+                self._total_bytes = max(self._total_bytes - (audio_bytes or 0), 0)
+
+    def opened(self, uri: str, audio_bytes: int | None, declared_s: float | None) -> None:
+        """A file is being read.
+
+        :param declared_s: length that its container claims, in seconds.
+        """
+        with self._lock:
+            self._underway[uri] = _Underway(audio_bytes or 0, declared_s)
+
+    def heard(self, positions: Mapping[str, float]) -> None:
+        """A batch is done: how far each file in it is transcribed now, in seconds."""
+        with self._lock:
+            for uri, position in positions.items():
+                if uri in self._underway:
+                    file = self._underway[uri]
+                    file.heard_s = max(file.heard_s, position)
+
+    def finished(self, file: Transcript) -> None:
+        """A file is finished, with or without an error."""
+        with self._lock:
+            self._underway.pop(file.audio_uri, None)
+            self._files += 1
+            self._bytes += file.audio_bytes or 0
+            self._audio_s += file.duration_s or 0.0
+            self._speech_s += file.speech_s or 0.0
+            self._flags.update(file.quality_flags)
+            if file.error_code:
+                self._errors[file.error_code] += 1
+
+    def snapshot(self) -> Snapshot:
+        """Everything, as it is now."""
+        now = self._stopped or time.monotonic()
+        queue_bytes, queue_limit = self._queue()
+        with self._lock:
+            records = list(self._records.values())
+            underway = list(self._underway.values())
+            values: dict[str, Any] = {
+                "files": self._files,
+                "total_files": self._total_files,
+                "audio_bytes": self._bytes + sum(file.bytes_done for file in underway),
+                "total_bytes": self._total_bytes,
+                "left_out": self._left_out,
+                "left_out_bytes": self._left_out_bytes,
+                "audio_seconds": round(self._audio_s + sum(file.heard_s for file in underway), 3),
+                "speech_seconds": round(self._speech_s, 3),
+                "errors": dict(self._errors),
+                "flags": dict(self._flags),
+            }
+        running = [record.running() for record in records]
+        return Snapshot(
+            state="loading" if self._started is None else "done" if self._stopped else "running",
+            seconds=round(now - self._started, 3) if self._started else 0.0,
+            windows=sum(record.counts["windows"] for record in records),
+            retried_windows=sum(record.counts["retried_windows"] for record in records),
+            queue_bytes=queue_bytes,
+            queue_limit=queue_limit,
+            stages={name: round(sum(seconds[name] for seconds in running), 3) for name in STAGES},
+            **values,
+        )

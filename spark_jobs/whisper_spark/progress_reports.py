@@ -1,0 +1,311 @@
+"""How progress gets from the tasks of a job into its log: small objects in staging, written again and again.
+
+What a Spark task prints stays on its executor, and accumulators reach the driver only when a task ends.
+Staging is the one place that tasks, driver and Airflow share on every kind of cluster, so each task keeps one
+small object there, which whoever prints the log reads. Losing all of it would harm nobody: no error in here
+reaches a task or the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from whisper_spark.objects import ObjectStorage, StorageError
+from whisper_spark.progress import Progress, Snapshot, seconds_left
+
+if TYPE_CHECKING:
+    import types
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 10.0
+"""How often each task reports, and how often the reports are printed, in seconds."""
+
+MOST_LINES = 20
+"""Tasks that get a line of their own each time. Of more, those with the most time left."""
+
+_LAST_WORD_SECONDS = 2.0
+# A task waits for its last report no longer: the store may be down, and the rows are what counts.
+
+_READERS = 8
+_SILENT_ROUNDS = 4
+_TASK = re.compile(r"/task-(\d+)\.json$")
+_JOB = "job.json"
+
+
+def reports_folder(run_uri: str) -> str:
+    """Folder of the reports of all attempts of a run."""
+    return f"{run_uri}/progress"
+
+
+def report_folder(run_uri: str, attempt_id: str) -> str:
+    """Folder of the reports of one attempt."""
+    return f"{reports_folder(run_uri)}/{re.sub(r'[^0-9A-Za-z_-]', '_', attempt_id)}"
+
+
+# --- the side of a task ------------------------------------------------------------------------------
+
+
+def task_report_uri(folder_uri: str, task: int) -> str:
+    """Where a task reports."""
+    return f"{folder_uri}/task-{task:05d}.json"
+
+
+class TaskReport:
+    """Keeps an object in staging up to date with a :class:`Progress` for as long as the block runs.
+
+    :param uri: see :func:`task_report_uri`.
+    :param every: seconds between two reports.
+    """
+
+    def __init__(self, storage: ObjectStorage, uri: str, progress: Progress, every: float) -> None:
+        self._storage, self._uri, self._progress, self._every = storage, uri, progress, every
+        self._over = threading.Event()
+        self._failed = False
+        self._thread = threading.Thread(target=self._report_regularly, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self._failed = error is not None
+        self._over.set()
+        self._thread.join(_LAST_WORD_SECONDS)
+
+    def _report_regularly(self) -> None:
+        while True:
+            over = self._over.is_set()
+            snapshot = self._progress.snapshot()
+            if over:
+                snapshot = dataclasses.replace(snapshot, state="failed" if self._failed else "done")
+            try:
+                self._storage.write_bytes(self._uri, snapshot.to_json().encode())
+            except Exception as error:  # whatever it is, it must not matter to the task
+                log.warning("progress could not be reported: %s", error)
+            if over:
+                return
+            self._over.wait(self._every)
+
+
+# --- the side that prints ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JobSize:
+    """What a job has to do.
+
+    :param files: files to transcribe.
+    :param audio_bytes: their bytes, 0 when unknown.
+    :param tasks: Spark tasks that share them.
+    """
+
+    files: int
+    audio_bytes: int
+    tasks: int
+
+    def share(self, task: int) -> JobSize:
+        """What ``spread.deal`` gives to one task: its files exactly, its bytes about."""
+        rounds, rest = divmod(self.files, self.tasks)
+        back = rounds % 2 == 1  # the last round, which is not complete, goes from the last task to the first
+        extra = task >= self.tasks - rest if back else task < rest
+        return JobSize(rounds + extra, self.audio_bytes // self.tasks, 1)
+
+    def write(self, storage: ObjectStorage, folder_uri: str) -> None:
+        """Leave it where a :class:`ProgressLog` elsewhere finds it."""
+        storage.write_bytes(f"{folder_uri}/{_JOB}", json.dumps(dataclasses.asdict(self)).encode())
+
+
+def clear_reports(storage: ObjectStorage, folder_uri: str) -> None:
+    """Delete all reports below a folder. Leaves them there when the store does not let us."""
+    with contextlib.suppress(StorageError):
+        storage.delete([uri for uri, _ in _objects(storage, folder_uri)])
+
+
+def _objects(storage: ObjectStorage, folder_uri: str) -> list[tuple[str, str | None]]:
+    batches = storage.list(folder_uri + "/")
+    return [(row["audio_uri"], row["audio_etag"]) for batch in batches for row in batch.to_pylist()]
+
+
+@dataclass(slots=True)
+class _Heard:
+    etag: str | None
+    snapshot: Snapshot
+    at: float
+
+
+class ProgressLog:
+    """Prints what the tasks of a job report, for as long as the block runs: a line for each, and a total.
+
+    :param folder_uri: where the tasks report.
+    :param tell: takes each line.
+    :param size: what the job has to do; ``None``: read it from the folder, once it is there.
+    :param every: seconds between two rounds.
+    """
+
+    def __init__(
+        self,
+        storage: ObjectStorage,
+        folder_uri: str,
+        tell: Callable[[str], None],
+        size: JobSize | None = None,
+        every: float = PROGRESS_SECONDS,
+    ) -> None:
+        self._storage, self._folder_uri, self._tell = storage, folder_uri, tell
+        self._size, self._every = size, every
+        self._tasks: dict[int, _Heard] = {}
+        self._started = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._print_regularly, name="progress-log", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join(_LAST_WORD_SECONDS)
+
+    def _print_regularly(self) -> None:
+        silent = False
+        while not self._over.wait(self._every):
+            try:
+                self._round()
+                silent = False
+            except Exception as error:  # progress is a courtesy: the job does not depend on it
+                if not silent:
+                    log.warning("progress is unknown: %s", error)
+                silent = True
+
+    def _round(self) -> None:
+        self._read()
+        if self._size is None or self._over.is_set():
+            return
+        now = time.monotonic()
+        patience = _SILENT_ROUNDS * self._every
+        snapshots = {number: heard.snapshot for number, heard in self._tasks.items()}
+        silent = {
+            number: now - heard.at for number, heard in self._tasks.items() if now - heard.at > patience
+        }
+        for line in progress_lines(snapshots, self._size, now - self._started, silent):
+            self._tell(line)
+
+    def _read(self) -> None:
+        changed = []
+        for uri, etag in _objects(self._storage, self._folder_uri):
+            task = _TASK.search(uri)
+            if task and (etag is None or _etag(self._tasks.get(int(task[1]))) != etag):
+                changed.append((int(task[1]), uri, etag))
+            elif self._size is None and uri.endswith("/" + _JOB):
+                self._size = JobSize(**json.loads(self._storage.read_bytes(uri)))
+        with ThreadPoolExecutor(_READERS) as readers:
+            data = list(readers.map(self._storage.read_bytes, [uri for _, uri, _ in changed]))
+        now = time.monotonic()
+        for (number, _, etag), text in zip(changed, data, strict=True):
+            self._tasks[number] = _Heard(etag, Snapshot.from_json(text), now)
+
+
+def _etag(heard: _Heard | None) -> str | None:
+    return heard.etag if heard else None
+
+
+# --- lines -------------------------------------------------------------------------------------------
+
+
+def progress_lines(
+    tasks: Mapping[int, Snapshot], size: JobSize, seconds: float, silent: Mapping[int, float] | None = None
+) -> list[str]:
+    """What to print: a line for each running task, at most :data:`MOST_LINES` of them, and one for all.
+
+    :param tasks: what each task reported last.
+    :param seconds: since the tasks were started.
+    :param silent: seconds since the last report of tasks that have not reported for too long.
+    """
+    silent = silent or {}
+    running = sorted(number for number, task in tasks.items() if task.state in ("loading", "running"))
+    shown = running
+    if len(running) > MOST_LINES:
+        longest = sorted(running, key=lambda number: -(tasks[number].seconds_left or float("inf")))
+        shown = sorted(longest[:MOST_LINES])
+    lines = [_task_line(number, tasks[number], silent.get(number)) for number in shown]
+    if size.tasks > 1 or not shown:
+        lines.append(_job_line(tasks, running, size, seconds))
+    return lines
+
+
+def _task_line(number: int, task: Snapshot, silent: float | None) -> str:
+    parts = ["loading the model"]
+    if task.state != "loading":
+        parts = [
+            *_done(task.files, task.total_files, task.audio_seconds, task.real_time_factor),
+            f"queue {task.queue_fill:.0%}".replace("%", " %"),
+            *_left(task.seconds_left),
+        ]
+    if silent is not None:
+        parts.append(f"no news for {duration(silent)}")
+    return f"task {number}: {', '.join(parts)}"
+
+
+def _job_line(tasks: Mapping[int, Snapshot], running: Sequence[int], size: JobSize, seconds: float) -> str:
+    audio = sum(task.audio_seconds for task in tasks.values())
+    done = sum(task.state == "done" for task in tasks.values())
+    parts = [
+        *_done(
+            sum(task.files + task.left_out for task in tasks.values()),
+            size.files,
+            audio,
+            audio / seconds if seconds else 0.0,
+        ),
+        f"{len(running):,} of {size.tasks:,} tasks running, {done:,} done",
+        *_left(_job_seconds_left(tasks.values(), size)),
+    ]
+    return f"all tasks: {', '.join(parts)}"
+
+
+def _job_seconds_left(tasks: Iterable[Snapshot], size: JobSize) -> float | None:
+    """The rest at the speed of the running tasks together, but no less than the slowest one needs."""
+    tasks = list(tasks)
+    running = [task for task in tasks if task.state == "running" and task.seconds]
+    rate = sum(task.audio_bytes / task.seconds for task in running)
+    done = sum(task.audio_bytes + task.left_out_bytes for task in tasks)
+    together = seconds_left(done / rate, done, size.audio_bytes) if rate else None
+    longest = [task.seconds_left for task in running if task.seconds_left is not None]
+    return max([*longest, *([together] if together is not None else [])], default=None)
+
+
+def _done(files: int, total: int | None, audio_seconds: float, factor: float) -> list[str]:
+    of = f" of {total:,}" if total is not None else ""
+    speed = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
+    return [f"{files:,}{of} files", f"{duration(audio_seconds)} of audio", f"{speed}x real time"]
+
+
+def _left(seconds: float | None) -> list[str]:
+    return [] if seconds is None else [f"{duration(seconds)} left"]
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``45 s``, ``12 min``, ``2.3 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"

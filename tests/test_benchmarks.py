@@ -1,0 +1,86 @@
+"""The benchmarks' own judgement: what counts as an error, as in time, as invented, as used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpus import FRAME, Reference, trimmed
+from measure import RunError, measure
+from recordings import RATE, Span
+from scoring import Errors, Heard, invented_words, times, word_errors
+
+CALL = Reference(
+    "call.wav",
+    "en",
+    9.0,
+    "please leave a message after the tone",
+    (Span(1.0, 2.0, "please leave a message"), Span(3.0, 4.0, "after the tone")),
+)
+
+
+def heard(text: str, *words: tuple[float, float, str]) -> dict[str, Heard]:
+    return {"call.wav": Heard("call.wav", text, "en", words)}
+
+
+def test_each_kind_of_error_is_counted_by_language() -> None:
+    french = Reference("b.wav", "fr", 1.0, "appuyez sur la touche")
+    found = heard("Please leave a massage after tone!") | {"b.wav": Heard("b.wav", "Appuyez sur", "fr", None)}
+    errors = word_errors([CALL, french], found)
+    assert errors == {"en": Errors(7, 1, 1, 0), "fr": Errors(4, 0, 2, 0)}
+    assert errors["en"].rate == pytest.approx(2 / 7)
+
+
+def test_a_file_without_output_was_not_heard() -> None:
+    assert word_errors([CALL], {}) == {"en": Errors(7, 0, 7, 0)}
+
+
+def test_word_times_are_held_against_the_prompts() -> None:
+    words = [(1.1, 1.2, " Please"), (1.3, 1.4, " leave"), (1.4, 1.5, " a"), (1.5, 2.4, " message.")]
+    words += [(2.8, 3.2, " After"), (3.2, 3.5, " the"), (3.5, 4.0, " tone")]
+    found = times([CALL], heard("", *words))
+    assert found.starts == pytest.approx((0.1, -0.2))
+    assert found.ends == pytest.approx((0.4, 0.0))
+    assert found.within == 0.75
+
+
+def test_prompts_with_other_words_at_their_ends_do_not_count() -> None:
+    words = [(1.1, 1.2, "Pleas"), (1.3, 1.4, "leave"), (1.4, 1.5, "a"), (1.5, 2.4, "message")]
+    found = times([CALL], heard("", *words))
+    assert (found.prompts, found.starts, found.ends) == (2, (), ())
+
+
+def test_words_in_silence_are_invented() -> None:
+    silent = [Reference("noise.wav", None, 5.0, ""), Reference("hum.wav", None, 5.0, "")]
+    found = {
+        "noise.wav": Heard("noise.wav", "Thank you.", "en", None),
+        "hum.wav": Heard("hum.wav", "...", None, None),
+    }
+    assert invented_words(silent, found) == {"noise.wav": "Thank you."}
+
+
+def test_silence_around_a_recording_is_cut_off() -> None:
+    sound = np.sin(np.arange(10 * FRAME, dtype=np.float32))
+    hiss = np.full(RATE, 0.001, np.float32)
+    assert len(trimmed(np.concatenate([hiss, sound, hiss]))) == 10 * FRAME
+
+
+def test_processes_of_processes_are_measured(tmp_path: Path) -> None:
+    burn = "import time, os\nb = bytearray(os.urandom(1 << 20)) * 100\nwhile time.process_time() < 0.7: pass"
+    command = [
+        sys.executable,
+        "-c",
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])",
+    ]
+    measured = measure(command, dict(os.environ), tmp_path / "log", timeout_s=60)
+    assert measured.cpu_s > 0.6
+    assert measured.peak_mib > 100
+
+
+def test_a_failing_program_shows_the_end_of_its_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such model')"]
+    with pytest.raises(RunError, match="no such model"):
+        measure(command, dict(os.environ), tmp_path / "log", timeout_s=60)
