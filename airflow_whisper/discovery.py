@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_whisper.comparison import ROW_GROUP, Comparison, Counts
+from airflow_whisper.reading_ahead import read_ahead
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema, partition_path, run_folder
 from whisper_spark.objects import ObjectNotFound, normalise_uri
 
@@ -28,6 +30,7 @@ def audio_files(
     source: str,
     pattern: str | None = None,
     *,
+    belongs: Callable[[datetime], bool] | None = None,
     ignored: Callable[[int], None] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The listing of a source without what is none of ours.
@@ -37,19 +40,24 @@ def audio_files(
 
     :param source: URI of a folder.
     :param pattern: glob on the path below the source, in any case; ``*`` also matches slashes.
+    :param belongs: whether a file that was modified then belongs to the partition.
     :param ignored: is told how many objects of a batch were left out.
     """
     import pyarrow as pa
 
     start = len(normalise_uri(source).rstrip("/")) + 1
-    for batch in storage.list(source):
-        wanted = [_is_audio(uri[start:], pattern) for uri in batch.column("audio_uri").to_pylist()]
+    for batch in read_ahead(storage.list(source)):
+        wanted = [is_audio(uri[start:], pattern) for uri in batch.column("audio_uri").to_pylist()]
         if ignored and not all(wanted):
             ignored(wanted.count(False))
+        if belongs:
+            times = batch.column("last_modified").to_pylist()
+            wanted = [want and belongs(time) for want, time in zip(wanted, times, strict=True)]
         yield batch if all(wanted) else batch.filter(pa.array(wanted))
 
 
-def _is_audio(key: str, pattern: str | None) -> bool:
+def is_audio(key: str, pattern: str | None) -> bool:
+    """Whether a path below a source counts as audio: not hidden, and matching the pattern."""
     hidden = key.startswith(("_", ".")) or "/_" in key or "/." in key
     if hidden or key.endswith(("/", "_$folder$")):
         return False

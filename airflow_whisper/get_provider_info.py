@@ -31,4 +31,10 @@ def get_provider_info() -> dict[str, object]:
                 ],
             }
         ],
+        "sensors": [
+            {"integration-name": "Whisper", "python-modules": ["airflow_whisper.sensors.audio"]},
+        ],
+        "triggers": [
+            {"integration-name": "Whisper", "python-modules": ["airflow_whisper.triggers.audio"]},
+        ],
     }

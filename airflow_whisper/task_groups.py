@@ -28,6 +28,7 @@ def transcribe_partition(
     spark_conn_id: str = "spark_default",
     group_id: str = "transcribe",
     pattern: str | None = None,
+    partition_from_modified: Mapping[str, str] | None = None,
     on_removed: str = "keep",
     on_stale: str = "retranscribe",
     on_missing_source: str = "fail",
@@ -75,6 +76,8 @@ def transcribe_partition(
     :param spark_conn_id: Airflow connection of type ``spark``.
     :param group_id: id of the task group, unique in its DAG.
     :param pattern: glob on the key below ``source``; ``None`` takes every object.
+    :param partition_from_modified: ``strftime`` formats of partition keys, to take of the source what was
+        modified then; see :class:`DiscoverAudioOperator`. ``None`` takes everything.
     :param on_removed: what becomes of the row of a file that is gone: ``"keep"`` or ``"delete"``.
     :param on_stale: rows made with other options: ``"retranscribe"`` or ``"keep"``.
     :param on_missing_source: a source without a single object: ``"fail"`` or ``"skip"``.
@@ -110,6 +113,7 @@ def transcribe_partition(
             source_conn_id=source_conn_id,
             catalog_conn_id=catalog_conn_id,
             pattern=pattern,
+            partition_from_modified=partition_from_modified,
             max_attempts=max_attempts,
             **choices,
             **common,

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ class S3Server:
 
     endpoint: str
     iceberg_uri: str
+    metrics_uri: str
     access_key: str = ACCESS_KEY
     secret_key: str = field(default=SECRET_KEY, repr=False)
 
@@ -77,6 +79,13 @@ class S3Server:
             region_name=REGION,
             config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 5}),
         )
+
+    def list_requests(self) -> int:
+        """How many listings the server has answered since it was started, by its own count."""
+        with urllib.request.urlopen(self.metrics_uri, timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        counts = [line for line in lines if line.startswith("SeaweedFS_s3_request_total") and "LIST" in line]
+        return sum(int(float(line.rpartition(" ")[2])) for line in counts)
 
     def bucket(self, name: str = "test") -> str:
         """Creates a bucket that nothing else uses, and returns its name."""
@@ -131,10 +140,10 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 def _start(weed: str, folder: Path) -> tuple[S3Server, subprocess.Popen[bytes], Path]:
     folder.mkdir(parents=True)
     names = ("master", "volume", "filer", "s3", "admin")
-    ports = free_ports(2 * len(names) + 1)
+    ports = free_ports(2 * len(names) + 2)
     flags = {f"{name}.port": ports[i] for i, name in enumerate(names)}
     flags |= {f"{name}.port.grpc": ports[len(names) + i] for i, name in enumerate(names)}
-    flags |= {"s3.port.iceberg": ports[-1], "s3.port.lance": 0}
+    flags |= {"s3.port.iceberg": ports[-1], "metricsPort": ports[-2], "s3.port.lance": 0}
     command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += ["-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
     # Each bucket takes seven volumes, and by default there are as many as fit on the disk: too few for us.
@@ -144,7 +153,8 @@ def _start(weed: str, folder: Path) -> tuple[S3Server, subprocess.Popen[bytes], 
     log = folder / "weed.log"
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=folder)
-    server = S3Server(f"http://127.0.0.1:{flags['s3.port']}", f"http://127.0.0.1:{flags['s3.port.iceberg']}")
+    urls = {name: f"http://127.0.0.1:{flags[name]}" for name in ("s3.port", "s3.port.iceberg", "metricsPort")}
+    server = S3Server(urls["s3.port"], urls["s3.port.iceberg"], urls["metricsPort"] + "/metrics")
     return server, process, log
 
 

@@ -368,6 +368,17 @@ def test_pattern_is_matched_below_the_source(place: SimpleNamespace) -> None:
     assert set(changes(place, discover(place, pattern="deep/*"))) == {"deep/c.wav", "deep/D.MP3"}
 
 
+def test_partition_can_be_what_was_modified_on_a_day(place: SimpleNamespace) -> None:
+    today = place.storage.info(f"{place.source}/b.wav").last_modified.strftime("%Y-%m-%d")
+    formats = {"dt": "%Y-%m-%d"}
+    result = discover(place, partition={"dt": today}, partition_from_modified=formats)
+    assert result["counts"]["new"] == 3
+    with pytest.raises(AirflowSkipException, match="no audio"):
+        discover(place, partition={"dt": "2001-01-01"}, partition_from_modified=formats)
+    with pytest.raises(ValueError, match="has the key 'hour'"):
+        operator(place, partition={"dt": today}, partition_from_modified={"hour": "%H"})
+
+
 def test_order_of_partition_keys_and_odd_values(place: SimpleNamespace) -> None:
     partition = {"region": "eu/west", "dt": "2026-11-01"}
     result = discover(place, partition=partition)

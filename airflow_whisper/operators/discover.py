@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
+from airflow_whisper.partition_templates import check_formats, modified_partition
+from airflow_whisper.templates import is_final, text
 from whisper_spark.contract import WhisperOptions, check_partition, partition_path
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ class DiscoverAudioOperator(BaseOperator):
     :param staging_conn_id: Airflow connection for staging; ``None``: the same as for the source.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded catalog.
     :param pattern: glob on the path below ``source``, in any case, for example ``"*.wav"``.
+    :param partition_from_modified: keys of ``partition`` that files belong to by the time they were modified,
+        in UTC, with their ``strftime`` formats: ``{"dt": "%Y-%m-%d"}`` takes of the source what was modified
+        on the day ``partition["dt"]``. ``None``: all audio below ``source`` belongs to the partition.
     :param on_removed: rows whose audio is gone: ``"keep"``, or ``"delete"`` for erasure requests.
     :param on_stale: rows made with other options: ``"retranscribe"`` or ``"keep"``.
     :param max_attempts: how often a file is tried, for one etag, while its error may pass.
@@ -74,6 +78,7 @@ class DiscoverAudioOperator(BaseOperator):
         "staging_conn_id",
         "catalog_conn_id",
         "pattern",
+        "partition_from_modified",
         "on_removed",
         "on_stale",
         "max_attempts",
@@ -94,6 +99,7 @@ class DiscoverAudioOperator(BaseOperator):
         staging_conn_id: str | None = None,
         catalog_conn_id: str | None = None,
         pattern: str | None = None,
+        partition_from_modified: Mapping[str, str] | None = None,
         on_removed: Literal["keep", "delete"] = "keep",
         on_stale: Literal["retranscribe", "keep"] = "retranscribe",
         max_attempts: int = 3,
@@ -111,6 +117,7 @@ class DiscoverAudioOperator(BaseOperator):
         self.staging_conn_id = staging_conn_id
         self.catalog_conn_id = catalog_conn_id
         self.pattern = pattern
+        self.partition_from_modified = partition_from_modified
         self.on_removed = on_removed
         self.on_stale = on_stale
         self.max_attempts = max_attempts
@@ -124,7 +131,7 @@ class DiscoverAudioOperator(BaseOperator):
         from airflow_whisper.discovery import check_locations
         from airflow_whisper.tables import check_table_name
 
-        if isinstance(self.partition, Mapping) and all(_known(v) for v in self.partition.values()):
+        if isinstance(self.partition, Mapping) and all(is_final(v) for v in self.partition.values()):
             check_partition(self.partition)
         elif isinstance(self.partition, Mapping):
             check_partition(dict.fromkeys(self.partition, "template"))
@@ -132,16 +139,27 @@ class DiscoverAudioOperator(BaseOperator):
             raise ValueError(
                 f"partition must be a dict such as {{'dt': '{{{{ ds }}}}'}}, got {self.partition!r}"
             )
-        if _known(self.table):
+        if self.partition_from_modified and isinstance(self.partition, Mapping):
+            self._check_formats(self.partition_from_modified)
+        if is_final(self.table):
             check_table_name(self.table)
         locations = {"source": self.source, "staging": self.staging}
-        check_locations({argument: uri for argument, uri in locations.items() if _known(uri)})
-        if _known(self.options):
+        check_locations({argument: uri for argument, uri in locations.items() if is_final(uri)})
+        if is_final(self.options):
             _whisper_options(self.options)
-        if all(_known(v) for v in (self.on_removed, self.on_stale, self.max_attempts)):
+        if all(is_final(v) for v in (self.on_removed, self.on_stale, self.max_attempts)):
             Rules(on_removed=self.on_removed, on_stale=self.on_stale, max_attempts=int(self.max_attempts))
-        if _known(self.on_missing_source) and self.on_missing_source not in ("fail", "skip"):
+        if is_final(self.on_missing_source) and self.on_missing_source not in ("fail", "skip"):
             raise ValueError(f"on_missing_source must be 'fail' or 'skip', got {self.on_missing_source!r}")
+
+    def _check_formats(self, formats: Mapping[str, str]) -> None:
+        unknown = sorted(set(formats) - set(self.partition))
+        if unknown:
+            raise ValueError(
+                f"partition_from_modified has the key {unknown[0]!r}, which partition {self.partition!r} "
+                f"has not"
+            )
+        check_formats(formats)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Compare, and write the manifest."""
@@ -150,7 +168,7 @@ class DiscoverAudioOperator(BaseOperator):
         from airflow_whisper.storage import object_storage
 
         if isinstance(self.partition, Mapping):
-            self.partition = {key: _text(value) for key, value in self.partition.items()}
+            self.partition = {key: text(value) for key, value in self.partition.items()}
         self._check_arguments()
         source_storage = object_storage(self.source_conn_id or None, self.source)
         staging_storage = object_storage(self.staging_conn_id or self.source_conn_id or None, self.staging)
@@ -207,7 +225,15 @@ class DiscoverAudioOperator(BaseOperator):
         from airflow_whisper.discovery import audio_files
 
         ignored: list[int] = []
-        files = audio_files(storage, self.source, self.pattern or None, ignored=ignored.append)
+        formats = self.partition_from_modified or {}
+        wanted = {key: self.partition[key] for key in formats}
+        files = audio_files(
+            storage,
+            self.source,
+            self.pattern or None,
+            belongs=(lambda modified: modified_partition(formats, modified) == wanted) if formats else None,
+            ignored=ignored.append,
+        )
         count = comparison.add_listing(files)
         if ignored:
             reason = f"hidden, or not matching {self.pattern!r}" if self.pattern else "hidden"
@@ -262,22 +288,6 @@ class DiscoverAudioOperator(BaseOperator):
 
 def _size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
-def _known(value: Any) -> bool:
-    """Whether a value is final, not a template nor the output of a task that has yet to run."""
-    if isinstance(value, str):
-        return "{{" not in value and "{%" not in value
-    if isinstance(value, Mapping):
-        return all(_known(v) for v in value.values())
-    if isinstance(value, list | tuple):
-        return all(_known(v) for v in value)
-    return not hasattr(value, "resolve")
-
-
-def _text(value: Any) -> Any:
-    # Native rendering turns "13" into 13 and a date into a date.
-    return str(value) if isinstance(value, int | datetime.date) else value
 
 
 def _whisper_options(options: WhisperOptions | Mapping[str, Any] | str) -> WhisperOptions:

@@ -1,0 +1,262 @@
+"""Which partition an audio file belongs to: told by its path, or by the time it was modified.
+
+A template is the URI of one partition's audio with placeholders where the partition's values stand:
+``s3://calls/raw/dt={dt}/hour={hour}/``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from whisper_spark.contract import check_partition
+from whisper_spark.objects import normalise_uri
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_DAY = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})(?:[T_ -]?(\d{2})(?::?\d{2})*)?")
+_MONTH = re.compile(r"(\d{4})-(\d{2})")
+# Names under which the parts of a date are spread over several folders, as in year=2026/month=11/day=01.
+_PARTS = {"year": "year", "yyyy": "year", "month": "month", "mm": "month", "day": "day", "dd": "day"}
+_HOURS = ("hour", "hh", "hr")
+
+
+@dataclass(frozen=True)
+class Level:
+    """One folder of a template, with at least one placeholder in this folder or a later one."""
+
+    pattern: re.Pattern[str]
+    names: tuple[str, ...]
+    """Placeholders that have a value once this folder is known."""
+
+
+@dataclass(frozen=True)
+class PartitionTemplate:
+    """The URI of a partition's audio, with placeholders for the values.
+
+    .. code-block:: python
+
+        template = PartitionTemplate.parse("s3://calls/raw/dt={dt}/hour={hour}/")
+        template.partition_of("s3://calls/raw/dt=2026-11-01/hour=13/a.wav")   # {"dt": ..., "hour": ...}
+        template.source_of({"dt": "2026-11-01", "hour": "13"})                # the folder of that file
+    """
+
+    source: str
+    """Normalised, with a slash at the end."""
+    root: str
+    """The folder above the first placeholder, with a slash at the end: what has to be listed."""
+    names: tuple[str, ...]
+    """The placeholders in the order of the path: the keys of the partition."""
+    levels: tuple[Level, ...] = field(repr=False)
+    """The folders below the root."""
+
+    @classmethod
+    def parse(cls, source: str) -> PartitionTemplate:
+        """A template of a URI; one without placeholders has no names and no levels.
+
+        :raises ValueError: for a URI that is not supported, a placeholder in the bucket, without a name or
+            with one that cannot be a partition key, or two placeholders with nothing between them.
+        """
+        normal = normalise_uri(source).rstrip("/") + "/"
+        scheme, _, rest = normal.partition("://")
+        bucket, _, path = rest.partition("/")
+        if "{" in bucket:
+            raise ValueError(
+                f"source {source!r}: the bucket cannot be a placeholder; watch each bucket by itself"
+            )
+        folders = path.rstrip("/").split("/") if path.rstrip("/") else []
+        first = next((i for i, folder in enumerate(folders) if set(folder) & set("{}")), len(folders))
+        names: list[str] = []
+        levels = []
+        for folder in folders[first:]:
+            pattern = _folder_pattern(source, folder, names)
+            levels.append(Level(pattern, tuple(names)))
+        root = "/".join([f"{scheme}://{bucket}", *folders[:first]]) + "/"
+        if names:
+            check_partition(dict.fromkeys(names, "value"))
+        return cls(normal, root, tuple(names), tuple(levels))
+
+    def partition_of(self, uri: str) -> dict[str, str] | None:
+        """The partition that a file belongs to; ``None`` when its path does not match, or is hidden.
+
+        :param uri: of a file below :attr:`root`, as listings give it.
+        """
+        return self.partition_of_folders(self.folders_of(uri))
+
+    def folders_of(self, uri: str) -> tuple[str, ...] | None:
+        """The folders below the root that name the partition of a file; ``None`` if it is not that deep."""
+        folders = uri[len(self.root) :].split("/", len(self.levels))
+        if len(folders) <= len(self.levels) or not uri.startswith(self.root):
+            return None
+        return tuple(folders[: len(self.levels)])
+
+    def partition_of_folders(self, folders: tuple[str, ...] | None) -> dict[str, str] | None:
+        """The partition that folders below the root name; ``None`` when they do not match.
+
+        :param folders: the first ones, or all, of :attr:`levels`.
+        """
+        if folders is None:
+            return None
+        values: dict[str, str] = {}
+        for level, folder in zip(self.levels, folders, strict=False):
+            match = level.pattern.fullmatch(folder)
+            if match is None or folder.startswith((".", "_")):
+                return None
+            for name, value in match.groupdict().items():
+                if values.setdefault(name, value) != value:  # one name twice, with different values
+                    return None
+        return values
+
+    def source_of(self, partition: Mapping[str, str]) -> str:
+        """The folder of a partition's audio, with a slash at the end."""
+        return _PLACEHOLDER.sub(lambda match: partition[match.group(1)], self.source)
+
+
+def _folder_pattern(source: str, folder: str, names: list[str]) -> re.Pattern[str]:
+    """The expression for one folder. Adds its new placeholders to ``names``."""
+    if "}{" in folder:
+        raise ValueError(
+            f"source {source!r}: nothing tells where one placeholder ends and the next begins in {folder!r}"
+        )
+    pattern, end = "", 0
+    here: set[str] = set()
+    for match in _PLACEHOLDER.finditer(folder):
+        name = match.group(1)
+        if not name.isidentifier():
+            raise ValueError(
+                f"source {source!r}: {match.group()!r} is no placeholder: write {{dt}}, with the name of a "
+                "partition key between the braces"
+            )
+        value = f"(?P={name})" if name in here else f"(?P<{name}>[^/]+?)"
+        here.add(name)
+        pattern += re.escape(folder[end : match.start()]) + value
+        end = match.end()
+        if name not in names:
+            names.append(name)
+    if "{" in folder[end:] or "}" in folder[end:]:
+        raise ValueError(f"source {source!r}: a brace in {folder!r} is not closed or not opened")
+    return re.compile(pattern + re.escape(folder[end:]))
+
+
+# --- time --------------------------------------------------------------------------------------------------
+
+
+def period_end(values: Mapping[str, str]) -> datetime | None:
+    """When the period that a partition stands for is over, in UTC; ``None`` when its values name no date.
+
+    Understood are ``2026-11-01``, ``20261101`` and ``2026-11`` under any name, with the hour after it or as
+    a value of its own (``hour``), and a date in parts: ``year``, ``month``, ``day``.
+
+    :param values: of the first placeholders of a template, or of all.
+    """
+    found = _day_of(values)
+    if found is None:
+        return None
+    start, length = found
+    if length == timedelta(days=1):
+        hour = next((values[name] for name in values if name.lower() in _HOURS), None)
+        if hour is not None and hour.isdecimal() and int(hour) < 24:
+            start, length = start + timedelta(hours=int(hour)), timedelta(hours=1)
+    return start + length
+
+
+def _day_of(values: Mapping[str, str]) -> tuple[datetime, timedelta] | None:
+    for value in values.values():
+        if match := _DAY.fullmatch(value):
+            year, month, day, hour = match.groups()
+            return _period(int(year), int(month), int(day), None if hour is None else int(hour))
+        if match := _MONTH.fullmatch(value):
+            return _period(int(match.group(1)), int(match.group(2)))
+    parts = {
+        _PARTS[name.lower()]: int(value)
+        for name, value in values.items()
+        if name.lower() in _PARTS and value.isdecimal()
+    }
+    return _period(parts["year"], parts.get("month"), parts.get("day")) if "year" in parts else None
+
+
+def _period(
+    year: int, month: int | None = None, day: int | None = None, hour: int | None = None
+) -> tuple[datetime, timedelta] | None:
+    # Months and years as long as the longest of them: too long costs a request, too short could cost a file.
+    length = timedelta(days=366 if month is None else 31 if day is None else 1)
+    if hour is not None:
+        length = timedelta(hours=1)
+    try:
+        return datetime(year, month or 1, day or 1, hour or 0, tzinfo=UTC), length
+    except ValueError:  # a number that is no date
+        return None
+
+
+def modified_partition(formats: Mapping[str, str], modified: datetime) -> dict[str, str]:
+    """The partition of a file by the time it was modified.
+
+    :param formats: ``strftime`` formats, UTC: ``{"dt": "%Y-%m-%d", "hour": "%H"}``.
+    """
+    moment = modified.astimezone(UTC)
+    return {key: moment.strftime(form) for key, form in formats.items()}
+
+
+def check_formats(formats: Mapping[str, str]) -> dict[str, str]:
+    """:raises ValueError: for what is no format of times, or a key that cannot be a partition key."""
+    for key, form in formats.items():
+        if not isinstance(form, str) or "%" not in form:
+            raise ValueError(
+                f"partition_from_modified must map keys to strftime formats such as '%Y-%m-%d', got "
+                f"{key!r}: {form!r}"
+            )
+    return check_partition(dict(formats))
+
+
+@dataclass(frozen=True)
+class Partitioning:
+    """How the audio below a source is divided into partitions: by path, by time, and by what is fixed.
+
+    :param template: of the source.
+    :param formats: ``strftime`` formats of keys that the modification time decides; see
+        :func:`modified_partition`.
+    :param fixed: keys with the same value for all files.
+    """
+
+    template: PartitionTemplate
+    formats: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        source: str,
+        partition_from_modified: Mapping[str, str] | None = None,
+        partition: Mapping[str, str] | None = None,
+    ) -> Partitioning:
+        """:raises ValueError: when an argument is wrong, a key comes from two of them, or from none."""
+        template = PartitionTemplate.parse(source)
+        formats = check_formats(partition_from_modified) if partition_from_modified else {}
+        fixed = check_partition(partition) if partition else {}
+        keys = [*fixed, *template.names, *formats]
+        if not keys:
+            raise ValueError(
+                f"source {source!r} does not say which partition a file belongs to: put placeholders into "
+                f"it, "
+                "for example 's3://calls/raw/dt={dt}/', or set partition_from_modified={'dt': '%Y-%m-%d'}"
+            )
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"partition key {twice[0]!r} is given more than once for source {source!r}")
+        return cls(template, formats, fixed)
+
+    def partition_of(self, uri: str, modified: datetime) -> dict[str, str] | None:
+        """The partition of a file; ``None`` when its path does not match the template."""
+        values = self.template.partition_of(uri)
+        if values is None:
+            return None
+        return {**self.fixed, **values, **modified_partition(self.formats, modified)}
+
+    def source_of(self, partition: Mapping[str, str]) -> str:
+        """The folder to list for a partition, with a slash at the end."""
+        return self.template.source_of(partition)
+
+    def lies_inside(self, folder: str) -> bool:
+        """Whether files in a folder would be taken for audio of the source."""
+        return self.template.partition_of(normalise_uri(folder).rstrip("/") + "/file") is not None

@@ -1,0 +1,1 @@
+"""Sensors: wait for audio inside a DAG run."""

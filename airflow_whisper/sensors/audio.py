@@ -1,0 +1,246 @@
+"""Wait until there is audio that the table does not have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk.configuration import conf
+
+from airflow_whisper.arrivals import BatchRules
+from airflow_whisper.events import check_map_length
+from airflow_whisper.tables import check_table_name
+from airflow_whisper.templates import is_final, text
+from airflow_whisper.triggers.sensor import AudioToTranscribeTrigger, TableFiles
+from airflow_whisper.watching import SourceWatch, WatchedSource, extension_tuple
+from whisper_spark.objects import StorageError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_STATE_KEY = "new_audio"
+_MOST_REMEMBERED = 60_000
+# Characters about the stability of files, from one rescheduled poke to the next: Airflow warns from 64 KiB
+# on.
+
+
+class NewAudioSensor(BaseSensorOperator):
+    """Wait until a source holds audio that is new to a table, or changed; return its partitions.
+
+    .. code-block:: python
+
+        arrived = NewAudioSensor(
+            task_id="arrived",
+            source="s3://calls/raw/dt={{ ds }}/hour={hour}/",
+            partition={"dt": "{{ ds }}"},
+            table="speech.transcripts",
+            source_conn_id="calls_s3",
+            catalog_conn_id="lake",
+            deferrable=True,
+            timeout=6 * 3600,
+            soft_fail=True,
+        )
+
+        @task_group
+        def one_hour(source, partition):
+            transcribe_partition(source=source, partition=partition, table="speech.transcripts", ...)
+
+        one_hour.expand_kwargs(arrived.output)
+
+    A file is new when no row of the table has its URI, and changed when the row has another etag. Rows made
+    with other options do not end the waiting, nor do errors that may pass: a schedule is better for these.
+
+    Returns ``[{"source": ..., "partition": ...}, ...]``, the arguments of a mapped task group. The XCom
+    ``arrivals`` has the same with ``files`` and ``bytes``.
+
+    With ``deferrable=True`` the waiting is done by the triggerer and holds no worker. ``timeout``,
+    ``soft_fail``, ``mode`` and ``poke_interval`` are those of every sensor. A store that cannot be reached is
+    tried again until the timeout.
+
+    :param source: folder to look into, recursively: ``s3://``, ``gs://``, ``az://``, ``abfss://``,
+        ``file://`` or a path. Placeholders name partition keys: ``s3://calls/raw/dt={dt}/hour={hour}/``.
+    :param table: ``namespace.table``. It need not exist yet.
+    :param partition: partition keys that are the same for all the audio, for example ``{"dt": "{{ ds }}"}``.
+    :param partition_from_modified: see :class:`NewAudioTrigger`.
+    :param source_conn_id: Airflow connection for the source; ``None``: ambient credentials.
+    :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded catalog.
+    :param pattern: glob on the path below the partition's folder, in any case.
+    :param extensions: endings of file names, in any case: ``["wav", "mp3"]``; ``None``: any.
+    :param stable_polls: see :class:`NewAudioTrigger`; so for ``min_age``, ``min_files`` and ``since``.
+    :param max_file_wait: end the waiting also with fewer than ``min_files`` when one of them was modified
+        this many seconds ago. (``max_wait`` is the longest interval between pokes, as for every sensor.)
+    :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
+    :raises ValueError: when an argument is wrong; for values that are templates when the task runs.
+    """
+
+    template_fields: Sequence[str] = (
+        "source",
+        "partition",
+        "table",
+        "source_conn_id",
+        "catalog_conn_id",
+        "pattern",
+        "since",
+    )
+    template_fields_renderers = {"partition": "json"}  # noqa: RUF012
+    ui_color = "#cfe2f3"
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        table: str,
+        partition: Mapping[str, str] | None = None,
+        partition_from_modified: Mapping[str, str] | None = None,
+        source_conn_id: str | None = None,
+        catalog_conn_id: str | None = None,
+        pattern: str | None = None,
+        extensions: Sequence[str] | None = None,
+        stable_polls: int = 2,
+        min_age: float = 60,
+        min_files: int = 1,
+        max_file_wait: float = 300,
+        since: str | None = None,
+        deferrable: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+        self.table = table
+        self.partition = partition
+        self.partition_from_modified = partition_from_modified
+        self.source_conn_id = source_conn_id
+        self.catalog_conn_id = catalog_conn_id
+        self.pattern = pattern
+        self.extensions = extensions
+        self.stable_polls = stable_polls
+        self.min_age = min_age
+        self.min_files = min_files
+        self.max_file_wait = max_file_wait
+        self.since = since
+        if deferrable is None:
+            deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
+        self.deferrable = deferrable
+        self._watch: SourceWatch | None = None
+        self._rules()
+        if is_final([self.source, self.partition, self.since]):
+            self._watched()
+        if is_final(self.table):
+            check_table_name(self.table)
+
+    def _rules(self) -> BatchRules:
+        return BatchRules(
+            stable_polls=self.stable_polls,
+            min_age=self.min_age,
+            min_files=self.min_files,
+            max_wait=self.max_file_wait,
+            max_files=max(self.min_files, BatchRules.max_files),
+        )
+
+    def _watched(self) -> WatchedSource:
+        return WatchedSource(
+            source=self.source,
+            rules=self._rules(),
+            partition={key: text(value) for key, value in (self.partition or {}).items()},
+            partition_from_modified=self.partition_from_modified,
+            pattern=self.pattern or None,
+            extensions=extension_tuple(self.extensions),
+            since=self.since or None,
+            source_conn_id=self.source_conn_id or None,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Pokes until there is audio, or hands over to the triggerer when the first poke finds none."""
+        check_table_name(self.table)
+        watched = self._watched()
+        self._watch = SourceWatch(watched, self.log, TableFiles(self.catalog_conn_id or None, self.table))
+        try:
+            if not self.deferrable:
+                return super().execute(context)
+            found = self.poke(context)
+        finally:
+            self._watch.close()
+        if found:
+            return found.xcom_value
+        self.defer(
+            timeout=timedelta(seconds=self.timeout),
+            trigger=AudioToTranscribeTrigger(
+                watched=watched,
+                table=self.table,
+                catalog_conn_id=self.catalog_conn_id or None,
+                poll_interval=max(self.poke_interval, 1),
+            ),
+            method_name="execute_complete",
+        )
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """One look at the source."""
+        watch = self._watch
+        if watch is None:
+            raise RuntimeError("poke is called by execute")
+        state = context.get("task_state_store") if self.reschedule and not self.deferrable else None
+        if state is not None:
+            _restore(watch, state.get(_STATE_KEY))
+        try:
+            found = watch.find()
+        except StorageError as error:
+            self.log.warning("%s; the next attempt is the next poke.", error)
+            return PokeReturnValue(False)
+        if found:
+            return PokeReturnValue(True, self._result(context, found))
+        if state is not None:
+            state.set(_STATE_KEY, _to_remember(watch))
+        self.log.info(
+            "%s files under %s are not in %s; not enough are ready yet.",
+            f"{watch.arrivals.waiting_count():,}",
+            self.source,
+            self.table,
+        )
+        return PokeReturnValue(False)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> list[dict[str, Any]]:
+        """Called when the triggerer found audio, or cannot go on."""
+        if "error" in event:
+            raise RuntimeError(event["error"])
+        return self._result(context, event["partitions"])
+
+    def _result(self, context: Context, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        partitions = [{"source": entry["source"], "partition": entry["partition"]} for entry in found]
+        check_map_length(partitions)
+        context["ti"].xcom_push(key="arrivals", value=found)
+        self.log.info(
+            "%s files, %.1f MB, in %s partitions are not in %s: %s",
+            f"{sum(entry['files'] for entry in found):,}",
+            sum(entry["bytes"] for entry in found) / 1e6,
+            len(found),
+            self.table,
+            ", ".join(entry["source"] for entry in found[:10]) + (", ..." if len(found) > 10 else ""),
+        )
+        return partitions
+
+
+def _to_remember(watch: SourceWatch) -> Any:
+    """The files that the next poke has to know to tell whether they are stable."""
+    files: list[Any] = []
+    room = _MOST_REMEMBERED
+    for file in watch.arrivals.waiting():
+        room -= len(json.dumps(file))
+        if room < 0:
+            return []  # then only `min_age` decides
+        files.append(list(file))
+    return files
+
+
+def _restore(watch: SourceWatch, state: Any) -> None:
+    with suppress(TypeError, ValueError):  # of another version: only `min_age` decides this time
+        watch.arrivals.add_waiting([_waiting_file(*file) for file in state or ()])
+
+
+def _waiting_file(
+    uri: str, etag: str | None, size: int, modified: int, partition: str, polls: int
+) -> tuple[str, str | None, int, int, str, int]:
+    return uri, etag, size, modified, partition, polls

@@ -1,0 +1,107 @@
+"""From what a store lists to audio files with their partitions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from airflow_whisper.arrivals import NEVER, File
+from airflow_whisper.discovery import is_audio
+from airflow_whisper.partition_templates import Partitioning, modified_partition
+from whisper_spark.contract import partition_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MOST_FOLDERS = 100_000
+# Folders whose partition is kept in mind, about 30 MB of them.
+
+
+class Sorter:
+    """Sorts listed objects into partitions, and leaves out what is not audio.
+
+    :param suffixes: what names have to end in, in lower case; empty: anything.
+    """
+
+    def __init__(self, partitioning: Partitioning, pattern: str | None, suffixes: tuple[str, ...]) -> None:
+        self._partitioning = partitioning
+        self._pattern = pattern
+        self._suffixes = suffixes
+        self._folders: dict[str, tuple[dict[str, str], str, int] | None] = {}
+
+    def files(self, batch: pa.RecordBatch, floor: int) -> tuple[list[File], int]:
+        """The audio files that arrived after the floor, and how many objects belong to no partition."""
+        batch, arrivals = _newer(batch, floor)
+        files: list[File] = []
+        strangers = 0
+        formats = self._partitioning.formats
+        columns = (column.to_pylist() for column in (*batch.columns[:3], _micros(batch), arrivals))
+        for uri, etag, size, modified, arrived in zip(*columns, strict=True):
+            folder = self._folder(uri)
+            if folder is None:
+                strangers += 1
+                continue
+            values, partition, key_start = folder
+            if formats:
+                partition = partition_path(values | _by_time(formats, modified))
+            if self._is_wanted(uri[key_start:]):
+                files.append((uri, etag, size, arrived, partition))
+        return files, strangers
+
+    def _folder(self, uri: str) -> tuple[dict[str, str], str, int] | None:
+        """Partition values of a file, as dict and as text, and where the path below its partition begins."""
+        folder = uri[: uri.rfind("/")]
+        if folder not in self._folders:
+            if len(self._folders) >= _MOST_FOLDERS:
+                self._folders.clear()
+            self._folders[folder] = self._look_up(uri)
+        return self._folders[folder]
+
+    def _look_up(self, uri: str) -> tuple[dict[str, str], str, int] | None:
+        template = self._partitioning.template
+        names = template.folders_of(uri)
+        found = template.partition_of_folders(names)
+        if names is None or found is None:
+            return None
+        values = {**self._partitioning.fixed, **found}
+        return values, partition_path(values), len(template.root) + sum(len(name) + 1 for name in names)
+
+    def _is_wanted(self, key: str) -> bool:
+        return is_audio(key, self._pattern) and (not self._suffixes or key.lower().endswith(self._suffixes))
+
+
+def _by_time(formats: Mapping[str, str], modified: int) -> dict[str, str]:
+    return modified_partition(formats, datetime.fromtimestamp(modified / 1e6, UTC))
+
+
+def _newer(batch: pa.RecordBatch, floor: int) -> tuple[pa.RecordBatch, pa.Array]:
+    """What of a listing arrived after the floor, and when."""
+    import pyarrow.compute as pc
+
+    local = batch.num_rows and batch.column(0)[0].as_py().startswith("file://")
+    arrived = _arrival_times(batch) if local else _micros(batch)
+    if floor == NEVER:
+        return batch, arrived
+    after = pc.greater(arrived, floor)
+    return batch.filter(after), arrived.filter(after)
+
+
+def _arrival_times(batch: pa.RecordBatch) -> pa.Array:
+    """Local files that were moved or copied keep an old time; when they came is the time of the inode."""
+    import pyarrow as pa
+
+    times = []
+    for uri, modified in zip(batch.column(0).to_pylist(), _micros(batch).to_pylist(), strict=True):
+        with suppress(OSError):
+            modified = max(modified, os.stat(uri.removeprefix("file://")).st_ctime_ns // 1000)  # noqa: PTH116
+        times.append(modified)
+    return pa.array(times, pa.int64())
+
+
+def _micros(batch: pa.RecordBatch) -> pa.Array:
+    import pyarrow as pa
+
+    return batch.column("last_modified").cast(pa.int64())

@@ -1,0 +1,141 @@
+"""List a source without listing what cannot have changed.
+
+A source of two years by day has 730 folders, and new audio comes into one or two of them. One request shows
+the names of a thousand folders, so a poll asks for the names, and then lists only the folders that are
+recent, that it has not met before, or where files came lately. What comes late into an old folder is
+found by a full sweep, which is rarer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from airflow_whisper.partition_templates import PartitionTemplate, period_end
+from whisper_spark.object_clients import object_store
+from whisper_spark.storage_errors import translated
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+FolderPath = tuple[str, ...]
+"""Names of folders below the root of a source, outermost first."""
+
+TIME_NAMES = frozenset("dt date ds day dd month mm year yyyy hour hh hr time ts".split())
+"""Placeholders, in any case, whose folders are looked at one by one, to leave out those that are long
+over."""
+
+
+class Folders:
+    """The folders that lie directly in a folder of one bucket, or on a disk.
+
+    :param config: see :class:`whisper_spark.objects.ObjectStorage`.
+    """
+
+    def __init__(self, config: Mapping[str, str]) -> None:
+        self._config = config
+        self._stores: dict[tuple[str, str], ObjectStore] = {}
+
+    def __call__(self, uri: str) -> list[str]:
+        """Names of the folders in a folder. One request for each thousand of them.
+
+        :param uri: normalised, of a folder.
+        :raises StorageError: when the store refuses or does not answer.
+        """
+        with translated(uri):
+            return _local_folders(uri) if uri.startswith("file://") else self._remote_folders(uri)
+
+    def _remote_folders(self, uri: str) -> list[str]:
+        import obstore
+
+        scheme, _, rest = uri.partition("://")
+        bucket, _, key = rest.partition("/")
+        if (scheme, bucket) not in self._stores:
+            self._stores[scheme, bucket] = object_store(scheme, bucket, self._config)
+        found = obstore.list_with_delimiter(self._stores[scheme, bucket], key.rstrip("/") or None)
+        return [prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]]
+
+
+def _local_folders(uri: str) -> list[str]:
+    try:
+        entries = os.scandir(uri.removeprefix("file://"))
+    except (FileNotFoundError, NotADirectoryError):  # as an object store: nothing there, no error
+        return []
+    with entries:
+        return [entry.name for entry in entries if entry.is_dir()]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a poll has to list."""
+
+    folders: tuple[FolderPath, ...]
+    """Below the root; each recursively. The root itself is the empty path."""
+    met: frozenset[FolderPath] = field(repr=False)
+    """All folders whose names were seen on the way."""
+
+
+def time_levels(template: PartitionTemplate) -> int:
+    """How many folders below the root tell how old a partition is; 0: nothing does."""
+    names_before: set[str] = set()
+    depth = 0
+    for i, level in enumerate(template.levels):
+        new = {name.lower() for name in level.names} - names_before
+        names_before |= new
+        if new & TIME_NAMES:
+            depth = i + 1
+    return depth
+
+
+def plan_poll(
+    template: PartitionTemplate,
+    folders: Callable[[str], Iterable[str]],
+    *,
+    recent: datetime,
+    known: frozenset[FolderPath] | None,
+    busy: Iterable[FolderPath] = (),
+) -> Plan:
+    """The folders in which something can have changed since the last full sweep.
+
+    :param folders: names of the folders in a folder; :class:`Folders`.
+    :param recent: partitions whose time was over before that are left out.
+    :param known: folders met before; others are listed however old they are. ``None``: all were.
+    :param busy: folders that are listed in any case.
+    """
+    depth = time_levels(template)
+    if depth == 0:
+        return Plan(((),), frozenset())
+    needed = {path[: i + 1] for path in busy for i in range(depth)}
+    level: list[FolderPath] = [()]
+    met: set[FolderPath] = set()
+    for _ in range(depth):
+        level = [
+            path
+            for above in level
+            for path in _below(template, folders, above, met)
+            if path in needed
+            or (known is not None and path not in known)
+            or _may_grow(template, path, recent)
+        ]
+    return Plan(tuple(level), frozenset(met))
+
+
+def _below(
+    template: PartitionTemplate,
+    folders: Callable[[str], Iterable[str]],
+    above: FolderPath,
+    met: set[FolderPath],
+) -> Iterator[FolderPath]:
+    for name in folders(template.root + "".join(f"{folder}/" for folder in above)):
+        path = (*above, name)
+        if template.partition_of_folders(path) is not None:
+            met.add(path)
+            yield path
+
+
+def _may_grow(template: PartitionTemplate, path: FolderPath, recent: datetime) -> bool:
+    end = period_end(template.partition_of_folders(path) or {})
+    return end is None or end > recent

@@ -1,0 +1,1 @@
+"""Triggers: watch for audio without holding a worker."""

@@ -1,0 +1,114 @@
+"""What :class:`NewAudioSensor` waits for in the triggerer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_whisper.arrivals import BatchRules
+from airflow_whisper.storage import InvalidConnectionError
+from airflow_whisper.tables import CatalogConnectionError, TableMismatchError
+from airflow_whisper.triggers.polling import WatchThread, trying
+from airflow_whisper.watching import WatchedSource
+from whisper_spark.contract import partition_path
+
+_NO_USE_WAITING = (InvalidConnectionError, CatalogConnectionError, TableMismatchError)
+
+
+class TableFiles:
+    """The files that a table has rows of. See :class:`airflow_whisper.watching.Held`."""
+
+    def __init__(self, catalog_conn_id: str | None, table: str) -> None:
+        self._catalog_conn_id = catalog_conn_id
+        self._table = table
+        self._read: dict[str, int | None] = {}
+
+    def files(self, partition: Mapping[str, str]) -> Iterator[tuple[str, str | None]] | None:
+        """URI and etag of each row of a partition; ``None`` when it is as at the last call."""
+        from airflow_whisper.catalog import current_snapshot_id, open_catalog
+
+        catalog = open_catalog(self._catalog_conn_id)
+        snapshot_id = current_snapshot_id(catalog, self._table)
+        path = partition_path(partition)
+        if path in self._read and self._read[path] == snapshot_id:
+            return None
+        return self._rows(catalog, partition, path, snapshot_id)
+
+    def _rows(
+        self, catalog: Any, partition: Mapping[str, str], path: str, snapshot_id: int | None
+    ) -> Iterator[tuple[str, str | None]]:
+        from airflow_whisper.catalog import partition_rows
+
+        names = ("audio_uri", "audio_etag")
+        for batch in partition_rows(catalog, self._table, partition, columns=names, snapshot_id=snapshot_id):
+            yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+        self._read[path] = snapshot_id
+
+
+class AudioToTranscribeTrigger(BaseTrigger):
+    """Fire once, when a source holds audio that a table does not have.
+
+    For :class:`NewAudioSensor`; a DAG that is to start by itself uses :class:`NewAudioTrigger`. The payload
+    is ``{"partitions": [{"source", "partition", "files", "bytes"}, ...]}``, or ``{"error": ...}`` when
+    waiting is of no use.
+
+    :param watched: the source, or the same as a dict.
+    :param table: ``namespace.table``.
+    :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded catalog.
+    :param poll_interval: seconds between two polls.
+    """
+
+    def __init__(
+        self,
+        *,
+        watched: WatchedSource | Mapping[str, Any],
+        table: str,
+        catalog_conn_id: str | None,
+        poll_interval: float,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.watched = watched if isinstance(watched, WatchedSource) else _watched(watched)
+        self.table = table
+        self.catalog_conn_id = catalog_conn_id
+        self.poll_interval = poll_interval
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments. They hold names of connections, not what is in them."""
+        return (
+            "airflow_whisper.triggers.sensor.AudioToTranscribeTrigger",
+            {
+                "watched": asdict(self.watched),
+                "table": self.table,
+                "catalog_conn_id": self.catalog_conn_id,
+                "poll_interval": self.poll_interval,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Polls until there is audio; yields one event."""
+        async with WatchThread(
+            self.watched, self.log, lambda: TableFiles(self.catalog_conn_id, self.table)
+        ) as watch:
+            try:
+                found = await trying(watch.find, self.poll_interval, self.log, give_up=_NO_USE_WAITING)
+                while not found:
+                    await asyncio.sleep(self.poll_interval)
+                    found = await trying(watch.find, self.poll_interval, self.log, give_up=_NO_USE_WAITING)
+            except _NO_USE_WAITING as error:
+                yield TriggerEvent({"error": str(error)})  # type: ignore[no-untyped-call]
+                return
+        yield TriggerEvent({"partitions": found})  # type: ignore[no-untyped-call]
+
+
+def _watched(arguments: Mapping[str, Any]) -> WatchedSource:
+    extensions = arguments["extensions"]
+    values = {
+        **arguments,
+        "rules": BatchRules(**arguments["rules"]),
+        "extensions": tuple(extensions) if extensions else None,
+    }
+    return WatchedSource(**values)

@@ -1,0 +1,86 @@
+"""What comes after transcription: started by the asset of the table, it prints the new rows.
+
+The event's ``extra`` says what one commit did: ``table``, ``partition``, ``snapshot_id``, counts (``rows``,
+``errors``, ``removed``, ``audio_hours``), ``manifest_uri`` and ``report_uri``. Reading the table at that
+snapshot gives the same rows however often the task is run again, and whatever is committed meanwhile.
+
+Two DAGs, because Airflow keeps events with a partition key apart from those without:
+
+- ``transcripts_consumer`` follows DAGs whose runs have no partition key, such as ``transcribe_daily``.
+  Several events may have come together in one run, and an event may be seen by two runs.
+- ``transcripts_consumer_partitioned`` follows ``transcribe_partitioned``: one run for each partition key.
+
+The environment variables are those listed in ``airflow_whisper.settings`` and in
+``transcribe_partitioned.py``.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
+
+from airflow_whisper.events import pending_events
+from airflow_whisper.settings import connection, setting
+
+TRANSCRIPTS = Asset(setting("TABLE", "speech.transcripts"))
+TRANSCRIPTS_BY_HOUR = Asset(setting("PARTITIONED_TABLE", "speech.transcripts_by_hour"))
+SHOWN = 20
+
+
+@task
+def print_new_rows(*, triggering_asset_events: Any, inlet_events: Any) -> list[dict[str, Any]]:
+    """Prints what each event published, and returns the partitions, snapshots and counts."""
+    done = []
+    for event in pending_events(triggering_asset_events, inlet_events):
+        extra = event.extra
+        print(
+            f"{extra['table']}, {extra['partition']}, snapshot {extra['snapshot_id']}: "
+            f"{extra['rows']} rows, {extra['errors']} of them errors, {extra['removed']} removed"
+        )
+        for row in new_rows(extra):
+            print(f"  {row['audio_uri']}: {row['text'] if row['status'] == 'ok' else row['error_code']}")
+        done.append({key: extra[key] for key in ("partition", "snapshot_id", "rows", "errors")})
+    return done
+
+
+def new_rows(extra: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first rows that the commit wrote: those of the files in its manifest."""
+    from pyiceberg.expressions import And, EqualTo, In
+
+    from airflow_whisper.catalog import open_catalog
+    from airflow_whisper.storage import object_storage
+    from whisper_spark.contract import parse_partition_path
+    from whisper_spark.parquet import open_parquet
+
+    storage = object_storage(connection("STAGING") or connection("SOURCE"), extra["manifest_uri"])
+    with open_parquet(extra["manifest_uri"], storage) as manifest:
+        first = next(manifest.iter_batches(batch_size=SHOWN, columns=["audio_uri"]), None)
+    if first is None:  # the commit only removed rows
+        return []
+    condition = In("audio_uri", first.column("audio_uri").to_pylist())
+    for key, value in parse_partition_path(extra["partition"]).items():
+        condition = And(condition, EqualTo(key, value))
+    table = open_catalog(connection("CATALOG")).load_table(extra["table"])
+    columns = ("audio_uri", "status", "error_code", "text")
+    rows: list[dict[str, Any]] = (
+        table.scan(condition, columns, snapshot_id=extra["snapshot_id"]).to_arrow().to_pylist()
+    )
+    return rows
+
+
+for dag_id, schedule, inlets in (
+    ("transcripts_consumer", [TRANSCRIPTS], [TRANSCRIPTS]),
+    # A run with a partition key gets exactly the events with this key.
+    ("transcripts_consumer_partitioned", PartitionedAssetTimetable(assets=TRANSCRIPTS_BY_HOUR), []),
+):
+    with DAG(
+        dag_id,
+        description="New transcripts -> whatever is to be done with them",
+        schedule=schedule,
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        doc_md=__doc__,
+        tags=["whisper"],
+    ):
+        print_new_rows.override(inlets=inlets)()
