@@ -19,7 +19,7 @@ def heard(text: str, **changes: object) -> WindowText:
         tokens=tuple(range(len(text.split()) + 2)),
         text=text,
         language="en",
-        avg_logprob=-0.2,
+        avg_logprob=-0.15,
         no_speech_prob=0.01,
         compression_ratio=compression_ratio(text),
         temperature=0.0,
@@ -63,10 +63,10 @@ def test_plausible_text_is_believed(text: WindowText, speech_s: float) -> None:
 
 
 def test_beam_search_is_for_what_greedy_decoding_is_unsure_of() -> None:
-    assert not is_unsure(heard(SENTENCE, avg_logprob=-0.29), OPTIONS)
-    assert is_unsure(heard(SENTENCE, avg_logprob=-0.31), OPTIONS)
+    assert not is_unsure(heard(SENTENCE, avg_logprob=-0.19), OPTIONS)
+    assert is_unsure(heard(SENTENCE, avg_logprob=-0.21), OPTIONS)
     every = dataclasses.replace(OPTIONS, greedy_log_prob_threshold=None)
-    assert not is_unsure(heard(SENTENCE, avg_logprob=-0.31), every)  # there was no greedy decoding
+    assert not is_unsure(heard(SENTENCE, avg_logprob=-0.21), every)  # there was no greedy decoding
 
 
 def test_silence_is_what_is_neither_likely_speech_nor_credible_text() -> None:

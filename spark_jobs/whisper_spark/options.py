@@ -124,7 +124,7 @@ class WhisperOptions:
     initial_prompt: str | None = None
     hotwords: str | None = None
     beam_size: int = 5
-    greedy_log_prob_threshold: float | None = -0.25
+    greedy_log_prob_threshold: float | None = -0.2
     best_of: int = 5
     patience: float = 1.0
     length_penalty: float = 1.0
