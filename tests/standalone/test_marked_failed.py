@@ -1,0 +1,90 @@
+"""A person marks a running transcribe task as failed in the web interface, and clears it later."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from live_airflow import airflow_standalone, wait_for
+from spark_cluster import write_run
+from standin_engine import LOG_SUFFIX
+
+from whisper_spark.contract import WhisperOptions
+from whisper_spark.objects import ObjectStorage
+from whisper_spark.staging import staged_files
+
+pytestmark = pytest.mark.timeout(900)
+
+STANDIN = Path(__file__).parents[1] / "standin_engine.py"
+ALLOWED_SECONDS = 30
+
+DAG = """
+from datetime import datetime
+from airflow.sdk import DAG
+from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
+
+with DAG("stopped", schedule=None, start_date=datetime(2026, 11, 1)):
+    WhisperTranscribeOperator(
+        task_id="transcribe",
+        manifest={manifest!r},
+        py_files={standin!r},
+        application_args=["--engine", "standin_engine:get_engine", "--flush-seconds", 0.3, "--tasks", 1],
+        history_server="https://history.example",
+    )
+"""
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_marking_a_running_task_failed_ends_spark_and_clearing_it_goes_on(tmp_path: Path) -> None:
+    audio, dags = tmp_path / "audio", tmp_path / "dags"
+    audio.mkdir()
+    dags.mkdir()
+    quick = "quick " + "." * 500  # a task takes its largest files first
+    for name, order in (("0", quick), ("1", quick), ("2", f"sleep-unless {tmp_path}/awake")):
+        (audio / f"{name}.wav").write_text(order)
+    run = write_run(f"file://{tmp_path}/staging", [f"file://{f}" for f in audio.iterdir()], WhisperOptions())
+    (dags / "stopped.py").write_text(DAG.format(manifest=run.manifest_uri, standin=str(STANDIN)))
+    started = audio / f"2.wav{LOG_SUFFIX}"
+
+    def busy() -> bool:
+        return started.exists() and sum(f.rows for f in staged_files(ObjectStorage(), run.rows_uri)) == 2
+
+    spark = {"AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[2]"})}
+    with airflow_standalone(tmp_path / "home", tmp_path / "logs", dags, spark) as airflow:
+        airflow.wait_until_ready(["stopped"])
+        airflow.unpause("stopped")
+        run_id = airflow.trigger("stopped")["dag_run_id"]
+        task = f"dags/stopped/dagRuns/{run_id}/taskInstances/transcribe"
+        wait_for("a job at work", busy, 300)
+        assert airflow.get(f"{task}/links")["extra_links"]["Spark UI"].startswith("http://")
+        (jvm,) = (
+            process
+            for process in psutil.process_iter()
+            if process.name() == "java" and run.manifest_uri in process.cmdline()
+        )
+        job = [jvm, *jvm.children(recursive=True)]
+        assert {os.getpgid(process.pid) for process in job} - {os.getpgid(jvm.pid)}, "no Python workers"
+        start = time.monotonic()
+        airflow.send("PATCH", task, {"new_state": "failed"})
+        wait_for("the end of the job", lambda: not any(map(runs, job)), ALLOWED_SECONDS, every=0.05)
+        print(f"from 'mark as failed' to no process left: {time.monotonic() - start:.1f} s")
+
+        (tmp_path / "awake").touch()
+        clear = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["transcribe"], "only_failed": False}
+        airflow.send("POST", "dags/stopped/clearTaskInstances", clear)
+        wait_for(
+            "the second try", lambda: airflow.states("stopped", run_id) == {"transcribe": "success"}, 300
+        )
+        done = airflow.get(f"{task}/xcomEntries/return_value", deserialize="true")["value"]
+        assert (done["ok"], done["resumed"], done["transcribed"]) == (3, 2, 1)
+        assert "/history/local-" in airflow.get(f"{task}/links")["extra_links"]["Spark UI"]
