@@ -1,23 +1,8 @@
 """Transcribe yesterday's audio every day; catch up, backfill or correct any other day with the same DAG.
 
-Runs as it is on the recordings in ``demo/audio``. To use it for real, set environment variables on the
-scheduler, the DAG processor and the workers, or copy this file and write the values into it:
-
-=====================================  ======================================================================
-``AIRFLOW_WHISPER_SOURCE``             URI prefix of one day's audio; ``{dt}`` stands for the day:
-                                       ``s3://calls/raw/dt={dt}/``
-``AIRFLOW_WHISPER_TABLE``              ``namespace.table``, default ``speech.transcripts``
-``AIRFLOW_WHISPER_STAGING``            URI prefix that workers and executors can write to
-``AIRFLOW_WHISPER_MODEL``              name, path or URI of the model, default ``large-v3-turbo``
-``AIRFLOW_WHISPER_SOURCE_CONN_ID``     Airflow connections; without them ambient credentials, and for the
-``AIRFLOW_WHISPER_STAGING_CONN_ID``    catalog the embedded one
-``AIRFLOW_WHISPER_CATALOG_CONN_ID``
-``AIRFLOW_WHISPER_MODEL_CONN_ID``
-``AIRFLOW_WHISPER_SPARK_CONN_ID``      default ``spark_default``
-``AIRFLOW_WHISPER_SPARK_CONF``         Spark configuration as a JSON object
-``AIRFLOW_WHISPER_RETRIES``            of each task, default 3
-``AIRFLOW_WHISPER_POOL``               pool of the Spark task, for example ``gpu``; default ``default_pool``
-=====================================  ======================================================================
+Runs as it is on the recordings in ``demo/audio``. To use it for real, set the environment variables listed in
+``airflow_whisper.settings``, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), on the
+scheduler, the DAG processor and the workers, or copy this file and write the values into it.
 
 The Params below are the defaults of one run: change them in the trigger form, in a backfill, or with
 ``airflow dags trigger --conf``.
@@ -25,29 +10,16 @@ The Params below are the defaults of one run: change them in the trigger form, i
 
 from __future__ import annotations
 
-import json
-import os
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param
 
 from airflow_whisper import transcribe_partition
+from airflow_whisper.settings import default_args, locations, setting
 from whisper_spark.options import KNOWN_MODELS, LANGUAGES, WhisperOptions
 
-HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
 DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
-
-
-def setting(name: str, default: str) -> str:
-    return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
-
-
-def connection(name: str) -> str | None:
-    return os.environ.get(f"AIRFLOW_WHISPER_{name}_CONN_ID") or None
-
-
-TABLE = setting("TABLE", "speech.transcripts")
 
 # The day that a run brings up to date. A run from the trigger form may have no logical date: then its own.
 DT = "{{ params.dt or (dag_run.logical_date or dag_run.run_after).strftime('%Y-%m-%d') }}"
@@ -73,12 +45,7 @@ with DAG(
     catchup=False,
     # Days commit in parallel without conflict; how many Spark jobs run at a time is the pool's business.
     max_active_runs=8,
-    default_args={
-        "retries": int(setting("RETRIES", "3")),
-        "retry_delay": timedelta(minutes=1),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(hours=1),
-    },
+    default_args=default_args(),
     params={
         "source": Param(
             setting("SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/"),
@@ -157,19 +124,11 @@ with DAG(
     transcribe_partition(
         source=SOURCE,
         partition={"dt": DT},
-        table=TABLE,
-        staging=setting("STAGING", str(HOME / "whisper_staging")),
         options=OPTIONS,
-        source_conn_id=connection("SOURCE"),
-        staging_conn_id=connection("STAGING"),
-        catalog_conn_id=connection("CATALOG"),
-        model_conn_id=connection("MODEL"),
-        spark_conn_id=setting("SPARK_CONN_ID", "spark_default"),
         on_removed="{{ params.on_removed }}",
         on_stale="{{ params.on_stale }}",
         on_missing_source="{{ params.on_missing_source }}",
         max_error_rate="{{ params.max_error_rate }}",
-        pool=setting("POOL", "default_pool"),
-        outlets=[Asset(TABLE)],
-        spark={"conf": json.loads(setting("SPARK_CONF", "{}"))},
+        outlets=[Asset(setting("TABLE", "speech.transcripts"))],
+        **locations(),
     )

@@ -142,7 +142,7 @@ class WindowDecoder:
 
         Its windows vote with their seconds of speech. When that leaves it in doubt, the text decides: each
         candidate is decoded, and the one that gives the likeliest words wins. Of 130 telephone prompts,
-        whisper-base took 7 for the wrong language by vote alone, and 2 like this.
+        whisper-base took 6 for the wrong language by vote alone, and 2 like this.
 
         :param encoded: what :meth:`encode` gave for ``tasks``.
         :param members: the windows of the file among ``tasks``.
