@@ -48,18 +48,20 @@ def measure(command: Sequence[str], env: Mapping[str, str], log: Path, timeout_s
     :param log: gets its output.
     :raises RunError: when it fails, or takes longer than ``timeout_s``.
     """
+    others = {child.pid for child in psutil.Process().children(recursive=True)}  # no business of ours
     # Workers that outlive their parent become our children: their time is counted, and they can be ended.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _adopt_orphans(True)
     before = _cpu_of_children()
     started = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
         seen: dict[int, float] = {}
         try:
-            peak = _watch(process, started + timeout_s, seen)
+            peak = _watch(process, started + timeout_s, seen, others)
         finally:
             wall = time.monotonic() - started
-            _end_descendants()
+            _end(_descendants(others))
+            _adopt_orphans(False)
     if process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise RunError(f"{' '.join(command)} ended with status {process.returncode}:\n{tail}")
@@ -67,13 +69,23 @@ def measure(command: Sequence[str], env: Mapping[str, str], log: Path, timeout_s
     return Measured(wall, cpu, peak / 2**20)
 
 
-def _watch(process: subprocess.Popen[bytes], deadline: float, seen: dict[int, float]) -> int:
+def _adopt_orphans(adopt: bool) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
+
+
+def _descendants(others: set[int]) -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if child.pid not in others]
+
+
+def _watch(
+    process: subprocess.Popen[bytes], deadline: float, seen: dict[int, float], others: set[int]
+) -> int:
     """Wait for the end: the peak of the memory, in bytes. ``seen`` gets the time of each process."""
     peak, pids, looked = 0, [process.pid], 0.0
     while True:
         now = time.monotonic()
         if now - looked > _PROCESSES_EVERY_S:
-            pids, looked = [child.pid for child in psutil.Process().children(recursive=True)], now
+            pids, looked = [child.pid for child in _descendants(others)], now
         resident = 0
         for pid in pids:
             # It may have ended since.
@@ -92,8 +104,7 @@ def _watch(process: subprocess.Popen[bytes], deadline: float, seen: dict[int, fl
             return peak
 
 
-def _end_descendants() -> None:
-    left = psutil.Process().children(recursive=True)
+def _end(left: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(left, timeout=5)
     for child in alive:
         child.kill()

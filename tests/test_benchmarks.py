@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from corpus import FRAME, Reference, trimmed
 from measure import RunError, measure
 from recordings import RATE, Span
-from scoring import Errors, Heard, invented_words, times, word_errors
+from scoring import Errors, Heard, invented_words, normalised, times, word_errors
 
 CALL = Reference(
     "call.wav",
@@ -80,7 +81,27 @@ def test_processes_of_processes_are_measured(tmp_path: Path) -> None:
     assert measured.peak_mib > 100
 
 
+def test_measuring_leaves_other_processes_alone(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+        measure([sys.executable, "-c", "pass"], os.environ, tmp_path / "log", 60)
+        assert bystander.poll() is None
+        bystander.kill()
+
+
 def test_a_failing_program_shows_the_end_of_its_output(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
     with pytest.raises(RunError, match="no such model"):
         measure(command, dict(os.environ), tmp_path / "log", timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("language", "said", "written"),
+    [
+        ("es", "Marque uno para el contestador automático.", "marque 1 para el contestador automatico"),
+        ("fr", "Appuyez sur zéro", "appuyez sur 0"),
+        ("ru", "нажмите четыре", "нажмите 4"),
+        ("en", "Press nine.", "press 9"),
+    ],
+)
+def test_digits_and_accents_are_no_errors(language: str, said: str, written: str) -> None:
+    assert normalised(said, language) == normalised(written, language)
