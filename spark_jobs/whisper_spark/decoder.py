@@ -128,11 +128,9 @@ class WindowDecoder:
         rows = [_on_host(self._model.encode(_storage(row[np.newaxis]))) for row in batch]
         return _storage(np.concatenate(rows))
 
-    def language_probabilities(
-        self, encoded: Any, windows: int, chosen: Sequence[int]
-    ) -> list[dict[str, float]]:
-        """Probability of each language, for each chosen one of the encoded windows."""
-        results = self._model.detect_language(_rows(encoded, chosen, windows))
+    def language_probabilities(self, encoded: Any) -> list[dict[str, float]]:
+        """Probability of each language, window by window."""
+        results = self._model.detect_language(encoded)
         return [{token[2:-2]: float(probability) for token, probability in row} for row in results]
 
     def language_of_file(
@@ -150,7 +148,7 @@ class WindowDecoder:
         rows = _rows(encoded, members, len(tasks))
         own = [tasks[i] for i in members]
         weights = [task.map.speech_seconds + 0.01 for task in own]
-        votes = vote(self.language_probabilities(rows, len(own), range(len(own))), weights)
+        votes = vote(self.language_probabilities(rows), weights)
         candidates = {name: p for name, p in votes[:_CANDIDATES] if p >= _LEAST_CANDIDATE}
         if votes[0][1] >= _SURE_LANGUAGE or len(candidates) < 2:
             return votes[0]
@@ -220,10 +218,6 @@ class WindowDecoder:
         if self.options.word_timestamps:
             self._add_words(encoded, texts, tasks, range(len(texts)))
         return texts
-
-    def is_silence(self, text: WindowText) -> bool:
-        """Whether a window is to be left out, see :func:`gate.is_silence`."""
-        return is_silence(text, self.options)
 
     def _better(self, one: WindowText, other: WindowText) -> WindowText:
         return max(one, other, key=lambda text: credibility(text, self.options))

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.decoder import WindowDecoder
-from whisper_spark.gate import WindowText
+from whisper_spark.gate import WindowText, is_silence
 from whisper_spark.model import ModelError, UnusableDeviceError, choose_device, find_model
 from whisper_spark.objects import ObjectStorage, normalise_uri
 from whisper_spark.pipeline import AudioFile, FileWork, Pipeline
@@ -107,7 +107,7 @@ class Engine:
                 error_message=work.error.message[:_MESSAGE_CHARS],
             )
         texts = sorted(work.texts, key=lambda item: item[:2])
-        spoken = [item for item in texts if not self._decoder.is_silence(item[2])]
+        spoken = [item for item in texts if not is_silence(item[2], self.options)]
         split = self.options.channels == "split"
         segments = numbered(
             s for channel, _, text in spoken for s in _segments(text, channel if split else None)

@@ -404,8 +404,7 @@ class Pipeline:
                 work.language, work.language_probability = decision
         languages = [job.work.language or "" for job in batch]
         if self._options.multilingual:
-            rows = self._decoder.language_probabilities(encoded, len(tasks), range(len(tasks)))
-            for i, row in enumerate(rows):
+            for i, row in enumerate(self._decoder.language_probabilities(encoded)):
                 language, probability = max(row.items(), key=lambda item: item[1])
                 if probability >= MIN_LANGUAGE_PROBABILITY:
                     languages[i] = language
