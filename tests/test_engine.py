@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jiwer
@@ -98,6 +99,42 @@ def test_the_order_of_files_changes_no_text(
         t.audio_uri for t in again if t.text != transcripts[t.audio_uri.removeprefix("file://")].text
     ]
     assert len(different) <= 1, different
+
+
+def sureness(transcript: Transcript) -> float:
+    return float(np.mean([segment.avg_logprob for segment in transcript.segments]))
+
+
+def test_text_before_a_window_makes_it_surer_and_does_not_depend_on_the_order_of_decoding(
+    speech: list[Clip], options: WhisperOptions, tmp_path: Path
+) -> None:
+    chosen = [c for c in speech if c.language == "es" and 3 < c.seconds < 8]
+    samples, _ = call((c.path, c.text) for c in random.Random(5).sample(chosen, 12))
+    path = write(tmp_path / "call.wav", samples)
+    # Short windows, all of them unsure: each is decoded again with the text before it.
+    short = dataclasses.replace(options, language="es", chunk_length=5.0, greedy_log_prob_threshold=0.0)
+    [with_it] = transcribe_files([path], short)
+    [without] = transcribe_files([path], dataclasses.replace(short, condition_on_previous_text=False))
+    assert sureness(with_it) > sureness(without)
+    found = transcribe_files([path] * 3, dataclasses.replace(short, batch_size=1))
+    assert {t.text for t in found} == {with_it.text}
+
+
+def test_every_decoder_works_to_the_end(librivox: list[Clip], options: WhisperOptions) -> None:
+    # Two of them waited for the same window: who gets nothing must wait for the next.
+    first_is_done = threading.Event()
+
+    def files() -> Iterator[AudioFile]:
+        yield AudioFile(f"file://{librivox[0].path}")
+        first_is_done.wait(timeout=60)
+        yield AudioFile(f"file://{librivox[1].path}")
+
+    found = get_engine(dataclasses.replace(options, num_workers=2)).transcribe(files())
+    next(found)
+    decoders = [t for t in threading.enumerate() if t.name.startswith("whisper-decode")]
+    first_is_done.set()
+    assert [t.status for t in found] == ["ok"]
+    assert len(decoders) == 2
 
 
 def test_bad_files_between_good_ones_harm_only_their_own_rows(
@@ -225,8 +262,8 @@ def test_a_device_that_returns_empty_text_is_refused(
     options: WhisperOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A stand-in for an H100 with an old driver, which CTranslate2 answers with empty text and no error.
-    def mute(self: WindowDecoder, encoded: object, tasks: list, languages: list[str]) -> list:
-        texts = original(self, encoded, tasks, languages)
+    def mute(self: WindowDecoder, *arguments: object) -> list:
+        texts = original(self, *arguments)
         return [dataclasses.replace(text, text="", tokens=(), words=()) for text in texts]
 
     original = WindowDecoder.transcribe

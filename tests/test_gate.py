@@ -7,7 +7,15 @@ import dataclasses
 import pytest
 
 from whisper_spark import WhisperOptions
-from whisper_spark.gate import WindowText, confirmed, credibility, is_reliable, is_silence, is_unsure
+from whisper_spark.gate import (
+    WindowText,
+    confirmed,
+    credibility,
+    is_echo,
+    is_reliable,
+    is_silence,
+    is_unsure,
+)
 from whisper_spark.quality import compression_ratio
 
 OPTIONS = WhisperOptions(model="base")
@@ -63,8 +71,9 @@ def test_plausible_text_is_believed(text: WindowText, speech_s: float) -> None:
 
 
 def test_beam_search_is_for_what_greedy_decoding_is_unsure_of() -> None:
-    assert not is_unsure(heard(SENTENCE, avg_logprob=-0.19), OPTIONS)
-    assert is_unsure(heard(SENTENCE, avg_logprob=-0.21), OPTIONS)
+    options = dataclasses.replace(OPTIONS, greedy_log_prob_threshold=-0.2)
+    assert not is_unsure(heard(SENTENCE, avg_logprob=-0.19), options)
+    assert is_unsure(heard(SENTENCE, avg_logprob=-0.21), options)
     every = dataclasses.replace(OPTIONS, greedy_log_prob_threshold=None)
     assert not is_unsure(heard(SENTENCE, avg_logprob=-0.21), every)  # there was no greedy decoding
 
@@ -90,3 +99,13 @@ def test_two_tries_that_agree_confirm_each_other_unless_nobody_speaks_that_fast(
     assert not confirmed(numbers, heard(SENTENCE), speech_s=5.0)
     assert not confirmed(numbers, numbers, speech_s=1.0)
     assert not confirmed(heard(""), heard(""), speech_s=1.0)
+
+
+def test_a_text_that_only_repeats_what_was_said_before_is_an_echo() -> None:
+    before = f"Thank you for calling. {SENTENCE}"
+    first = heard("Please hold the line.")
+    assert is_echo(heard(SENTENCE), first, before)
+    assert not is_echo(heard(SENTENCE), heard(SENTENCE.lower()), before)  # it was said twice
+    assert not is_echo(heard("Please hold the lane."), first, before)
+    assert not is_echo(heard(SENTENCE), first, "")
+    assert not is_echo(heard(""), first, before)

@@ -1,31 +1,39 @@
 """Windows of many files -> one batch -> text, scores and word times. Knows nothing of files.
 
 Uses only CTranslate2's public API. Decoding is greedy first; every window is then judged. Those that greedy
-decoding is unsure of go through beam search, and those that fail the gate are decoded again from scratch.
+decoding is unsure of go through beam search with the text before them, and those that fail the gate are
+decoded again from scratch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from whisper_spark.contract import WINDOW_SECONDS, WhisperOptions
-from whisper_spark.gate import WindowText, confirmed, credibility, is_reliable, is_silence, is_unsure
+from whisper_spark.contract import WhisperOptions
+from whisper_spark.features import FULL_FRAMES, Features, LogMel
+from whisper_spark.gate import (
+    WindowText,
+    confirmed,
+    credibility,
+    is_echo,
+    is_reliable,
+    is_silence,
+    is_unsure,
+)
 from whisper_spark.model import Device, load_weights
 from whisper_spark.progress import stage
 from whisper_spark.quality import compression_ratio
 from whisper_spark.segments import words_of_window
 from whisper_spark.speech import ChunkMap
-
-Features = npt.NDArray[np.float32]
 
 MAX_LENGTH = 448
 """Tokens that Whisper's decoder can hold, prompt included (openai/whisper ``n_text_ctx``)."""
@@ -43,9 +51,6 @@ LEAST_FRAMES = 1000
 prompts of 2 to 10 seconds, whisper-base made 298 word errors with 3 seconds of margin and 222 with 5."""
 
 _STEP_FRAMES = 200  # contexts come in steps of 2 seconds, so that windows find others to share a batch with
-
-FULL_FRAMES = int(WINDOW_SECONDS * 100)
-"""What Whisper was trained on: 30 seconds, one frame of features every 10 ms."""
 
 _RETRY_BEAM = 5  # openai/whisper's default
 
@@ -75,6 +80,20 @@ class WindowTask:
 
 
 @dataclass(frozen=True, slots=True)
+class FileLanguage:
+    """The language of a file.
+
+    :param language: Whisper language code.
+    :param probability: that detection gave it.
+    :param texts: of its windows, by position in their batch, where they were needed to decide.
+    """
+
+    language: str
+    probability: float
+    texts: Mapping[int, WindowText]
+
+
+@dataclass(frozen=True, slots=True)
 class _Attempt:
     """One way to decode. The first is what the options say, the others are for suspects."""
 
@@ -88,13 +107,12 @@ class WindowDecoder:
 
     def __init__(self, options: WhisperOptions, folder: Path, device: Device) -> None:
         import tokenizers
-        from faster_whisper.feature_extractor import FeatureExtractor
 
         self.options = options
         self.device = device
         self._model = load_weights(folder, options, device)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._extract = FeatureExtractor(feature_size=self._model.n_mels)
+        self.features = LogMel(self._model.n_mels)
         self._for_language = lru_cache(maxsize=None)(self._make_tokenizer)
         self._preamble = self._prompt_tokens()
 
@@ -108,11 +126,6 @@ class WindowDecoder:
         """Bytes of the features of a window of 30 seconds."""
         return int(self._model.n_mels) * FULL_FRAMES * 4
 
-    def features(self, samples: npt.NDArray[np.float32]) -> Features:
-        """Log-mel features of at most 30 seconds of samples: float32 of shape (mel bands, frames)."""
-        features = self._extract(samples)[..., :-1]  # the extractor pads 10 ms
-        return np.ascontiguousarray(features[:, :FULL_FRAMES], dtype=np.float32)
-
     def encode(self, tasks: Sequence[WindowTask], *, full: bool = False) -> Any:
         """Run the encoder; the result stays on the device.
 
@@ -125,7 +138,7 @@ class WindowDecoder:
         if self.device.kind == "cuda":
             return self._model.encode(_storage(batch))
         # A CPU gains nothing from a wide encoder, and its attention takes 72 MB a window of whisper-base.
-        rows = [_on_host(self._model.encode(_storage(row[np.newaxis]))) for row in batch]
+        rows = [on_host(self._model.encode(_storage(row[np.newaxis]))) for row in batch]
         return _storage(np.concatenate(rows))
 
     def language_probabilities(self, encoded: Any) -> list[dict[str, float]]:
@@ -133,62 +146,115 @@ class WindowDecoder:
         results = self._model.detect_language(encoded)
         return [{token[2:-2]: float(probability) for token, probability in row} for row in results]
 
-    def language_of_file(
-        self, encoded: Any, tasks: Sequence[WindowTask], members: Sequence[int]
-    ) -> tuple[str, float]:
-        """The language of a file, and its probability by detection.
+    def languages_of_files(
+        self, encoded: Any, tasks: Sequence[WindowTask], files: Sequence[Sequence[int]]
+    ) -> list[FileLanguage]:
+        """The language of each file.
 
-        Its windows vote with their seconds of speech. When that leaves it in doubt, the text decides: each
-        candidate is decoded, and the one that gives the likeliest words wins. Of 130 telephone prompts,
-        whisper-base took 6 for the wrong language by vote alone, and 2 like this.
+        The windows of a file vote with their seconds of speech. When that leaves it in doubt, the text
+        decides: each candidate is decoded, and the one that gives the likeliest words wins.
 
         :param encoded: what :meth:`encode` gave for ``tasks``.
-        :param members: the windows of the file among ``tasks``.
+        :param files: the windows of each file, as positions in ``tasks``.
         """
-        rows = _rows(encoded, members, len(tasks))
-        own = [tasks[i] for i in members]
-        weights = [task.map.speech_seconds + 0.01 for task in own]
-        votes = vote(self.language_probabilities(rows), weights)
-        candidates = {name: p for name, p in votes[:_CANDIDATES] if p >= _LEAST_CANDIDATE}
-        if votes[0][1] >= _SURE_LANGUAGE or len(candidates) < 2:
-            return votes[0]
-        scores = {name: _LANGUAGE_WEIGHT * math.log(p) for name, p in candidates.items()}
-        for name in candidates:
-            texts = self._generate(rows, own, [name] * len(own), self._first_attempt())
-            for text, weight in zip(texts, weights, strict=True):
-                scores[name] += (text.avg_logprob if text.text else _NO_TEXT) * weight / sum(weights)
-        best = max(scores, key=scores.__getitem__)
-        return best, candidates[best]
+        rows = self.language_probabilities(encoded)
+        weights = [task.map.speech_seconds + 0.01 for task in tasks]
+        votes = [vote([rows[i] for i in file], [weights[i] for i in file]) for file in files]
+        candidates = [_candidates(ranking) for ranking in votes]
+        # All candidates of all files in one batch: one window at a time costs more than twice as much.
+        trials = [
+            (i, name) for file, names in zip(files, candidates, strict=True) for name in names for i in file
+        ]
+        if not trials:
+            return [FileLanguage(*ranking[0], {}) for ranking in votes]
+        windows = [i for i, _ in trials]
+        texts = self._generate(
+            _storage(on_host(encoded)[windows]),
+            [tasks[i] for i in windows],
+            [name for _, name in trials],
+            self._first_attempt(),
+        )
+        heard = dict(zip(trials, texts, strict=True))
+        decided = []
+        for file, ranking, names in zip(files, votes, candidates, strict=True):
+            scores = {name: _LANGUAGE_WEIGHT * math.log(p) for name, p in names.items()}
+            for name, i in itertools.product(names, file):
+                sureness = heard[i, name].avg_logprob if heard[i, name].text else _NO_TEXT
+                scores[name] += sureness * weights[i] / sum(weights[j] for j in file)
+            best = max(scores, key=scores.__getitem__, default=ranking[0][0])
+            known = {i: heard[i, best] for i in file if names}
+            decided.append(FileLanguage(best, names.get(best, ranking[0][1]), known))
+        return decided
 
     def transcribe(
-        self, encoded: Any, tasks: Sequence[WindowTask], languages: Sequence[str]
+        self,
+        encoded: Any,
+        tasks: Sequence[WindowTask],
+        languages: Sequence[str],
+        known: Mapping[int, WindowText],
     ) -> list[WindowText]:
-        """Text, scores and words of each window. What is not ``reliable`` has no words: :meth:`retry` it.
+        """Text, scores and words of each window.
 
-        Greedy decoding first. What it is not sure of is decoded again by beam search, which costs several
-        times as much and hardly ever changes a text that greedy decoding is sure of.
+        Without words: what :meth:`is_unsure`, which is to be refined, and what is not ``reliable``, which
+        is to be decoded again.
 
         :param encoded: what :meth:`encode` gave for ``tasks``.
         :param languages: a Whisper language code for each window.
+        :param known: what :meth:`languages_of_files` has decoded already, by position in ``tasks``.
         """
-        options = self.options
-        first = self._first_attempt()
-        with stage("generate"):
-            texts = self._generate(encoded, tasks, languages, first)
-            unsure = [i for i, text in enumerate(texts) if is_unsure(text, options)]
-            if unsure and not first.temperature and first.beam_size < options.beam_size:
-                again = self._generate(
-                    _rows(encoded, unsure, len(tasks)),
-                    [tasks[i] for i in unsure],
-                    [languages[i] for i in unsure],
-                    _Attempt(options.beam_size),
+        found = {i: text for i, text in known.items() if text.language == languages[i]}
+        missing = [i for i in range(len(tasks)) if i not in found]
+        if missing:
+            with stage("generate"):
+                rows = _rows(encoded, missing, len(tasks))
+                given = self._generate(
+                    rows,
+                    [tasks[i] for i in missing],
+                    [languages[i] for i in missing],
+                    self._first_attempt(),
                 )
-                for i, text in zip(unsure, again, strict=True):
-                    texts[i] = self._better(texts[i], text)
-        if options.word_timestamps:
-            with stage("align"):
-                self._add_words(encoded, texts, tasks, [i for i, text in enumerate(texts) if text.reliable])
+            found.update(zip(missing, given, strict=True))
+        texts = [found[i] for i in range(len(tasks))]
+        self._add_words_where(lambda text: text.reliable and not self.is_unsure(text), encoded, texts, tasks)
         return texts
+
+    def is_unsure(self, text: WindowText) -> bool:
+        """Whether a first text is to be refined: greedy decoding was not sure of it."""
+        first = self._first_attempt()
+        if first.temperature or first.beam_size >= self.options.beam_size:
+            return False
+        return is_unsure(text, self.options)
+
+    def refine(
+        self,
+        encoded: Features,
+        tasks: Sequence[WindowTask],
+        texts: Sequence[WindowText],
+        before: Sequence[Sequence[int]],
+    ) -> list[WindowText]:
+        """The better of the first text and one by beam search, which is told the text before the window.
+
+        Beam search costs several times as much as greedy decoding and hardly ever changes a text that
+        greedy decoding is sure of. Knowing what was said before spares more errors than the beam does.
+
+        :param encoded: what the encoder gave for these windows, of shape (windows, positions, width).
+        :param texts: what :meth:`transcribe` gave.
+        :param before: tokens of the text before each window, equally many for all of them.
+        """
+        rows = _storage(encoded)
+        with stage("generate"):
+            again = self._generate(
+                rows, tasks, [text.language for text in texts], _Attempt(self.options.beam_size), before
+            )
+        better = [
+            first if self._is_echo(second, first, tokens) else self._better(first, second)
+            for first, second, tokens in zip(texts, again, before, strict=True)
+        ]
+        self._add_words_where(lambda text: text.reliable, rows, better, tasks)
+        return better
+
+    def _is_echo(self, text: WindowText, first: WindowText, before: Sequence[int]) -> bool:
+        return is_echo(text, first, self.tokenizer(text.language).decode(list(before)))
 
     def retry(self, tasks: Sequence[WindowTask], suspects: Sequence[WindowText]) -> list[WindowText]:
         """Decode suspects again, more and more patiently, and give the best of all tries with its words.
@@ -215,8 +281,7 @@ class WindowDecoder:
                     settled.add(i)
                 texts[i] = text if silent else self._better(texts[i], text)
             open_ = [i for i in open_ if not texts[i].reliable and i not in settled]
-        if self.options.word_timestamps:
-            self._add_words(encoded, texts, tasks, range(len(texts)))
+        self._add_words_where(lambda _: True, encoded, texts, tasks)
         return texts
 
     def _better(self, one: WindowText, other: WindowText) -> WindowText:
@@ -253,21 +318,30 @@ class WindowDecoder:
         """Hot words and initial prompt, in the place where Whisper expects the text so far."""
         tokenizer = self.tokenizer("en")
         texts = [text.strip() for text in (self.options.hotwords, self.options.initial_prompt) if text]
-        tokens = [token for text in texts for token in tokenizer.encode(" " + text)]
-        return [tokenizer.sot_prev, *tokens[-(MAX_LENGTH // 2 - 1) :]] if tokens else []
+        return [token for text in texts for token in tokenizer.encode(" " + text)]
 
-    def _prompt(self, language: str, timestamps: bool) -> list[int]:
+    def _prompt(self, language: str, timestamps: bool, before: Sequence[int] = ()) -> list[int]:
         tokenizer = self.tokenizer(language)
+        said = [*self._preamble, *before][-(MAX_LENGTH // 2 - 1) :]
+        opening = [tokenizer.sot_prev, *said] if said else []
         ending = [] if timestamps else [tokenizer.no_timestamps]
-        return [*self._preamble, *tokenizer.sot_sequence, *ending]
+        return [*opening, *tokenizer.sot_sequence, *ending]
 
     # --- decoding and judging
 
     def _generate(
-        self, encoded: Any, tasks: Sequence[WindowTask], languages: Sequence[str], attempt: _Attempt
+        self,
+        encoded: Any,
+        tasks: Sequence[WindowTask],
+        languages: Sequence[str],
+        attempt: _Attempt,
+        before: Sequence[Sequence[int]] | None = None,
     ) -> list[WindowText]:
         options = self.options
-        prompts = [self._prompt(language, attempt.timestamps) for language in languages]
+        prompts = [
+            self._prompt(language, attempt.timestamps, tokens)
+            for language, tokens in zip(languages, before or [()] * len(tasks), strict=True)
+        ]
         caps = [_token_cap(task.map.seconds, attempt.timestamps) for task in tasks]
         sampling: dict[str, Any] = {"beam_size": attempt.beam_size, "patience": options.patience}
         if attempt.temperature > 0:
@@ -330,6 +404,17 @@ class WindowDecoder:
 
     # --- word times
 
+    def _add_words_where(
+        self,
+        chosen: Callable[[WindowText], bool],
+        encoded: Any,
+        texts: list[WindowText],
+        tasks: Sequence[WindowTask],
+    ) -> None:
+        if self.options.word_timestamps:
+            with stage("align"):
+                self._add_words(encoded, texts, tasks, [i for i, text in enumerate(texts) if chosen(text)])
+
     def _add_words(
         self, encoded: Any, texts: list[WindowText], tasks: Sequence[WindowTask], chosen: Iterable[int]
     ) -> None:
@@ -363,7 +448,8 @@ def _storage(array: Features) -> Any:
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(array))
 
 
-def _on_host(encoded: Any) -> Features:
+def on_host(encoded: Any) -> Features:
+    """What :meth:`WindowDecoder.encode` gave, in NumPy: shape (windows, positions, width)."""
     import ctranslate2
 
     if encoded.device != "cpu":
@@ -375,13 +461,19 @@ def _on_host(encoded: Any) -> Features:
 
 def _rows(encoded: Any, indices: Sequence[int], of: int) -> Any:
     """Some of the rows of an encoded batch."""
-    return encoded if len(indices) == of else _storage(_on_host(encoded)[list(indices)])
+    return encoded if len(indices) == of else _storage(on_host(encoded)[list(indices)])
 
 
 def context_frames(frames: int) -> int:
     """Frames that the encoder is to see for a window of so many: with margin, in steps of 2 seconds."""
     wanted = max(frames + MARGIN_FRAMES, LEAST_FRAMES)
     return min(FULL_FRAMES, -(-wanted // _STEP_FRAMES) * _STEP_FRAMES)
+
+
+def _candidates(ranking: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Languages that a file may be in, with their probabilities; none when there is no doubt."""
+    likely = {name: p for name, p in ranking[:_CANDIDATES] if p >= _LEAST_CANDIDATE}
+    return {} if ranking[0][1] >= _SURE_LANGUAGE or len(likely) < 2 else likely
 
 
 def vote(rows: Sequence[Mapping[str, float]], weights: Sequence[float]) -> list[tuple[str, float]]:

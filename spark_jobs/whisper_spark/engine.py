@@ -16,9 +16,10 @@ from typing import BinaryIO
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.decoder import WindowDecoder
 from whisper_spark.gate import WindowText, is_silence
+from whisper_spark.jobs import AudioFile, FileWork
 from whisper_spark.model import ModelError, UnusableDeviceError, choose_device, find_model
 from whisper_spark.objects import ObjectStorage, normalise_uri
-from whisper_spark.pipeline import AudioFile, FileWork, Pipeline
+from whisper_spark.pipeline import Pipeline
 from whisper_spark.progress import Progress, stage
 from whisper_spark.quality import quality_flags
 from whisper_spark.segments import join_texts, numbered, split_into_segments

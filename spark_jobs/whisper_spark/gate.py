@@ -6,6 +6,7 @@ Pure functions over one window. What a whole transcript looks like is judged in 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whisper_spark.contract import WhisperOptions, Word
@@ -96,5 +97,22 @@ def confirmed(text: WindowText, earlier: WindowText, speech_s: float) -> bool:
     """
     if not text.text or text.capped or len(text.tokens) > MOST_TOKENS_PER_SECOND * speech_s:
         return False
-    words = phrase_words(text.text), phrase_words(earlier.text)
-    return difflib.SequenceMatcher(None, *words, autojunk=False).ratio() >= AGREEMENT
+    return _agreement(phrase_words(text.text), phrase_words(earlier.text)) >= AGREEMENT
+
+
+def is_echo(text: WindowText, first: WindowText, before: str) -> bool:
+    """Whether a text repeats what was said before it, and the first try did not hear that.
+
+    :param text: decoded with the text before it in the prompt, which a model may copy.
+    :param first: decoded without.
+    :param before: what stood in the prompt.
+    """
+    words = phrase_words(text.text)
+    if not words:
+        return False
+    tail = phrase_words(before)[-len(words) :]
+    return _agreement(words, tail) >= AGREEMENT and _agreement(words, phrase_words(first.text)) < AGREEMENT
+
+
+def _agreement(words: Sequence[str], others: Sequence[str]) -> float:
+    return difflib.SequenceMatcher(None, words, others, autojunk=False).ratio()

@@ -35,7 +35,7 @@ COMPUTE_TYPES: frozenset[str] = frozenset(
 )
 """CTranslate2's weight types, and ``auto``: float16 on a GPU, int8 on a CPU."""
 
-_FINGERPRINT_VERSION = 2
+_FINGERPRINT_VERSION = 3
 # Raise it whenever a default below changes, because defaults are left out of the fingerprint.
 
 _URI = re.compile(r"^(s3|s3a|gs|gcs|az|abfs|abfss|file)://", re.IGNORECASE)
@@ -80,7 +80,10 @@ class WhisperOptions:
     :param hotwords: words to prefer, given to every window as part of the prompt.
     :param beam_size: beams for windows that greedy decoding is not sure of; 1 decodes greedily throughout.
     :param greedy_log_prob_threshold: greedy text at least this sure (average log probability of a token) is
-        kept, the rest is decoded again with ``beam_size``; ``None``: beam search for every window.
+        kept, the rest is decoded again with ``beam_size``; ``None``: beam search at once for every window,
+        without the text before it.
+    :param condition_on_previous_text: such windows are given the text before them, which tells Whisper names,
+        spelling and style. Only text that passed the quality gate, and only of the first, greedy decoding.
     :param best_of: candidates when sampling at a temperature above 0.
     :param patience: beam search patience (arXiv:2204.05424).
     :param length_penalty: exponential length penalty of beam search.
@@ -124,7 +127,8 @@ class WhisperOptions:
     initial_prompt: str | None = None
     hotwords: str | None = None
     beam_size: int = 5
-    greedy_log_prob_threshold: float | None = -0.2
+    greedy_log_prob_threshold: float | None = -0.17
+    condition_on_previous_text: bool = True
     best_of: int = 5
     patience: float = 1.0
     length_penalty: float = 1.0

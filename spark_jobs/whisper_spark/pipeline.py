@@ -10,17 +10,26 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from whisper_spark.audio import AudioError, DecodedAudio, open_audio
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.decoder import FULL_FRAMES, WindowDecoder, WindowTask, context_frames
+from whisper_spark.decoder import (
+    WindowDecoder,
+    WindowTask,
+    context_frames,
+    on_host,
+)
+from whisper_spark.features import FULL_FRAMES, Features
 from whisper_spark.gate import WindowText
+from whisper_spark.jobs import AudioFile, Batches, FileError, FileWork, Job, Step
 from whisper_spark.model import UnusableDeviceError
 from whisper_spark.objects import ObjectChanged, ObjectForbidden, ObjectNotFound
+from whisper_spark.previous_text import PreviousText
 from whisper_spark.progress import Progress, count, stage, timed
 from whisper_spark.quality import MIN_LANGUAGE_PROBABILITY
 from whisper_spark.speech import Window, WindowPacker
@@ -30,84 +39,6 @@ log = logging.getLogger(__name__)
 _HEAD = 2
 # Windows that vote on the language of a file: half a minute of speech by default. They travel in one batch,
 # so that the encoder runs once; whatever the size of batches, so that it does not decide on the language.
-
-
-@dataclass(frozen=True, slots=True)
-class AudioFile:
-    """A file to transcribe.
-
-    :param uri: raw URI, nothing percent-encoded.
-    :param etag: when given, other bytes under this URI are an error ``changed_during_read``.
-    :param size: bytes, as listed.
-    :param attempt: copied to the transcript.
-    :param language: Whisper language code that overrides the options' for this file.
-    """
-
-    uri: str
-    etag: str | None = None
-    size: int | None = None
-    attempt: int = 1
-    language: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FileError:
-    """Why there is no transcript. ``code`` is one of :data:`contract.ERROR_CODES`."""
-
-    code: str
-    message: str
-
-
-@dataclass(slots=True, eq=False)
-class FileWork:
-    """Everything known about a file while it is under way."""
-
-    file: AudioFile
-    language: str | None = None
-    language_probability: float | None = None
-    duration_s: float | None = None
-    speech_s: float = 0.0
-    channels: int | None = None
-    truncated: bool = False
-    error: FileError | None = None
-    size: int | None = None
-    texts: list[tuple[int, int, WindowText]] = field(default_factory=list)  # channel, number in it, text
-    issued: int = 0  # windows handed to the device
-    returned: int = 0
-    read: bool = False  # its thread is through with it
-    held: list[_Job] = field(default_factory=list)  # until the head has voted on the language
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing more will come."""
-        return self.read and self.returned == self.issued
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    work: FileWork
-    channel: int
-    number: int
-    task: WindowTask
-    suspect: WindowText | None = None  # what the first decoding gave, when that must be done again
-
-    @property
-    def size(self) -> int:
-        return self.task.features.nbytes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Group:
-    """Windows that must share a batch, and since when they wait for it."""
-
-    jobs: list[_Job]
-    since: float = field(default_factory=time.monotonic)
-
-    @property
-    def key(self) -> tuple[bool, int]:
-        """Groups share a batch only when this is equal: to be decoded again or not, frames of context."""
-        first = self.jobs[0]
-        return first.suspect is not None, FULL_FRAMES if first.suspect else first.task.context
 
 
 class Pipeline:
@@ -131,15 +62,14 @@ class Pipeline:
         self._options = options
         self._open = open_file
         self._progress = progress or Progress()
-        batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 2)
-        self._room = batch * FULL_FRAMES  # frames that a batch may hold
+        batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 4)
+        self._ready = Batches(batch * FULL_FRAMES)
         workers = max(1, decoder.device.workers)
         self._limit = options.prefetch_bytes or max(
             _BATCHES_AHEAD * batch * workers * decoder.window_bytes, _LEAST_AHEAD_BYTES
         )
         self._state = threading.Condition()
         self._take = threading.Lock()  # guards the iterator, which may block while Spark sends more
-        self._ready: list[_Group] = []  # oldest first
         self._bytes = 0
         self._reading = 0  # threads that may still bring windows
         self._blocked = 0  # of these, how many wait for memory
@@ -235,7 +165,7 @@ class Pipeline:
             work.language = "en"
         voting = work.language is None
         packers = [WindowPacker(options) for _ in range(audio.channels if options.channels == "split" else 1)]
-        head: list[_Job] = []
+        head: list[Job] = []
         for job in self._jobs(work, audio, packers):
             head.append(job)
             if not voting or len(head) == _HEAD:
@@ -249,16 +179,16 @@ class Pipeline:
         work.truncated = audio.truncated
         work.speech_s = sum(packer.speech_seconds for packer in packers)
 
-    def _jobs(self, work: FileWork, audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[_Job]:
+    def _jobs(self, work: FileWork, audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[Job]:
         numbers = [0] * len(packers)
         for channel, window in _windows(audio, packers):
             with stage("features"):
                 features = self._decoder.features(window.samples)
             task = WindowTask(features, window.map, context_frames(features.shape[1]))
-            yield _Job(work, channel, numbers[channel], task)
+            yield Job(work, channel, numbers[channel], task)
             numbers[channel] += 1
 
-    def _put(self, work: FileWork, jobs: list[_Job]) -> None:
+    def _put(self, work: FileWork, jobs: list[Job]) -> None:
         """Make windows ready for the device, then wait while too much is.
 
         Waiting comes after: a thread that waits never holds back work, so the device can always go on.
@@ -270,7 +200,7 @@ class Pipeline:
             work.issued += len(jobs)
             self._bytes += sum(job.size for job in jobs)
             if first or work.language:
-                self._ready.append(_Group(jobs))
+                self._ready.add(jobs)
             else:
                 work.held.extend(jobs)
             self._state.notify_all()
@@ -291,49 +221,25 @@ class Pipeline:
             self._decode_batch(batch)
         self._done.put(None)
 
-    def _next_batch(self) -> list[_Job]:
+    def _next_batch(self) -> list[Job]:
         """Windows of equal context from any files; empty when there will be no more."""
         with self._state, stage("idle"):
+            patient = True
             while not self._stopped:
-                key, full = self._fullest()
-                if key and (full or self._reading == self._blocked):
-                    return self._fill_batch(key)
+                key, full = self._ready.best()  # anew after each wait: another thread may have taken it
+                if key and (full or not patient or self._reading == self._blocked):
+                    return self._ready.take(key)
                 if not self._ready and self._finished():
                     return []
-                if not self._state.wait(timeout=_PATIENCE_SECONDS) and key:
-                    return self._fill_batch(key)
+                patient = self._state.wait(timeout=_PATIENCE_SECONDS)
             return []
-
-    def _fullest(self) -> tuple[tuple[bool, int] | None, bool]:
-        """What most windows wait for, and whether they fill a batch; or what has waited too long."""
-        if self._ready and time.monotonic() - self._ready[0].since > _LONGEST_WAIT_SECONDS:
-            return self._ready[0].key, True
-        frames: dict[tuple[bool, int], int] = {}
-        for group in self._ready:
-            frames[group.key] = frames.get(group.key, 0) + len(group.jobs) * group.key[1]
-        if not frames:
-            return None, False
-        key = max(frames, key=frames.__getitem__)
-        return key, frames[key] + key[1] > self._room
 
     def _finished(self) -> bool:
         return self._reading == 0 and self._bytes == 0
 
-    def _fill_batch(self, key: tuple[bool, int]) -> list[_Job]:
-        batch: list[_Job] = []
-        left: list[_Group] = []
-        for group in self._ready:
-            fits = not batch or (len(batch) + len(group.jobs)) * key[1] <= self._room
-            if fits and group.key == key:
-                batch.extend(group.jobs)
-            else:
-                left.append(group)
-        self._ready = left
-        return batch
-
-    def _decode_batch(self, batch: list[_Job]) -> None:
+    def _decode_batch(self, batch: list[Job]) -> None:
         try:
-            texts: list[WindowText | FileError] = list(self._texts(batch))
+            results: list[WindowText | FileError | Job] = list(self._decoded(batch))
         except Exception as error:  # whatever it is, it must not take other files' windows with it
             if _device_is_lost(error):
                 raise UnusableDeviceError(f"{self._decoder.device.name} failed: {error}") from error
@@ -343,81 +249,124 @@ class Pipeline:
                     self._decode_batch(half)
                 return
             log.exception("cannot decode a window of %s", batch[0].work.file.uri)
-            texts = [_decoding_error(error)]
-        done = [
-            isinstance(text, FileError) or text.reliable or bool(job.suspect)
-            for job, text in zip(batch, texts, strict=True)
-        ]
-        count("windows", sum(not job.suspect for job in batch))
-        count("retried_windows", done.count(False))
-        self._progress.heard(
-            {job.work.file.uri: _end(job) for job, is_done in zip(batch, done, strict=True) if is_done}
-        )
+            results = [_decoding_error(error)]
+        count("windows", sum(job.step is Step.FIRST for job in batch))
+        count("retried_windows", sum(isinstance(r, Job) and r.step is Step.SUSPECT for r in results))
+        pairs = list(zip(batch, results, strict=True))
+        self._progress.heard({j.work.file.uri: j.end for j, result in pairs if not isinstance(result, Job)})
         with self._state:
-            for job, text, is_done in zip(batch, texts, done, strict=True):
-                if is_done:
-                    self._return(job, text)
-                elif isinstance(text, WindowText):
-                    self._ready.append(_Group([replace(job, suspect=text)]))
-                self._release_held(job.work)
+            for job, result in pairs:
+                self._settle(job, result)
+            for work in {id(job.work): job.work for job in batch}.values():
+                self._release(work)
             self._state.notify_all()
 
-    def _return(self, job: _Job, text: WindowText | FileError) -> None:
+    def _settle(self, job: Job, result: WindowText | FileError | Job) -> None:
+        """Keep what came of a window, or put it back into the queue."""
         work = job.work
-        work.returned += 1
         self._bytes -= job.size
-        if isinstance(text, FileError):
-            work.error = work.error or text
+        if job.step is Step.FIRST:
+            text = result.text if isinstance(result, Job) else result
+            previous = work.previous.setdefault(job.channel, PreviousText())
+            previous.add(job.number, text if isinstance(text, WindowText) else None)
+        if isinstance(result, Job):
+            self._bytes += result.size
+            if result.step is Step.UNSURE:
+                work.unsure.append(result)
+            else:
+                self._ready.add([result])
+            return
+        work.returned += 1
+        if isinstance(result, FileError):
+            work.error = work.error or result
         else:
-            work.texts.append((job.channel, job.number, text))
+            work.texts.append((job.channel, job.number, result))
         self._finish_if_complete(work)
 
-    def _release_held(self, work: FileWork) -> None:
-        """The windows that waited for the vote on the language of their file."""
+    def _release(self, work: FileWork) -> None:
+        """The windows of a file that waited for its language, or for the text before them."""
         if work.held and (work.language or work.error):
             work.language = work.language or "en"  # never used: the file has failed
-            self._ready.extend(_Group([held]) for held in work.held)
+            for job in work.held:
+                self._ready.add([job])
             work.held = []
+        waiting, work.unsure = work.unsure, []
+        for job in waiting:
+            previous = work.previous[job.channel]
+            if not self._options.condition_on_previous_text:
+                self._ready.add([job])
+            elif previous.is_known(job.number):
+                language = job.text.language if job.text else ""
+                self._ready.add([replace(job, before=previous.tokens(job.number, language))])
+            else:
+                work.unsure.append(job)
 
-    def _texts(self, batch: list[_Job]) -> list[WindowText]:
+    def _decoded(self, batch: list[Job]) -> Iterator[WindowText | Job]:
+        """The text of each window, or the window as it is to be decoded once more."""
         tasks = [job.task for job in batch]
-        suspects = [job.suspect for job in batch if job.suspect]
-        if suspects:
-            with stage("retry", whole=True):
-                return self._decoder.retry(tasks, suspects)
+        texts = [job.text for job in batch if job.text]
+        unsure: dict[int, Features] = {}
+        match batch[0].step:
+            case Step.FIRST:
+                texts, unsure = self._first_texts(batch, tasks)
+            case Step.UNSURE:
+                encoded = np.concatenate([job.encoded for job in batch if job.encoded is not None])
+                texts = self._decoder.refine(encoded, tasks, texts, [job.before for job in batch])
+            case Step.SUSPECT:
+                with stage("retry", whole=True):
+                    texts = self._decoder.retry(tasks, texts)
+        for i, (job, text) in enumerate(zip(batch, texts, strict=True)):
+            if i in unsure:
+                yield replace(job, step=Step.UNSURE, text=text, encoded=unsure[i])
+            elif text.reliable or job.step is Step.SUSPECT:
+                yield text
+            else:
+                yield replace(job, step=Step.SUSPECT, text=text, encoded=None, before=())
+
+    def _first_texts(
+        self, batch: list[Job], tasks: list[WindowTask]
+    ) -> tuple[list[WindowText], dict[int, Features]]:
+        """Texts, and what the encoder gave for those that greedy decoding is unsure of, by position."""
         with stage("encode"):
             encoded = self._decoder.encode(tasks)
         with stage("language"):
-            languages = self._languages(encoded, batch)
-        return self._decoder.transcribe(encoded, tasks, languages)
+            languages, known = self._languages(encoded, batch)
+        texts = self._decoder.transcribe(encoded, tasks, languages, known)
+        unsure = [i for i, text in enumerate(texts) if self._decoder.is_unsure(text)]
+        if not unsure:
+            return texts, {}
+        rows = on_host(encoded)
+        return texts, {i: rows[i : i + 1].copy() for i in unsure}  # copies, or all rows stay in memory
 
-    def _languages(self, encoded: Any, batch: list[_Job]) -> list[str]:
-        """A language for each window: its file's, decided by vote where it is not known yet.
+    def _languages(self, encoded: Any, batch: list[Job]) -> tuple[list[str], dict[int, WindowText]]:
+        """A language for each window, and the texts that were needed to decide.
 
-        With ``multilingual`` a window has its own, unless that is uncertain.
+        It is that of its file, decided by vote where it is not known yet. With ``multilingual`` a window
+        has its own, unless that is uncertain.
         """
         tasks = [job.task for job in batch]
-        for work in {id(job.work): job.work for job in batch if not job.work.language}.values():
-            members = [i for i, job in enumerate(batch) if job.work is work]
-            decision = self._decoder.language_of_file(encoded, tasks, members)
+        open_ = {id(job.work): job.work for job in batch if not job.work.language}
+        members = [[i for i, job in enumerate(batch) if id(job.work) == key] for key in open_]
+        known: dict[int, WindowText] = {}
+        if open_:
+            decisions = self._decoder.languages_of_files(encoded, tasks, members)
             with self._state:
-                work.language, work.language_probability = decision
+                for work, decision in zip(open_.values(), decisions, strict=True):
+                    work.language, work.language_probability = decision.language, decision.probability
+                    known.update(decision.texts)
         languages = [job.work.language or "" for job in batch]
         if self._options.multilingual:
             for i, row in enumerate(self._decoder.language_probabilities(encoded)):
                 language, probability = max(row.items(), key=lambda item: item[1])
                 if probability >= MIN_LANGUAGE_PROBABILITY:
                     languages[i] = language
-        return languages
+        return languages, known
 
 
 _BATCHES_AHEAD = 4
 _LEAST_AHEAD_BYTES = 32 * 1024 * 1024
 # For each decoder: one that it takes next, and others of different length to choose from. The more windows
 # wait, the more of them are of equal length; 32 MiB are about two minutes of work for a CPU.
-
-_LONGEST_WAIT_SECONDS = 10.0
-# Then a window goes even if its batch is not full: its file cannot be saved before.
 
 _PATIENCE_SECONDS = 0.2
 # How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
@@ -433,13 +382,7 @@ def _windows(audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[tuple
             yield channel, window
 
 
-def _end(job: _Job) -> float:
-    """How far its file is transcribed once this window is, in seconds."""
-    last = job.task.map.chunks[-1]
-    return last.start + last.length
-
-
-def _halves(batch: list[_Job]) -> Iterator[list[_Job]]:
+def _halves(batch: list[Job]) -> Iterator[list[Job]]:
     middle = len(batch) // 2
     yield batch[:middle]
     yield batch[middle:]
