@@ -184,10 +184,13 @@ def machine() -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "?"
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    # The tables that this program writes do not make what it measures another one.
+    changed = git("status", "--porcelain", "--", "spark_jobs", "benchmarks/contenders", "constraints.txt")
+    return (git("describe", "--always") or "?") + ("-dirty" if changed else "")
 
 
 if __name__ == "__main__":
