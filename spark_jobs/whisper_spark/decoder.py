@@ -52,6 +52,9 @@ prompts of 2 to 10 seconds, whisper-base made 298 word errors with 3 seconds of 
 
 _STEP_FRAMES = 200  # contexts come in steps of 2 seconds, so that windows find others to share a batch with
 
+_LARGE_BYTES = 1_000_000_000
+# Weights of medium and larger models, a window of which takes a quarter of a gigabyte for cross attention.
+
 _RETRY_BEAM = 5  # openai/whisper's default
 
 _SURE_LANGUAGE = 0.9
@@ -111,6 +114,7 @@ class WindowDecoder:
         self.options = options
         self.device = device
         self._model = load_weights(folder, options, device)
+        self._weights_bytes = (folder / "model.bin").stat().st_size
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.features = LogMel(self._model.n_mels)
         self._for_language = lru_cache(maxsize=None)(self._make_tokenizer)
@@ -120,6 +124,15 @@ class WindowDecoder:
     def multilingual(self) -> bool:
         """Whether the model knows more than English."""
         return bool(self._model.is_multilingual)
+
+    @property
+    def batch_size(self) -> int:
+        """Windows of 30 seconds in a batch: what the options say, or what suits device and model."""
+        if self.options.batch_size:
+            return self.options.batch_size
+        if self.device.kind == "cuda":
+            return 64
+        return 2 if self._weights_bytes > _LARGE_BYTES else 4
 
     @property
     def window_bytes(self) -> int:

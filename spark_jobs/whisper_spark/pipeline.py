@@ -62,7 +62,7 @@ class Pipeline:
         self._options = options
         self._open = open_file
         self._progress = progress or Progress()
-        batch = options.batch_size or (64 if decoder.device.kind == "cuda" else 4)
+        batch = decoder.batch_size
         self._ready = Batches(batch * FULL_FRAMES)
         workers = max(1, decoder.device.workers)
         self._limit = options.prefetch_bytes or max(
