@@ -41,6 +41,8 @@ MAX_LENGTH = 448
 MAX_NEW_TOKENS = MAX_LENGTH // 2
 """Tokens of text for one window (openai/whisper ``sample_len``)."""
 
+_LONGEST_PROMPT = MAX_LENGTH // 2 - 1  # tokens of hot words and previous text, as in openai/whisper
+
 MARGIN_FRAMES = 300
 """Padding behind the speech of a window, in frames of 10 ms, at least. Whisper was trained on 30 seconds;
 with less, the encoder costs less, more than in proportion, but some windows loop or lose their end. The
@@ -174,20 +176,13 @@ class WindowDecoder:
         weights = [task.map.speech_seconds + 0.01 for task in tasks]
         votes = [vote([rows[i] for i in file], [weights[i] for i in file]) for file in files]
         candidates = [_candidates(ranking) for ranking in votes]
-        # All candidates of all files in one batch: one window at a time costs more than twice as much.
+        # Candidates of many files together: one window at a time costs more than twice as much.
         trials = [
             (i, name) for file, names in zip(files, candidates, strict=True) for name in names for i in file
         ]
         if not trials:
             return [FileLanguage(*ranking[0], {}) for ranking in votes]
-        windows = [i for i, _ in trials]
-        texts = self._generate(
-            _storage(on_host(encoded)[windows]),
-            [tasks[i] for i in windows],
-            [name for _, name in trials],
-            self._first_attempt(),
-        )
-        heard = dict(zip(trials, texts, strict=True))
+        heard = dict(zip(trials, self._tried(on_host(encoded), tasks, trials), strict=True))
         decided = []
         for file, ranking, names in zip(files, votes, candidates, strict=True):
             scores = {name: _LANGUAGE_WEIGHT * math.log(p) for name, p in names.items()}
@@ -198,6 +193,16 @@ class WindowDecoder:
             known = {i: heard[i, best] for i in file if names}
             decided.append(FileLanguage(best, names.get(best, ranking[0][1]), known))
         return decided
+
+    def _tried(
+        self, rows: Features, tasks: Sequence[WindowTask], trials: Sequence[tuple[int, str]]
+    ) -> Iterator[WindowText]:
+        """First texts of windows in given languages, in batches for which there is memory."""
+        most = max(len(tasks), self.batch_size)
+        for first in range(0, len(trials), most):
+            windows, languages = zip(*trials[first : first + most], strict=True)
+            own = [tasks[i] for i in windows]
+            yield from self._generate(_storage(rows[list(windows)]), own, languages, self._first_attempt())
 
     def transcribe(
         self,
@@ -335,7 +340,8 @@ class WindowDecoder:
 
     def _prompt(self, language: str, timestamps: bool, before: Sequence[int] = ()) -> list[int]:
         tokenizer = self.tokenizer(language)
-        said = [*self._preamble, *before][-(MAX_LENGTH // 2 - 1) :]
+        said = self._preamble[-_LONGEST_PROMPT:]
+        said = [*said, *before[len(before) - min(len(before), _LONGEST_PROMPT - len(said)) :]]
         opening = [tokenizer.sot_prev, *said] if said else []
         ending = [] if timestamps else [tokenizer.no_timestamps]
         return [*opening, *tokenizer.sot_sequence, *ending]

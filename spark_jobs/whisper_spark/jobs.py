@@ -160,12 +160,17 @@ class Batches:
         key = max(frames, key=frames.__getitem__)
         return key, frames[key] + key[1] > self._room
 
-    def take(self, key: Key) -> list[Job]:
-        """As many of these windows as fit into a batch, at least one group."""
+    def take(self, key: Key, shares: int = 1) -> list[Job]:
+        """As many of these windows as fit into a batch, at least one group.
+
+        :param shares: take no more than one of so many equal parts of them.
+        """
         batch: list[Job] = []
         left: list[_Group] = []
+        waiting = sum(group.frames for group in self._ready if group.key == key)
+        room = min(self._room, -(-waiting // shares))
         for group in self._ready:
-            fits = not batch or len(batch) * key[1] + group.frames <= self._room
+            fits = not batch or len(batch) * key[1] + group.frames <= room
             if fits and group.key == key:
                 batch.extend(group.jobs)
             else:

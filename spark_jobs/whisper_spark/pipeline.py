@@ -64,9 +64,9 @@ class Pipeline:
         self._progress = progress or Progress()
         batch = decoder.batch_size
         self._ready = Batches(batch * FULL_FRAMES)
-        workers = max(1, decoder.device.workers)
+        self._decoders = max(1, decoder.device.workers)
         self._limit = options.prefetch_bytes or max(
-            _BATCHES_AHEAD * batch * workers * decoder.window_bytes, _LEAST_AHEAD_BYTES
+            _BATCHES_AHEAD * batch * self._decoders * decoder.window_bytes, _LEAST_AHEAD_BYTES
         )
         self._state = threading.Condition()
         self._take = threading.Lock()  # guards the iterator, which may block while Spark sends more
@@ -80,9 +80,7 @@ class Pipeline:
         self._progress.start(lambda: (self._bytes, self._limit))
         readers = [self._thread(self._read_files, f"read-{n}") for n in range(self._readers())]
         self._reading = len(readers)
-        decoders = [
-            self._thread(self._decode, f"decode-{n}") for n in range(max(1, self._decoder.device.workers))
-        ]
+        decoders = [self._thread(self._decode, f"decode-{n}") for n in range(self._decoders)]
         waiting = len(decoders)
         for thread in [*readers, *decoders]:
             thread.start()
@@ -228,7 +226,8 @@ class Pipeline:
             while not self._stopped:
                 key, full = self._ready.best()  # anew after each wait: another thread may have taken it
                 if key and (full or not patient or self._reading == self._blocked):
-                    return self._ready.take(key)
+                    # The last windows are shared out, so that all decoders end at the same time.
+                    return self._ready.take(key, 1 if self._reading else self._decoders)
                 if not self._ready and self._finished():
                     return []
                 patient = self._state.wait(timeout=_PATIENCE_SECONDS)
