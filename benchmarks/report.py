@@ -9,12 +9,13 @@ from typing import Any
 
 import plot
 from contenders import CONTENDERS
-from corpus import CORPORA, ROOT
+from corpus import CORPORA, ROOT, corpus_folder, references
 from note import table, write_block
-from scoring import TOLERANCE_S, Errors
+from scoring import TOLERANCE_S, Errors, difference, errors_by_prompt, read_output
 
 RESULTS = ROOT / ".cache" / "bench-results"
 PLOT = ROOT / "benchmarks" / "speed.svg"
+OURS = "ours_files"
 BASELINES = ("method3", "batched")
 
 Result = dict[str, Any]
@@ -89,6 +90,33 @@ def error_table(corpus: str) -> list[str]:
     return table(["contender", *languages, "wrong language"], rows)
 
 
+def difference_table(corpus: str) -> list[str]:
+    """Errors that our engine makes more or less than the baselines, with what chance does to that."""
+    own = [reference for reference in references(corpus_folder(corpus)) if reference.language]
+    languages = list(dict.fromkeys(str(reference.language) for reference in own))
+    found: dict[str, dict[str, list[int]]] = {}
+    for name in (OURS, *BASELINES):
+        path = RESULTS / "outputs" / f"{name}.{corpus}.jsonl"
+        if path.is_file():
+            heard, _ = read_output(path)
+            found[name] = {language: [] for language in languages}
+            for reference in own:
+                found[name][str(reference.language)] += errors_by_prompt(reference, heard)
+    rows = []
+    for name in BASELINES:
+        if name in found and OURS in found:
+            pairs = [(found[OURS][language], found[name][language]) for language in languages]
+            every = [[count for part in side for count in part] for side in zip(*pairs, strict=True)]
+            cells = [_difference(*pair) for pair in [*pairs, (every[0], every[1])]]
+            rows.append([CONTENDERS[name].title, *cells])
+    return table(["ours against", *languages, "all"], rows)
+
+
+def _difference(ours: Sequence[int], others: Sequence[int]) -> str:
+    more, low, high = difference(ours, others)
+    return f"{more:+d} ({low:+.0f} to {high:+.0f})"
+
+
 def times_table(corpus: str) -> list[str]:
     """How close words lie to where prompts begin and end."""
     rows = []
@@ -150,6 +178,7 @@ def _tables(corpus: str) -> Iterator[tuple[str, list[str]]]:
     yield "speed", speed_table(corpus)
     if base != "long":
         yield "errors by language", error_table(corpus)
+        yield "errors against the baselines", difference_table(corpus)
     if base != "clips":
         yield "word times", times_table(corpus)
 

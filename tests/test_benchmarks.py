@@ -12,7 +12,16 @@ import pytest
 from corpus import FRAME, Reference, trimmed
 from measure import RunError, measure
 from recordings import RATE, Span
-from scoring import Errors, Heard, invented_words, normalised, times, word_errors
+from scoring import (
+    Errors,
+    Heard,
+    difference,
+    errors_by_prompt,
+    invented_words,
+    normalised,
+    times,
+    word_errors,
+)
 
 CALL = Reference(
     "call.wav",
@@ -37,6 +46,19 @@ def test_each_kind_of_error_is_counted_by_language() -> None:
 
 def test_a_file_without_output_was_not_heard() -> None:
     assert word_errors([CALL], {}) == {"en": Errors(7, 0, 7, 0)}
+
+
+def test_errors_are_counted_for_the_prompt_they_are_in() -> None:
+    assert errors_by_prompt(CALL, heard("Please leave the message and after tone")) == [1, 2]
+    assert errors_by_prompt(CALL, {}) == [4, 3]
+    whole = Reference("call.wav", "en", 1.0, "after the tone")
+    assert errors_by_prompt(whole, heard("after a tone please")) == [2]
+
+
+def test_a_difference_comes_with_what_chance_does_to_it() -> None:
+    assert difference([3, 3, 3], [1, 1, 1]) == (6, 6.0, 6.0)
+    more, low, high = difference([0, 2] * 20, [2, 0] * 20)
+    assert (more, low < -10, high > 10) == (0, True, True)
 
 
 def test_word_times_are_held_against_the_prompts() -> None:
