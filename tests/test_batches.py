@@ -1,0 +1,75 @@
+"""Which windows share a batch: equal ones, as many as there is room for, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from whisper_spark import jobs
+from whisper_spark.decoder import WindowTask
+from whisper_spark.jobs import AudioFile, Batches, FileWork, Job, Step
+from whisper_spark.speech import Chunk, ChunkMap
+
+WORK = FileWork(AudioFile("file:///a.wav"))
+
+
+def window(number: int, context: int = 1000, step: Step = Step.FIRST, before: int = 0) -> Job:
+    features = np.zeros((80, context - 300), np.float32)
+    task = WindowTask(features, ChunkMap((Chunk(0.0, 0.0, 7.0),)), context)
+    return Job(WORK, 0, number, task, step, before=tuple(range(before)))
+
+
+def taken(batches: Batches, shares: int = 1) -> list[int]:
+    key, _ = batches.best()
+    assert key is not None
+    return [job.number for job in batches.take(key, shares)]
+
+
+def test_a_batch_holds_as_many_windows_as_there_is_room_for() -> None:
+    batches = Batches(room=3000)
+    for number in range(5):
+        batches.add([window(number)])
+    assert batches.best()[1]
+    assert taken(batches) == [0, 1, 2]
+    assert not batches.best()[1]
+    assert taken(batches) == [3, 4]
+    assert not batches
+    assert batches.best() == (None, False)
+
+
+def test_only_equal_windows_share_a_batch() -> None:
+    batches = Batches(room=9000)
+    unlike = [
+        window(0),
+        window(1, context=1200),
+        window(2, step=Step.UNSURE),
+        window(3, step=Step.UNSURE, before=20),
+        window(4, step=Step.SUSPECT),
+    ]
+    for job in unlike:
+        batches.add([job])
+    assert sorted(tuple(taken(batches)) for _ in unlike) == [(0,), (1,), (2,), (3,), (4,)]
+
+
+def test_windows_that_must_travel_together_do_even_if_there_is_no_room() -> None:
+    batches = Batches(room=1000)
+    batches.add([window(0), window(1)])
+    assert taken(batches) == [0, 1]
+
+
+def test_the_last_windows_are_shared_out() -> None:
+    batches = Batches(room=9000)
+    for number in range(6):
+        batches.add([window(number)])
+    assert [taken(batches, shares=2) for _ in range(3)] == [[0, 1, 2], [3], [4]]
+
+
+def test_what_has_waited_too_long_goes_before_what_would_fill_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "_LONGEST_WAIT_SECONDS", 0.0)
+    batches = Batches(room=2000)
+    batches.add([window(0, context=1200)])
+    for number in (1, 2):
+        batches.add([window(number)])
+    assert batches.best() == (window(0, context=1200).key, True)
