@@ -85,7 +85,7 @@ def corpus(name: str) -> Path:
         raise ValueError(
             f"unknown corpus {name!r}: use one of {', '.join(CORPORA)}, or one of them with -quick"
         )
-    target = corpus_folder(name)
+    target = FOLDER / f"v{VERSION}" / name
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,11 +97,6 @@ def corpus(name: str) -> Path:
         (folder / "references.jsonl").write_text("".join(lines), encoding="utf-8")
         folder.rename(target)
     return target
-
-
-def corpus_folder(name: str) -> Path:
-    """Where a corpus lies, made or not."""
-    return FOLDER / f"v{VERSION}" / name
 
 
 def references(folder: Path) -> list[Reference]:

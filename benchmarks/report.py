@@ -9,7 +9,8 @@ from typing import Any
 
 import plot
 from contenders import CONTENDERS
-from corpus import CORPORA, ROOT, corpus_folder, references
+from corpus import CORPORA, ROOT, references
+from corpus import corpus as corpus_folder
 from note import table, write_block
 from scoring import TOLERANCE_S, Errors, difference, errors_by_prompt, read_output
 

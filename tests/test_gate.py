@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from transcripts import window_text as heard
 
 from whisper_spark import WhisperOptions
 from whisper_spark.gate import (
@@ -16,27 +17,9 @@ from whisper_spark.gate import (
     is_silence,
     is_unsure,
 )
-from whisper_spark.quality import compression_ratio
 
 OPTIONS = WhisperOptions(model="base")
 SENTENCE = "Please leave your message after the tone."
-
-
-def heard(text: str, **changes: object) -> WindowText:
-    base = WindowText(
-        tokens=tuple(range(len(text.split()) + 2)),
-        text=text,
-        language="en",
-        avg_logprob=-0.15,
-        no_speech_prob=0.01,
-        compression_ratio=compression_ratio(text),
-        temperature=0.0,
-        capped=False,
-        reliable=True,
-        start=0.0,
-        end=3.0,
-    )
-    return dataclasses.replace(base, **changes)
 
 
 @pytest.mark.parametrize(

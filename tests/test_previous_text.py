@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
+
+from transcripts import window_text
 
 from whisper_spark.gate import WindowText
 from whisper_spark.previous_text import LONGEST, PreviousText
 
-TEXT = WindowText(
-    tokens=(),
-    text="heard",
-    language="en",
-    avg_logprob=-0.3,
-    no_speech_prob=0.0,
-    compression_ratio=1.0,
-    temperature=0.0,
-    capped=False,
-    reliable=True,
-    start=0.0,
-    end=1.0,
-)
-
 
 def window(*tokens: int, **changes: object) -> WindowText:
-    return dataclasses.replace(TEXT, tokens=tokens, **changes)
+    return window_text("heard", tokens=tokens, **changes)
 
 
 def twenty(first: int, **changes: object) -> WindowText:

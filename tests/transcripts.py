@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,8 @@ from whisper_spark.contract import (
     run_folder,
     transcript_schema,
 )
+from whisper_spark.gate import WindowText
+from whisper_spark.quality import compression_ratio
 from whisper_spark.staging import RunResult, StagedFile
 
 OPTIONS = WhisperOptions(model="base")
@@ -150,3 +153,21 @@ def stage_run(
     if passed is not None:
         (local / "report.json").write_text(json.dumps({"passed": passed, "manifest_id": manifest_id}))
     return run
+
+
+def window_text(text: str, **changes: Any) -> WindowText:
+    """What was heard in one window of English: sure of itself, and past the quality gate."""
+    base = WindowText(
+        tokens=tuple(range(len(text.split()) + 2)),
+        text=text,
+        language="en",
+        avg_logprob=-0.15,
+        no_speech_prob=0.01,
+        compression_ratio=compression_ratio(text),
+        temperature=0.0,
+        capped=False,
+        reliable=True,
+        start=0.0,
+        end=3.0,
+    )
+    return dataclasses.replace(base, **changes)

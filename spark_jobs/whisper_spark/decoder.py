@@ -172,7 +172,9 @@ class WindowDecoder:
         :param encoded: what :meth:`encode` gave for ``tasks``.
         :param files: the windows of each file, as positions in ``tasks``.
         """
-        rows = self.language_probabilities(encoded)
+        voters = sorted(i for file in files for i in file)  # of the other windows the language is known
+        heads = self.language_probabilities(_rows(encoded, voters, len(tasks)))
+        rows = dict(zip(voters, heads, strict=True))
         weights = [task.map.speech_seconds + 0.01 for task in tasks]
         votes = [vote([rows[i] for i in file], [weights[i] for i in file]) for file in files]
         candidates = [_candidates(ranking) for ranking in votes]
@@ -185,10 +187,11 @@ class WindowDecoder:
         heard = dict(zip(trials, self._tried(on_host(encoded), tasks, trials), strict=True))
         decided = []
         for file, ranking, names in zip(files, votes, candidates, strict=True):
+            total = sum(weights[i] for i in file)
             scores = {name: _LANGUAGE_WEIGHT * math.log(p) for name, p in names.items()}
             for name, i in itertools.product(names, file):
                 sureness = heard[i, name].avg_logprob if heard[i, name].text else _NO_TEXT
-                scores[name] += sureness * weights[i] / sum(weights[j] for j in file)
+                scores[name] += sureness * weights[i] / total
             best = max(scores, key=scores.__getitem__, default=ranking[0][0])
             known = {i: heard[i, best] for i in file if names}
             decided.append(FileLanguage(best, names.get(best, ranking[0][1]), known))

@@ -18,12 +18,7 @@ import numpy as np
 
 from whisper_spark.audio import AudioError, DecodedAudio, open_audio
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.decoder import (
-    WindowDecoder,
-    WindowTask,
-    context_frames,
-    on_host,
-)
+from whisper_spark.decoder import WindowDecoder, WindowTask, context_frames, on_host
 from whisper_spark.features import FULL_FRAMES, Features
 from whisper_spark.gate import WindowText
 from whisper_spark.jobs import AudioFile, Batches, FileError, FileWork, Job, Step
