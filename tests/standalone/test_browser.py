@@ -126,8 +126,6 @@ def reprocessed(site: Site, browser: Browser, cleared: Seen) -> Seen:
     browser.screenshot("reprocess-form")
     browser.run_backfill(form)
 
-    # Not by the number of tries: where its database is locked for a moment, Airflow 3.3.2 takes a backfill
-    # back and deletes the runs that it had begun to clear, and the page's second request makes them anew.
     def replaced() -> bool:
         made = {row["dt"]: row["fingerprint"] for row in site.rows()}
         return site.airflow.idle(DAG_ID) and all(
