@@ -79,6 +79,7 @@ class WhisperOptions:
     :param initial_prompt: text in the style and spelling wanted, given to every window.
     :param hotwords: words to prefer, given to every window as part of the prompt.
     :param beam_size: beams for windows that greedy decoding is not sure of; 1 decodes greedily throughout.
+        Five, Whisper's own default, cost more and spare no errors here (``benchmarks/RESULTS.md``).
     :param greedy_log_prob_threshold: greedy text at least this sure (average log probability of a token) is
         kept, the rest is decoded again with ``beam_size``; ``None``: beam search at once for every window,
         without the text before it.
@@ -126,7 +127,7 @@ class WhisperOptions:
     channels: Literal["mix", "split"] = "mix"
     initial_prompt: str | None = None
     hotwords: str | None = None
-    beam_size: int = 5
+    beam_size: int = 3
     greedy_log_prob_threshold: float | None = -0.17
     condition_on_previous_text: bool = True
     best_of: int = 5
