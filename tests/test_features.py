@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
 from speech import Clip
+
 from whisper_spark.audio import open_audio
 from whisper_spark.features import LogMel
 

@@ -123,7 +123,7 @@ class WhisperOptions:
     vad_threshold: float = 0.5
     vad_min_silence_ms: int = 160
     vad_speech_pad_ms: int = 400
-    chunk_length: float = 15.0
+    chunk_length: float = 20.0
     channels: Literal["mix", "split"] = "mix"
     initial_prompt: str | None = None
     hotwords: str | None = None

@@ -32,7 +32,7 @@ from whisper_spark.speech import Window, WindowPacker
 log = logging.getLogger(__name__)
 
 _HEAD = 2
-# Windows that vote on the language of a file: half a minute of speech by default. They travel in one batch,
+# Windows that vote on the language of a file: 40 seconds of speech by default. They travel in one batch,
 # so that the encoder runs once; whatever the size of batches, so that it does not decide on the language.
 
 
