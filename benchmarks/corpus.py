@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/corpus.py            makes what is missing under .cache/bench-corpus, lists it
 
 clips        80 files of 2 to 10 s in five languages: telephone prompts and sentences read for LibriVox
-calls        10 files of 20 to 180 s: prompts joined with pauses; six containers, six sample rates
+calls        20 files of 20 to 180 s: prompts joined with pauses; six containers, six sample rates
 long         one file of an hour: English prompts with pauses
 nonspeech    silence, noise, tones, signals, music: no word is said in any of them
 
@@ -34,7 +34,7 @@ from speech import LANGUAGES, Clip, librivox, prompts, speech_root  # noqa: E402
 
 CORPORA = ("clips", "calls", "long", "nonspeech")
 FOLDER = ROOT / ".cache" / "bench-corpus"
-VERSION = 2
+VERSION = 3
 """Raise it when anything below changes what is made: folders of another version are made anew."""
 
 CLIPS_PER_LANGUAGE = 16
@@ -51,6 +51,9 @@ CALLS = (
     ("ru", 130, ".m4a", 32_000, "aac"),
     ("ru", 25, ".ogg", 8_000, "libopus"),
 )
+CALL_ROUNDS = 2
+"""How often each of them, every time with other prompts. All prompts last for four rounds."""
+
 CALL_PAUSES = (0.4, 2.0)
 LONG_PAUSES = (0.4, 4.4)
 LONG_SECONDS = 3_600.0
@@ -127,7 +130,7 @@ def _make_clips(folder: Path, quick: bool) -> Iterator[Reference]:
 
 def _make_calls(folder: Path, quick: bool) -> Iterator[Reference]:
     spoken = {language: iter(_spoken(language, "calls", min_words=6)) for language in LANGUAGES}
-    for number, (language, seconds, suffix, rate, codec) in enumerate(CALLS):
+    for number, (language, seconds, suffix, rate, codec) in enumerate(CALLS * (1 if quick else CALL_ROUNDS)):
         if quick and seconds > 45:
             continue
         samples, spans = _joined(spoken[language], seconds, CALL_PAUSES, seed=f"call-{number}")

@@ -13,6 +13,7 @@ from io import BytesIO
 from os import PathLike, fspath
 from typing import BinaryIO
 
+from whisper_spark.allocator import keep_freed_memory, release_freed_memory
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.decoder import WindowDecoder
 from whisper_spark.gate import WindowText, is_silence
@@ -52,6 +53,8 @@ class Engine:
         self.version = engine_version()
         device = choose_device(options)
         folder = find_model(options, storage)
+        if device.kind == "cpu":
+            keep_freed_memory()
         self._decoder = WindowDecoder(options, folder, device)
         self._self_test()
         log.info("%s loaded on %s", options.model, device.name)
@@ -80,12 +83,15 @@ class Engine:
             stream.seek(0)
             return stream, size
 
-        for work in Pipeline(files, self._decoder, self.options, open_file, progress):
-            with progress.recording(), stage("assemble"):
-                transcript = self._transcript(work)
-            progress.finished(transcript)
-            yield transcript
-        progress.stop()
+        try:
+            for work in Pipeline(files, self._decoder, self.options, open_file, progress):
+                with progress.recording(), stage("assemble"):
+                    transcript = self._transcript(work)
+                progress.finished(transcript)
+                yield transcript
+            progress.stop()
+        finally:
+            release_freed_memory()
 
     def _transcript(self, work: FileWork) -> Transcript:
         base = Transcript(

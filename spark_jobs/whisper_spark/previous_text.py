@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from whisper_spark.gate import WindowText
 
-LONGEST = 100
+LONGEST = 60
 """Tokens of previous text that a window is given at most. Whisper takes up to 223 (openai/whisper
 ``n_text_ctx // 2 - 1``), but beam search slows down with every one of them; RESULTS.md has figures."""
 
