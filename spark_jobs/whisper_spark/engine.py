@@ -256,6 +256,8 @@ def transcribe_files(
         for transcript in transcribe_files(["a.wav", "s3://bucket/b.mp3"], WhisperOptions(model="base")):
             print(transcript.audio_uri, transcript.text)
 
+    On a CPU with glibc, what this process frees stays with it until the last transcript, see ``allocator``.
+
     :param paths: local paths or URIs; raw, nothing percent-encoded.
     :param storage: obstore configuration for the URIs; ``None``: ambient credentials.
     :param model_storage: the same for a model in an object store.
