@@ -49,16 +49,16 @@ def test_dag_file_imports_in_under_a_second_and_stays_light(path: Path) -> None:
         "spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
         "print(json.dumps([time.process_time() - began, sorted(m.split('.')[0] for m in sys.modules)]))"
     )
-    runs = []
-    while not runs or (min(runs) >= 1.0 and len(runs) < 3):  # a busy host has slow moments
+    for _ in range(3):  # a busy host has slow moments
         done = subprocess.run(
             [sys.executable, "-c", program, path], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         seconds, modules = json.loads(done.stdout.splitlines()[-1])
         assert set(modules) & HEAVY == set()
-        runs.append(seconds)
-    assert min(runs) < 1.0
+        if seconds < 1.0:
+            break
+    assert seconds < 1.0
 
 
 def test_airflow_finds_no_errors_in_the_examples(airflow_home: Path) -> None:
