@@ -57,6 +57,10 @@ def test_beam_search_is_for_what_greedy_decoding_is_unsure_of() -> None:
     options = dataclasses.replace(OPTIONS, greedy_log_prob_threshold=-0.2)
     assert not is_unsure(heard(SENTENCE, avg_logprob=-0.19), options)
     assert is_unsure(heard(SENTENCE, avg_logprob=-0.21), options)
+    assert not is_unsure(heard(SENTENCE, avg_logprob=-0.21), options, alone=True)
+    assert is_unsure(heard(SENTENCE, avg_logprob=-0.25), options, alone=True)
+    all_ = dataclasses.replace(OPTIONS, greedy_log_prob_threshold=0.0)
+    assert is_unsure(heard(SENTENCE, avg_logprob=-0.01), all_, alone=True)
     every = dataclasses.replace(OPTIONS, greedy_log_prob_threshold=None)
     assert not is_unsure(heard(SENTENCE, avg_logprob=-0.21), every)  # there was no greedy decoding
 

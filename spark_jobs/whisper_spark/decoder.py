@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -77,11 +77,13 @@ class WindowTask:
     :param map: where its chunks come from.
     :param context: frames that the encoder is to see, see :func:`context_frames`. All windows of a batch
         have the same, so that what is heard in one never depends on its neighbours.
+    :param alone: no text before it will be known, as it begins its file or as the options say.
     """
 
     features: Features
     map: ChunkMap
     context: int
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,15 +238,20 @@ class WindowDecoder:
                 )
             found.update(zip(missing, given, strict=True))
         texts = [found[i] for i in range(len(tasks))]
-        self._add_words_where(lambda text: text.reliable and not self.is_unsure(text), encoded, texts, tasks)
+        final = [
+            i
+            for i, (text, task) in enumerate(zip(texts, tasks, strict=True))
+            if text.reliable and not self.is_unsure(text, task)
+        ]
+        self._add_words(encoded, texts, tasks, final)
         return texts
 
-    def is_unsure(self, text: WindowText) -> bool:
-        """Whether a first text is to be refined: greedy decoding was not sure of it."""
+    def is_unsure(self, text: WindowText, task: WindowTask) -> bool:
+        """Whether the first text of a window is to be refined: greedy decoding was not sure of it."""
         first = self._first_attempt()
         if first.temperature or first.beam_size >= self.options.beam_size:
             return False
-        return is_unsure(text, self.options)
+        return is_unsure(text, self.options, alone=task.alone)
 
     def refine(
         self,
@@ -271,7 +278,7 @@ class WindowDecoder:
             first if self._is_echo(second, first, tokens) else self._better(first, second)
             for first, second, tokens in zip(texts, again, before, strict=True)
         ]
-        self._add_words_where(lambda text: text.reliable, rows, better, tasks)
+        self._add_words(rows, better, tasks, [i for i, text in enumerate(better) if text.reliable])
         return better
 
     def _is_echo(self, text: WindowText, first: WindowText, before: Sequence[int]) -> bool:
@@ -302,7 +309,7 @@ class WindowDecoder:
                     settled.add(i)
                 texts[i] = text if silent else self._better(texts[i], text)
             open_ = [i for i in open_ if not texts[i].reliable and i not in settled]
-        self._add_words_where(lambda _: True, encoded, texts, tasks)
+        self._add_words(encoded, texts, tasks, range(len(texts)))
         return texts
 
     def _better(self, one: WindowText, other: WindowText) -> WindowText:
@@ -426,18 +433,15 @@ class WindowDecoder:
 
     # --- word times
 
-    def _add_words_where(
-        self,
-        chosen: Callable[[WindowText], bool],
-        encoded: Any,
-        texts: list[WindowText],
-        tasks: Sequence[WindowTask],
+    def _add_words(
+        self, encoded: Any, texts: list[WindowText], tasks: Sequence[WindowTask], chosen: Iterable[int]
     ) -> None:
+        """Give the chosen texts their words, where the options ask for words."""
         if self.options.word_timestamps:
             with stage("align"):
-                self._add_words(encoded, texts, tasks, [i for i, text in enumerate(texts) if chosen(text)])
+                self._align(encoded, texts, tasks, chosen)
 
-    def _add_words(
+    def _align(
         self, encoded: Any, texts: list[WindowText], tasks: Sequence[WindowTask], chosen: Iterable[int]
     ) -> None:
         by_language: dict[str, list[int]] = {}

@@ -177,7 +177,8 @@ class Pipeline:
         for channel, window in _windows(audio, packers):
             with stage("features"):
                 features = self._decoder.features(window.samples)
-            task = WindowTask(features, window.map, context_frames(features.shape[1]))
+            alone = numbers[channel] == 0 or not self._options.condition_on_previous_text
+            task = WindowTask(features, window.map, context_frames(features.shape[1]), alone)
             yield Job(work, channel, numbers[channel], task)
             numbers[channel] += 1
 
@@ -326,7 +327,7 @@ class Pipeline:
         with stage("language"):
             languages, known = self._languages(encoded, batch)
         texts = self._decoder.transcribe(encoded, tasks, languages, known)
-        unsure = [i for i, text in enumerate(texts) if self._decoder.is_unsure(text)]
+        unsure = [i for i, text in enumerate(texts) if self._decoder.is_unsure(text, tasks[i])]
         if not unsure:
             return texts, {}
         rows = on_host(encoded)
