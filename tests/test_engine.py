@@ -120,6 +120,25 @@ def test_text_before_a_window_makes_it_surer_and_does_not_depend_on_the_order_of
     assert {t.text for t in found} == {with_it.text}
 
 
+def test_only_the_first_window_of_a_file_is_taken_for_one_without_text_before_it(
+    librivox: list[Clip], options: WhisperOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone: list[bool] = []
+    original = WindowDecoder.encode
+
+    def encode(self: WindowDecoder, tasks: list, *, full: bool = False) -> object:
+        if not full:  # what is decoded again has been here before
+            alone.extend(task.alone for task in sorted(tasks, key=lambda task: task.map.chunks[0].start))
+        return original(self, tasks, full=full)
+
+    engine = get_engine(dataclasses.replace(options, chunk_length=5.0, num_workers=1))
+    monkeypatch.setattr(WindowDecoder, "encode", encode)
+    longest = max(librivox, key=lambda clip: clip.seconds)
+    list(engine.transcribe([AudioFile(f"file://{longest.path}")]))
+    assert len(alone) > 1
+    assert alone == [True] + [False] * (len(alone) - 1)
+
+
 def test_every_decoder_works_to_the_end(librivox: list[Clip], options: WhisperOptions) -> None:
     # Two of them waited for the same window: who gets nothing must wait for the next.
     first_is_done = threading.Event()
