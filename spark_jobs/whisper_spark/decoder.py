@@ -77,7 +77,7 @@ class WindowTask:
     :param map: where its chunks come from.
     :param context: frames that the encoder is to see, see :func:`context_frames`. All windows of a batch
         have the same, so that what is heard in one never depends on its neighbours.
-    :param alone: no text before it will be known, as it begins its file or as the options say.
+    :param alone: no text before it will be known, as it is the first of its channel or as the options say.
     """
 
     features: Features
