@@ -7,6 +7,8 @@ import random
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -137,6 +139,46 @@ def test_only_the_first_window_of_a_file_is_taken_for_one_without_text_before_it
     list(engine.transcribe([AudioFile(f"file://{longest.path}")]))
     assert len(alone) > 1
     assert alone == [True] + [False] * (len(alone) - 1)
+
+
+def test_the_end_of_a_recording_is_heard(speech: list[Clip], options: WhisperOptions) -> None:
+    # With a short context, decoding ends this one after its first sentence.
+    [clip] = [
+        c for c in speech if c.language == "es" and c.text.startswith("Hasta luego. Gracias por probar")
+    ]
+    [found] = transcribe_files([clip.path], options)
+    assert found.segments[-1].end > clip.seconds - 1.0
+    assert "abierto" in (found.text or "")
+    assert "missed_speech" not in found.quality_flags
+
+
+@pytest.mark.parametrize("every_time", [False, True])
+def test_words_that_decoding_leaves_out_are_looked_for_and_else_reported(
+    librivox: list[Clip], options: WhisperOptions, monkeypatch: pytest.MonkeyPatch, every_time: bool
+) -> None:
+    engine = get_engine(dataclasses.replace(options, language="en"))
+    longest = AudioFile(f"file://{max(librivox, key=lambda clip: clip.seconds).path}")
+    [whole] = engine.transcribe([longest])
+    original = WindowDecoder._hypotheses
+    tries = 0
+
+    def stop_half_way(self: WindowDecoder, *args: Any, **settings: Any) -> list[Any]:
+        nonlocal tries
+        tries += 1
+        results = original(self, *args, **settings)
+        if tries > 1 and not every_time:
+            return results
+        tokens = [result.sequences_ids[0] for result in results]
+        return [
+            SimpleNamespace(sequences_ids=[ids[: len(ids) // 2]], scores=r.scores, no_speech_prob=0.0)
+            for ids, r in zip(tokens, results, strict=True)
+        ]
+
+    monkeypatch.setattr(WindowDecoder, "_hypotheses", stop_half_way)
+    [found] = engine.transcribe([longest])
+    assert tries > 1
+    assert (found.text == whole.text) is not every_time
+    assert ("missed_speech" in found.quality_flags) is every_time
 
 
 def test_every_decoder_works_to_the_end(librivox: list[Clip], options: WhisperOptions) -> None:

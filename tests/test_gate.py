@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from transcripts import window_text as heard
 
-from whisper_spark import WhisperOptions
+from whisper_spark import WhisperOptions, Word
 from whisper_spark.gate import (
     WindowText,
     confirmed,
@@ -16,7 +16,9 @@ from whisper_spark.gate import (
     is_reliable,
     is_silence,
     is_unsure,
+    misses_speech,
 )
+from whisper_spark.speech import Chunk, ChunkMap
 
 OPTIONS = WhisperOptions(model="base")
 SENTENCE = "Please leave your message after the tone."
@@ -51,6 +53,37 @@ def test_suspicious_text_is_decoded_again(text: WindowText, speech_s: float) -> 
 )
 def test_plausible_text_is_believed(text: WindowText, speech_s: float) -> None:
     assert is_reliable(text, speech_s, OPTIONS)
+
+
+def spoken(*spans: tuple[float, float]) -> list[Word]:
+    return [Word(start, end, " word", 0.9) for start, end in spans]
+
+
+# Speech from 10.4 to 13.6 and from 60.4 to 62.6 seconds of the file, with padding around it.
+TWO = ChunkMap((Chunk(0.0, 10.0, 4.0, 0.4, 0.4), Chunk(4.0, 60.0, 3.0, 0.4, 0.4)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        spoken((11.6, 12.5), (12.5, 13.6), (60.4, 62.6)),
+        spoken((10.4, 11.0), (12.2, 13.6), (60.4, 62.6)),
+        spoken((10.4, 12.4), (60.4, 62.6)),
+        spoken((10.4, 13.6), (60.4, 61.4)),
+        spoken((10.4, 13.6)),
+        [],
+    ],
+    ids=["at the start", "between words", "before a pause", "at the end", "after a pause", "everything"],
+)
+def test_speech_without_words_is_missed(words: list[Word]) -> None:
+    assert misses_speech(words, TWO, OPTIONS)
+
+
+def test_pauses_and_what_is_no_speech_need_no_words() -> None:
+    assert not misses_speech(spoken((10.5, 11.5), (12.6, 13.5), (60.5, 61.0), (62.1, 62.5)), TWO, OPTIONS)
+    assert not misses_speech([], TWO, dataclasses.replace(OPTIONS, vad=False))  # nobody knows what is speech
+    with_pauses = dataclasses.replace(OPTIONS, vad_min_silence_ms=2000)  # speech holds pauses of two seconds
+    assert not misses_speech(spoken((10.4, 11.0), (13.0, 13.6), (60.4, 62.6)), TWO, with_pauses)
 
 
 def test_beam_search_is_for_what_greedy_decoding_is_unsure_of() -> None:

@@ -75,6 +75,7 @@ QUALITY_FLAGS: dict[str, str] = {
     "no_speech": "nothing was said; the text is empty on purpose",
     "truncated": "only the first part of the file could be decoded",
     "empty_text_over_speech": "the voice detector heard speech, yet there is no text",
+    "missed_speech": "somebody speaks for more than a second where the text has no word",
     "low_confidence": "average log probability of the text below log_prob_threshold",
     "repetitive": "compression ratio above compression_ratio_threshold, or a repeated phrase",
     "unlikely_speech_rate": "more than 40 characters or fewer than 1 token for a second of speech",

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from whisper_spark.contract import WhisperOptions
+from whisper_spark.contract import WhisperOptions, Word
 from whisper_spark.features import FULL_FRAMES, Features, LogMel
 from whisper_spark.gate import (
     WindowText,
@@ -28,6 +28,7 @@ from whisper_spark.gate import (
     is_reliable,
     is_silence,
     is_unsure,
+    misses_speech,
 )
 from whisper_spark.model import Device, load_weights
 from whisper_spark.progress import stage
@@ -218,8 +219,8 @@ class WindowDecoder:
     ) -> list[WindowText]:
         """Text, scores and words of each window.
 
-        Without words: what :meth:`is_unsure`, which is to be refined, and what is not ``reliable``, which
-        is to be decoded again.
+        What :meth:`is_unsure` has no words, and is to be refined. What is not ``reliable`` is to be decoded
+        again; it has words if these are the reason.
 
         :param encoded: what :meth:`encode` gave for ``tasks``.
         :param languages: a Whisper language code for each window.
@@ -296,12 +297,9 @@ class WindowDecoder:
         for attempt in self._attempts(any(task.context < FULL_FRAMES for task in tasks)):
             if not open_:
                 break
-            again = self._generate(
-                _rows(encoded, open_, len(tasks)),
-                [tasks[i] for i in open_],
-                [languages[i] for i in open_],
-                attempt,
-            )
+            rows, own = _rows(encoded, open_, len(tasks)), [tasks[i] for i in open_]
+            again = self._generate(rows, own, [languages[i] for i in open_], attempt)
+            self._add_words(rows, again, own, [i for i, text in enumerate(again) if text.reliable])
             settled: set[int] = set()  # silent, or confirmed by another try
             for i, text in zip(open_, again, strict=True):
                 silent = is_silence(text, self.options)
@@ -309,7 +307,7 @@ class WindowDecoder:
                     settled.add(i)
                 texts[i] = text if silent else self._better(texts[i], text)
             open_ = [i for i in open_ if not texts[i].reliable and i not in settled]
-        self._add_words(encoded, texts, tasks, range(len(texts)))
+        self._add_words(encoded, texts, tasks, [i for i, text in enumerate(texts) if text.words is None])
         return texts
 
     def _better(self, one: WindowText, other: WindowText) -> WindowText:
@@ -436,7 +434,7 @@ class WindowDecoder:
     def _add_words(
         self, encoded: Any, texts: list[WindowText], tasks: Sequence[WindowTask], chosen: Iterable[int]
     ) -> None:
-        """Give the chosen texts their words, where the options ask for words."""
+        """Give the chosen texts their words, where the options ask for them: words show what is missing."""
         if self.options.word_timestamps:
             with stage("align"):
                 self._align(encoded, texts, tasks, chosen)
@@ -449,7 +447,7 @@ class WindowDecoder:
             if texts[index].tokens:
                 by_language.setdefault(texts[index].language, []).append(index)
             else:
-                texts[index] = dataclasses.replace(texts[index], words=())
+                texts[index] = self._with_words(texts[index], [], tasks[index])
         for language, indices in by_language.items():  # align() takes one start sequence for all rows
             tokenizer = self.tokenizer(language)
             tokens = [list(texts[i].tokens) for i in indices]
@@ -458,7 +456,12 @@ class WindowDecoder:
             alignments = self._model.align(rows, tokenizer.sot_sequence, tokens, frames)
             for i, alignment in zip(indices, alignments, strict=True):
                 words = words_of_window(alignment, texts[i].tokens, tokenizer, tasks[i].map)
-                texts[i] = dataclasses.replace(texts[i], words=tuple(words))
+                texts[i] = self._with_words(texts[i], words, tasks[i])
+
+    def _with_words(self, text: WindowText, words: Sequence[Word], task: WindowTask) -> WindowText:
+        incomplete = misses_speech(words, task.map, self.options)
+        reliable = text.reliable and not incomplete
+        return dataclasses.replace(text, words=tuple(words), incomplete=incomplete, reliable=reliable)
 
 
 def _token_cap(seconds: float, timestamps: bool = False) -> int:

@@ -195,12 +195,19 @@ def _engine_flags(work: FileWork, spoken: list[tuple[int, int, WindowText]]) -> 
         flags.append("truncated")
     if any(text.capped for _, _, text in spoken):
         flags.append("token_limit")
+    if any(text.text for _, _, text in spoken) and any(_misses_speech(text) for _, _, text in spoken):
+        flags.append("missed_speech")
     return tuple(flags)
 
 
 def _empty_by_mistake(work: FileWork) -> bool:
     """Whether a window came back without text although Whisper itself took it for speech."""
     return any(not text.text and text.no_speech_prob < 0.5 for _, _, text in work.texts)
+
+
+def _misses_speech(text: WindowText) -> bool:
+    """Whether words are missing. Where Whisper itself hears no speech, there are none to miss."""
+    return text.incomplete and (bool(text.text) or text.no_speech_prob < 0.5)
 
 
 def _main_language(segments: tuple[Segment, ...]) -> str | None:

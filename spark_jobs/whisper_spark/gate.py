@@ -17,6 +17,7 @@ from whisper_spark.quality import (
     repeated_phrase,
     unlikely_rate,
 )
+from whisper_spark.speech import ChunkMap
 
 AGREEMENT = 0.9
 """Share of words in which two tries must agree to confirm each other."""
@@ -25,6 +26,11 @@ _ALONE = 1.2
 # The threshold of beam search for windows that stand alone, in parts of that for others: a search that is not
 # told what was said before spares fewer errors (benchmarks/RESULTS.md: 450 prompts take 139 instead of 147
 # seconds, with 530 instead of 528 word errors).
+
+MISSED_SPEECH_S = 1.0
+"""Seconds of detected speech without a word, on top of the longest pause that counts as speech, that make a
+text incomplete. Of 1,122 windows of prompts, calls and an hour (benchmarks/RESULTS.md) two had more than 0.8
+seconds, 2.5 and 1.2, and both lacked words."""
 
 MOST_TOKENS_PER_SECOND = 8.0
 """Of detected speech. Conversation has 3 to 5; a loop fills a window with many more."""
@@ -42,6 +48,7 @@ class WindowText:
     :param start: first moment of speech in it, in seconds of the file.
     :param end: last moment of speech in it, in seconds of the file.
     :param words: with times in the file; ``None`` when word timestamps are off.
+    :param incomplete: the words leave out detected speech; unknown, and ``False``, without words.
     """
 
     tokens: tuple[int, ...]
@@ -56,6 +63,7 @@ class WindowText:
     start: float
     end: float
     words: tuple[Word, ...] | None = None
+    incomplete: bool = False
 
 
 def is_reliable(text: WindowText, speech_s: float, options: WhisperOptions) -> bool:
@@ -73,6 +81,25 @@ def is_reliable(text: WindowText, speech_s: float, options: WhisperOptions) -> b
     if ratio is not None and text.compression_ratio > ratio:
         return False
     return logprob is None or text.avg_logprob >= logprob
+
+
+def misses_speech(words: Sequence[Word], chunk_map: ChunkMap, options: WhisperOptions) -> bool:
+    """Whether somebody speaks for longer than :data:`MISSED_SPEECH_S` where no word lies.
+
+    :param words: of one window, in order, with times in the file.
+    """
+    if not options.vad:  # nobody knows where speech is
+        return False
+    limit = MISSED_SPEECH_S + options.vad_min_silence_ms / 1000
+    for chunk in chunk_map.chunks:
+        reached, end = chunk.start + chunk.lead, chunk.start + chunk.length - chunk.tail
+        for word in words:
+            if min(word.start, end) - reached >= limit:
+                return True
+            reached = max(reached, word.end)
+        if end - reached >= limit:
+            return True
+    return False
 
 
 def is_unsure(text: WindowText, options: WhisperOptions, *, alone: bool = False) -> bool:

@@ -71,9 +71,9 @@ _EDGE_PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
 def quality_flags(transcript: Transcript, options: WhisperOptions) -> tuple[str, ...]:
     """The warnings that apply to a transcript, in the order of ``contract.QUALITY_FLAGS``.
 
-    Flags that ``transcript`` has already are kept: only the decoder knows ``truncated`` and ``token_limit``,
-    and a ``no_speech`` from the decoder (the model heard no speech where the voice detector did) overrules
-    ``empty_text_over_speech``. Error rows get no others.
+    Flags that ``transcript`` has already are kept: only the decoder knows ``truncated``, ``missed_speech``
+    and ``token_limit``, and a ``no_speech`` from the decoder (the model heard no speech where the voice
+    detector did) overrules ``empty_text_over_speech``. Error rows get no others.
     """
     flags = set(transcript.quality_flags)
     if transcript.status == "ok":
