@@ -152,6 +152,19 @@ def test_the_end_of_a_recording_is_heard(speech: list[Clip], options: WhisperOpt
     assert "missed_speech" not in found.quality_flags
 
 
+def test_a_window_full_of_words_is_heard_to_its_end(
+    speech: list[Clip], options: WhisperOptions, tmp_path: Path
+) -> None:
+    # CTranslate2 allows half as many tokens as it is told. Half of 224 is less than half a minute of Russian.
+    chosen = [c for c in speech if c.language == "ru" and 4 < c.seconds < 4.8]
+    densest = sorted(chosen, key=lambda c: len(c.text) / c.seconds)[-6:]
+    samples, spans = call(((c.path, c.text) for c in densest), pause=0.1)
+    path = write(tmp_path / "dense.wav", samples)
+    [found] = transcribe_files([path], dataclasses.replace(options, language="ru", chunk_length=30.0))
+    assert found.segments[-1].end > spans[-1].end - 1.0
+    assert not found.quality_flags
+
+
 @pytest.mark.parametrize("every_time", [False, True])
 def test_words_that_decoding_leaves_out_are_looked_for_and_else_reported(
     librivox: list[Clip], options: WhisperOptions, monkeypatch: pytest.MonkeyPatch, every_time: bool

@@ -380,7 +380,8 @@ class WindowDecoder:
             length_penalty=options.length_penalty,
             repetition_penalty=options.repetition_penalty,
             no_repeat_ngram_size=options.no_repeat_ngram_size,
-            max_length=min(len(prompts[0]) + max(caps), MAX_LENGTH),
+            # CTranslate2 allows half of it, or what the prompt leaves if that is less.
+            max_length=min(max(len(prompts[0]) + max(caps), 2 * max(caps)), MAX_LENGTH),
             return_scores=True,
             return_no_speech_prob=True,
             suppress_blank=options.suppress_blank,
