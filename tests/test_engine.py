@@ -142,7 +142,7 @@ def test_only_the_first_window_of_a_file_is_taken_for_one_without_text_before_it
 
 
 def test_the_end_of_a_recording_is_heard(speech: list[Clip], options: WhisperOptions) -> None:
-    # With a short context, decoding ends this one after its first sentence.
+    # With a short context, beam search ends this one after its first sentence: short texts are likelier.
     [clip] = [
         c for c in speech if c.language == "es" and c.text.startswith("Hasta luego. Gracias por probar")
     ]

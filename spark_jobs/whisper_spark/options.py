@@ -67,7 +67,8 @@ class WhisperOptions:
     :param language: Whisper language code, or ``None`` to detect it for each file.
     :param task: ``"transcribe"``, or ``"translate"`` into English.
     :param multilingual: detect the language again for every window, for files that mix languages.
-    :param word_timestamps: give each segment its words with start, end (seconds) and probability.
+    :param word_timestamps: give each segment its words with start, end (seconds) and probability. They also
+        show speech that a text leaves out: it is decoded again, and what stays without words is flagged.
     :param vad: transcribe only what the Silero voice activity detector takes for speech.
     :param vad_threshold: speech probability from which a 32 ms frame counts as speech, 0 to 1.
     :param vad_min_silence_ms: a pause at least this long (milliseconds) separates two speech regions.
