@@ -13,8 +13,17 @@ from pathlib import Path
 from servers import free_ports
 
 USER = "airflow"
-# What a test writes need not survive a power failure. Each thread of Airflow may hold connections.
-SETTINGS = ("fsync=off", "synchronous_commit=off", "max_connections=300", "listen_addresses=127.0.0.1")
+SETTINGS = (
+    # What a test writes need not survive a power failure.
+    "fsync=off",
+    "synchronous_commit=off",
+    # Each thread of Airflow may hold connections.
+    "max_connections=300",
+    "listen_addresses=127.0.0.1",
+    # The workers of a killed scheduler live on and keep its connection open. If it was killed while it held
+    # the lock on the pools, nothing would ever be queued again.
+    "idle_in_transaction_session_timeout=20s",
+)
 
 
 @contextmanager
