@@ -22,7 +22,7 @@ SETTINGS = (
     "listen_addresses=127.0.0.1",
     # The workers of a killed scheduler live on and keep its connection open. If it was killed while it held
     # the lock on the pools, nothing would ever be queued again.
-    "idle_in_transaction_session_timeout=20s",
+    "idle_in_transaction_session_timeout=60s",
 )
 
 
