@@ -382,7 +382,7 @@ class WindowDecoder:
             repetition_penalty=options.repetition_penalty,
             no_repeat_ngram_size=options.no_repeat_ngram_size,
             # CTranslate2 allows half of it, or what the prompt leaves if that is less.
-            max_length=min(max(len(prompts[0]) + max(caps), 2 * max(caps)), MAX_LENGTH),
+            max_length=min(max(caps) + max(*caps, len(prompts[0])), MAX_LENGTH),
             return_scores=True,
             return_no_speech_prob=True,
             suppress_blank=options.suppress_blank,

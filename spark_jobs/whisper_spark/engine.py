@@ -189,25 +189,26 @@ def _segment(
 
 def _engine_flags(work: FileWork, spoken: list[tuple[int, int, WindowText]]) -> tuple[str, ...]:
     flags = []
-    if not any(text.text for _, _, text in spoken) and not _empty_by_mistake(work):
+    said = any(text.text for _, _, text in spoken)
+    if not said and not any(_empty_by_mistake(text) for _, _, text in work.texts):
         flags.append("no_speech")
     if work.truncated:
         flags.append("truncated")
     if any(text.capped for _, _, text in spoken):
         flags.append("token_limit")
-    if any(text.text for _, _, text in spoken) and any(_misses_speech(text) for _, _, text in spoken):
+    if said and any(_misses_speech(text) for _, _, text in spoken):
         flags.append("missed_speech")
     return tuple(flags)
 
 
-def _empty_by_mistake(work: FileWork) -> bool:
+def _empty_by_mistake(text: WindowText) -> bool:
     """Whether a window came back without text although Whisper itself took it for speech."""
-    return any(not text.text and text.no_speech_prob < 0.5 for _, _, text in work.texts)
+    return not text.text and text.no_speech_prob < 0.5
 
 
 def _misses_speech(text: WindowText) -> bool:
     """Whether words are missing. Where Whisper itself hears no speech, there are none to miss."""
-    return text.incomplete and (bool(text.text) or text.no_speech_prob < 0.5)
+    return text.incomplete and (bool(text.text) or _empty_by_mistake(text))
 
 
 def _main_language(segments: tuple[Segment, ...]) -> str | None:
