@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import av
@@ -70,7 +70,6 @@ class DecodedAudio:
     decoded_s: float = 0.0
     damaged: bool = False
     cut_short: bool = False
-    _pending: list[Samples] = field(default_factory=list)
 
     @property
     def truncated(self) -> bool:
@@ -106,35 +105,24 @@ class DecodedAudio:
             raise AudioError("empty", "an audio container without a single sample")
 
     def _resampled(self) -> Iterator[Samples]:
-        resampler: Any = None
-        shape: tuple[Any, ...] = ()
+        resampler: _Resampler | None = None
         for frame in self._frames():
             frame.pts = None  # Gaps in the timestamps are the container's; samples follow one another.
-            now = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if resampler is None or now != shape:
+            if resampler is None or not resampler.accepts(frame):
                 if resampler is not None:
-                    yield from self._collect(resampler.resample(None))
-                layout = frame.layout.name if self._split else "mono"
-                resampler, shape = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE), now
-            yield from self._collect(resampler.resample(frame))
+                    yield from self._samples(resampler.finish())
+                resampler = _Resampler(frame, frame.layout.name if self._split else "mono")
+            yield from self._samples(resampler.full())
         if resampler is not None:
-            yield from self._collect(resampler.resample(None))
-        yield from self._flush()
+            yield from self._samples(resampler.finish())
 
-    def _collect(self, frames: list[Any]) -> Iterator[Samples]:
+    def _samples(self, frames: list[Any]) -> Iterator[Samples]:
+        rows = self.channels if self._split else 1
         for frame in frames:
             samples = frame.to_ndarray()
-            rows = self.channels if self._split else 1
             if samples.shape[0] != rows:  # A stream may change its channels half way through.
                 samples = np.resize(samples, (rows, samples.shape[1]))
-            self._pending.append(samples)
-        if sum(p.shape[1] for p in self._pending) >= _BLOCK_SAMPLES:
-            yield from self._flush()
-
-    def _flush(self) -> Iterator[Samples]:
-        if self._pending:
-            block = np.ascontiguousarray(np.concatenate(self._pending, axis=1), dtype=np.float32)
-            self._pending.clear()
+            block = np.ascontiguousarray(samples, dtype=np.float32)
             np.nan_to_num(block, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
             yield block
 
@@ -157,6 +145,43 @@ class DecodedAudio:
                 return
             except av.error.FFmpegError:
                 self.damaged = True
+
+
+class _Resampler:
+    """Frames of one format -> frames of about 10 seconds of float32 at 16 kHz.
+
+    Codecs give 20 ms at a time. Each call into FFmpeg costs Python's lock, which all threads of a process
+    share: a second of frames is collected first, and the resampler keeps what it has until a block is full.
+    """
+
+    def __init__(self, first: Any, layout: str) -> None:
+        self._collected = av.AudioFifo()
+        self._collected.write(first)
+        self._second = first.sample_rate
+        self._resampler = av.AudioResampler("fltp", layout, SAMPLE_RATE, frame_size=_BLOCK_SAMPLES)
+
+    def accepts(self, frame: Any) -> bool:
+        """Takes a frame, unless it has another format than those before it."""
+        try:
+            self._collected.write(frame)
+        except ValueError:
+            return False
+        return True
+
+    def full(self) -> list[Any]:
+        """Blocks that are complete."""
+        return self._resampled() if self._collected.samples >= self._second else []
+
+    def finish(self) -> list[Any]:
+        """The last blocks."""
+        return [*self._resampled(), *self._resampler.resample(None)]
+
+    def _resampled(self) -> list[Any]:
+        collected = self._collected.read(partial=True)
+        if collected is None:
+            return []
+        collected.pts = None
+        return self._resampler.resample(collected)
 
 
 def open_audio(

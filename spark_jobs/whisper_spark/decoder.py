@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from whisper_spark.contract import WhisperOptions, Word
+from whisper_spark.encoded import Encoded, storage_view
 from whisper_spark.features import FULL_FRAMES, Features, LogMel
 from whisper_spark.gate import (
     WindowText,
@@ -144,8 +145,8 @@ class WindowDecoder:
         """Bytes of the features of a window of 30 seconds."""
         return int(self._model.n_mels) * FULL_FRAMES * 4
 
-    def encode(self, tasks: Sequence[WindowTask], *, full: bool = False) -> Any:
-        """Run the encoder; the result stays on the device.
+    def encode(self, tasks: Sequence[WindowTask], *, full: bool = False) -> Encoded:
+        """Run the encoder.
 
         :param full: pad to 30 seconds, whatever the context of the windows.
         """
@@ -154,18 +155,18 @@ class WindowDecoder:
         for row, task in zip(batch, tasks, strict=True):
             row[:, : task.features.shape[1]] = task.features
         if self.device.kind == "cuda":
-            return self._model.encode(_storage(batch))
+            return Encoded(self._model.encode(storage_view(batch)))
         # A CPU gains nothing from a wide encoder, and its attention takes 72 MB a window of whisper-base.
-        rows = [on_host(self._model.encode(_storage(row[np.newaxis]))) for row in batch]
-        return _storage(np.concatenate(rows))
+        rows = [Encoded(self._model.encode(storage_view(row[np.newaxis]))).on_host for row in batch]
+        return Encoded.of(np.concatenate(rows))
 
-    def language_probabilities(self, encoded: Any) -> list[dict[str, float]]:
+    def language_probabilities(self, encoded: Encoded) -> list[dict[str, float]]:
         """Probability of each language, window by window."""
-        results = self._model.detect_language(encoded)
+        results = self._model.detect_language(encoded.on_device)
         return [{token[2:-2]: float(probability) for token, probability in row} for row in results]
 
     def languages_of_files(
-        self, encoded: Any, tasks: Sequence[WindowTask], files: Sequence[Sequence[int]]
+        self, encoded: Encoded, tasks: Sequence[WindowTask], files: Sequence[Sequence[int]]
     ) -> list[FileLanguage]:
         """The language of each file.
 
@@ -176,7 +177,7 @@ class WindowDecoder:
         :param files: the windows of each file, as positions in ``tasks``.
         """
         voters = sorted(i for file in files for i in file)  # of the other windows the language is known
-        heads = self.language_probabilities(_rows(encoded, voters, len(tasks)))
+        heads = self.language_probabilities(encoded.rows(voters))
         rows = dict(zip(voters, heads, strict=True))
         weights = [task.map.speech_seconds + 0.01 for task in tasks]
         votes = [vote([rows[i] for i in file], [weights[i] for i in file]) for file in files]
@@ -187,7 +188,7 @@ class WindowDecoder:
         ]
         if not trials:
             return [FileLanguage(*ranking[0], {}) for ranking in votes]
-        heard = dict(zip(trials, self._tried(on_host(encoded), tasks, trials), strict=True))
+        heard = dict(zip(trials, self._tried(encoded, tasks, trials), strict=True))
         decided = []
         for file, ranking, names in zip(files, votes, candidates, strict=True):
             total = sum(weights[i] for i in file)
@@ -202,18 +203,18 @@ class WindowDecoder:
         return decided
 
     def _tried(
-        self, rows: Features, tasks: Sequence[WindowTask], trials: Sequence[tuple[int, str]]
+        self, encoded: Encoded, tasks: Sequence[WindowTask], trials: Sequence[tuple[int, str]]
     ) -> Iterator[WindowText]:
         """First texts of windows in given languages, in batches for which there is memory."""
         most = max(len(tasks), self.batch_size)
         for first in range(0, len(trials), most):
             windows, languages = zip(*trials[first : first + most], strict=True)
             own = [tasks[i] for i in windows]
-            yield from self._generate(_storage(rows[list(windows)]), own, languages, self._first_attempt())
+            yield from self._generate(encoded.rows(windows), own, languages, self._first_attempt())
 
     def transcribe(
         self,
-        encoded: Any,
+        encoded: Encoded,
         tasks: Sequence[WindowTask],
         languages: Sequence[str],
         known: Mapping[int, WindowText],
@@ -231,9 +232,8 @@ class WindowDecoder:
         missing = [i for i in range(len(tasks)) if i not in found]
         if missing:
             with stage("generate"):
-                rows = _rows(encoded, missing, len(tasks))
                 given = self._generate(
-                    rows,
+                    encoded.rows(missing),
                     [tasks[i] for i in missing],
                     [languages[i] for i in missing],
                     self._first_attempt(),
@@ -271,7 +271,7 @@ class WindowDecoder:
         :param texts: what :meth:`transcribe` gave.
         :param before: tokens of the text before each window, equally many for all of them.
         """
-        rows = _storage(encoded)
+        rows = Encoded.of(encoded)
         with stage("generate"):
             again = self._generate(
                 rows, tasks, [text.language for text in texts], _Attempt(self.options.beam_size), before
@@ -298,7 +298,7 @@ class WindowDecoder:
         for attempt in self._attempts(any(task.context < FULL_FRAMES for task in tasks)):
             if not open_:
                 break
-            rows, own = _rows(encoded, open_, len(tasks)), [tasks[i] for i in open_]
+            rows, own = encoded.rows(open_), [tasks[i] for i in open_]
             again = self._generate(rows, own, [languages[i] for i in open_], attempt)
             self._add_words(rows, again, own, [i for i, text in enumerate(again) if text.reliable])
             settled: set[int] = set()  # silent, or confirmed by another try
@@ -359,7 +359,7 @@ class WindowDecoder:
 
     def _generate(
         self,
-        encoded: Any,
+        encoded: Encoded,
         tasks: Sequence[WindowTask],
         languages: Sequence[str],
         attempt: _Attempt,
@@ -395,16 +395,18 @@ class WindowDecoder:
         ]
 
     def _hypotheses(
-        self, sampled: bool, encoded: Any, prompts: list[list[int]], **settings: Any
+        self, sampled: bool, encoded: Encoded, prompts: list[list[int]], **settings: Any
     ) -> list[Any]:
         """What ``generate`` of the model gives; the best of several when sampling."""
         if not sampled:
-            return list(self._model.generate(encoded, prompts, **settings))
+            return list(self._model.generate(encoded.on_device, prompts, **settings))
         if self.device.kind == "cuda":
             settings["num_hypotheses"] = self.options.best_of
-            return list(self._model.generate(encoded, prompts, **settings))
+            return list(self._model.generate(encoded.on_device, prompts, **settings))
         # One after the other: together they would take so many times the memory, and hardly less time.
-        tries = [self._model.generate(encoded, prompts, **settings) for _ in range(self.options.best_of)]
+        tries = [
+            self._model.generate(encoded.on_device, prompts, **settings) for _ in range(self.options.best_of)
+        ]
         return [max(rows, key=lambda row: row.scores[0]) for rows in zip(*tries, strict=True)]
 
     def _judged(
@@ -434,7 +436,7 @@ class WindowDecoder:
     # --- word times
 
     def _add_words(
-        self, encoded: Any, texts: list[WindowText], tasks: Sequence[WindowTask], chosen: Iterable[int]
+        self, encoded: Encoded, texts: list[WindowText], tasks: Sequence[WindowTask], chosen: Iterable[int]
     ) -> None:
         """Give the chosen texts their words, where the options ask for them: words show what is missing."""
         if self.options.word_timestamps:
@@ -442,7 +444,7 @@ class WindowDecoder:
                 self._align(encoded, texts, tasks, chosen)
 
     def _align(
-        self, encoded: Any, texts: list[WindowText], tasks: Sequence[WindowTask], chosen: Iterable[int]
+        self, encoded: Encoded, texts: list[WindowText], tasks: Sequence[WindowTask], chosen: Iterable[int]
     ) -> None:
         by_language: dict[str, list[int]] = {}
         for index in chosen:
@@ -454,8 +456,8 @@ class WindowDecoder:
             tokenizer = self.tokenizer(language)
             tokens = [list(texts[i].tokens) for i in indices]
             frames = [max(int(tasks[i].features.shape[1]), 2) for i in indices]
-            rows = _rows(encoded, indices, len(texts))
-            alignments = self._model.align(rows, tokenizer.sot_sequence, tokens, frames)
+            rows = encoded.rows(indices)
+            alignments = self._model.align(rows.on_device, tokenizer.sot_sequence, tokens, frames)
             for i, alignment in zip(indices, alignments, strict=True):
                 words = words_of_window(alignment, texts[i].tokens, tokenizer, tasks[i].map)
                 texts[i] = self._with_words(texts[i], words, tasks[i])
@@ -471,28 +473,6 @@ def _token_cap(seconds: float, timestamps: bool = False) -> int:
     20 tokens a second; a loop would run on to 224 and take longer than everything else in the batch. A pair
     of timestamps for each second comes on top."""
     return min(MAX_NEW_TOKENS, 24 + int((22 if timestamps else 20) * seconds))
-
-
-def _storage(array: Features) -> Any:
-    import ctranslate2
-
-    return ctranslate2.StorageView.from_array(np.ascontiguousarray(array))
-
-
-def on_host(encoded: Any) -> Features:
-    """What :meth:`WindowDecoder.encode` gave, in NumPy: shape (windows, positions, width)."""
-    import ctranslate2
-
-    if encoded.device != "cpu":
-        encoded = encoded.to_device(ctranslate2.Device.cpu)
-    if encoded.dtype == ctranslate2.DataType.bfloat16:  # NumPy has no such type
-        encoded = encoded.to(ctranslate2.DataType.float32)
-    return np.array(encoded)
-
-
-def _rows(encoded: Any, indices: Sequence[int], of: int) -> Any:
-    """Some of the rows of an encoded batch."""
-    return encoded if len(indices) == of else _storage(on_host(encoded)[list(indices)])
 
 
 def context_frames(frames: int) -> int:

@@ -13,6 +13,8 @@ from io import BytesIO
 from os import PathLike, fspath
 from typing import BinaryIO
 
+from threadpoolctl import threadpool_limits
+
 from whisper_spark.allocator import keep_freed_memory, release_freed_memory
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.decoder import WindowDecoder
@@ -84,11 +86,13 @@ class Engine:
             return stream, size
 
         try:
-            for work in Pipeline(files, self._decoder, self.options, open_file, progress):
-                with progress.recording(), stage("assemble"):
-                    transcript = self._transcript(work)
-                progress.finished(transcript)
-                yield transcript
+            # Features of a window are too little work for many threads: they would spend most of it waiting.
+            with threadpool_limits(1, user_api="blas"):
+                for work in Pipeline(files, self._decoder, self.options, open_file, progress):
+                    with progress.recording(), stage("assemble"):
+                        transcript = self._transcript(work)
+                    progress.finished(transcript)
+                    yield transcript
             progress.stop()
         finally:
             release_freed_memory()

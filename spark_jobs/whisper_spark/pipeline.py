@@ -12,13 +12,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from whisper_spark.audio import AudioError, DecodedAudio, open_audio
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.decoder import WindowDecoder, WindowTask, context_frames, on_host
+from whisper_spark.decoder import WindowDecoder, WindowTask, context_frames
+from whisper_spark.encoded import Encoded
 from whisper_spark.features import FULL_FRAMES, Features
 from whisper_spark.gate import WindowText
 from whisper_spark.jobs import AudioFile, Batches, FileError, FileWork, Job, Step
@@ -330,10 +331,10 @@ class Pipeline:
         unsure = [i for i, text in enumerate(texts) if self._decoder.is_unsure(text, tasks[i])]
         if not unsure:
             return texts, {}
-        rows = on_host(encoded)
+        rows = encoded.on_host
         return texts, {i: rows[i : i + 1].copy() for i in unsure}  # copies, or all rows stay in memory
 
-    def _languages(self, encoded: Any, batch: list[Job]) -> tuple[list[str], dict[int, WindowText]]:
+    def _languages(self, encoded: Encoded, batch: list[Job]) -> tuple[list[str], dict[int, WindowText]]:
         """A language for each window, and the texts that were needed to decide.
 
         It is that of its file, decided by vote where it is not known yet. With ``multilingual`` a window
