@@ -4,10 +4,12 @@
     .venv/bin/python benchmarks/gpu.py --models base /models/large-v3-turbo --hours 50
     .venv/bin/python benchmarks/gpu.py --device cpu --hours 0 --corpus clips-quick      tries the script out
 
-Each model and corpus is a process of its own. The audio lies in a real S3 server on this machine (SeaweedFS)
-and is read from there; ``--local`` reads files instead. A corpus of minutes says nothing about a GPU, so it
-is read again and again until there are ``--hours`` of it. The clock runs from the first file that is asked
-for to the last transcript; loading the model is reported apart.
+Ours, and what faster-whisper offers by itself (``gpu_process.py``), each in processes of their own. The
+audio lies in a real S3 server on this machine (SeaweedFS), and ours reads it from there; ``--local`` reads
+files instead. A corpus of minutes says nothing about a GPU, so ours reads it again and again until there are
+``--hours`` of it. The clock runs from the first file that is asked for to the last transcript; loading the
+model is reported apart. ``--processes`` share the GPU, as Spark tasks with a fraction of
+``spark.task.resource.gpu.amount`` do.
 
 ``base`` is the packaged whisper-base. Other models are names for the hub, folders or URIs; one that cannot be
 had is reported and left out.
@@ -17,35 +19,35 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
+import multiprocessing
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import gpu_process
 from note import NOTE, table, write_block
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 CORPORA = ("clips", "calls", "long")
+ENGINES = ("ours", "transcribe", "batched")
 HOURS = 20.0
 SAMPLE_MS = 200
 NO_DEVICE = 2
 """Exit status when there is no GPU."""
-
-
-# --- one process -----------------------------------------------------------------------------------------
 
 
 class GpuWatch:
@@ -96,64 +98,8 @@ def visible_index(index: int) -> int:
     return int(visible[index]) if index < len(visible) else index
 
 
-def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Transcribe one corpus with one model in this process."""
-    from whisper_spark import WhisperOptions
-    from whisper_spark.engine import AudioFile, Engine
-    from whisper_spark.model import choose_device
-    from whisper_spark.objects import ObjectStorage
-    from whisper_spark.progress import Progress
-
-    task = json.loads(arguments.one)
-    options = WhisperOptions(**{"model": task["model"], "device": arguments.device, **task["options"]})
-    device = choose_device(options)
-    started = time.monotonic()
-    engine = Engine(options)
-    loaded = time.monotonic() - started
-    progress = Progress()
-    texts: dict[str, list[Any]] = {}
-    errors: list[str] = []
-    processor = time.process_time()
-    started = time.monotonic()
-    watch = GpuWatch(visible_index(device.index)) if device.kind == "cuda" else contextlib.nullcontext()
-    with watch:
-        files = (AudioFile(uri) for uri in task["uris"])
-        for transcript in engine.transcribe(files, ObjectStorage(task["storage"]), progress):
-            if transcript.error_code:
-                errors.append(f"{transcript.audio_uri}: {transcript.error_code} {transcript.error_message}")
-            words = [[w.start, w.end, w.word] for s in transcript.segments for w in s.words or ()]
-            texts[transcript.audio_uri.rsplit("/", 1)[1]] = [
-                transcript.text or "",
-                transcript.language,
-                words,
-            ]
-        wall = time.monotonic() - started
-    end = progress.snapshot()
-    return {
-        "device": device.name,
-        "workers": device.workers,
-        "files": end.files,
-        "audio_s": end.audio_seconds,
-        "wall_s": wall,
-        "cpu_s": time.process_time() - processor,
-        "load_s": loaded,
-        "windows": end.windows,
-        "retried": end.retried_windows,
-        "stages": dict(end.stages),
-        "threads_busy": end.device_busy,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "gpu": watch.result() if isinstance(watch, GpuWatch) else {},
-        "texts": texts,
-        "errors": errors,
-        "engine": engine.version,
-    }
-
-
-# --- all of them -----------------------------------------------------------------------------------------
-
-
-def require_device(kind: str) -> str:
-    """The name of the device, before anything is made or started for it.
+def require_device(kind: str) -> tuple[str, int | None]:
+    """The name of the device, before anything is made or started for it, and the driver's number of a GPU.
 
     :raises SystemExit: with :data:`NO_DEVICE` when there is no such device.
     """
@@ -166,10 +112,11 @@ def require_device(kind: str) -> str:
         print(f"no CUDA device: {error}", file=sys.stderr)
         raise SystemExit(NO_DEVICE) from None
     if device.kind != "cuda" or not shutil.which("nvidia-smi"):
-        return device.name
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    query.append(f"--id={visible_index(device.index)}")
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or device.name
+        return device.name, None
+    index = visible_index(device.index)
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", f"--id={index}"]
+    name = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return name or device.name, index
 
 
 @contextlib.contextmanager
@@ -190,35 +137,44 @@ def stored(folders: Sequence[Path], local: bool) -> Iterator[tuple[dict[str, str
         yield server.config, {folder: f"s3://{bucket}/{folder.name}" for folder in folders}
 
 
-def repeated(names: Sequence[str], seconds: float, hours: float) -> list[str]:
-    """The names, again and again until there are so many hours; once at least."""
-    return [*names] * max(1, round(hours * 3600 / seconds))
-
-
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(arguments: argparse.Namespace, gpu: int | None) -> list[dict[str, Any]]:
     """Every model on every corpus."""
     from corpus import corpus, references
 
-    results = []
+    results: list[dict[str, Any]] = []
+    contenders = [
+        (engine, count)
+        for engine in arguments.engines
+        for count in (arguments.processes if engine == "ours" else [1])
+    ]
     folders = {name: corpus(name) for name in arguments.corpus}
     with stored(list(folders.values()), arguments.local) as (storage, uris):
-        for model in arguments.models:
-            for name, folder in folders.items():
-                own = references(folder)
-                once = sum(reference.seconds for reference in own)
-                names = repeated([reference.file for reference in own], once, arguments.hours)
-                task = {
-                    "model": _model(model),
-                    "options": arguments.options,
-                    "storage": storage,
-                    "uris": [f"{uris[folder]}/{file}" for file in names],
-                }
-                result = _in_a_process(arguments, task)
-                results.append({"model": model, "corpus": name, **result})
-                print(_line(results[-1]), flush=True)
-                if "failed" in result:
-                    break  # the model, not the corpus
-                results[-1]["score"] = _score(own, result.pop("texts"))
+        for model, name, (engine, count) in itertools.product(arguments.models, arguments.corpus, contenders):
+            if any(result["model"] == model and "failed" in result for result in results):
+                continue
+            own = references(folders[name])
+            once = sum(reference.seconds for reference in own)
+            files = [reference.file for reference in own]
+            if engine == "ours":
+                files *= max(1, round(arguments.hours * 3600 / once))
+            result = {
+                "model": model,
+                "corpus": name,
+                "engine": engine,
+                "processes": count,
+                "audio_s": once * len(files) / len(own),
+                **_in_processes(
+                    engine,
+                    count,
+                    {"model": _model(model), "device": arguments.device, **arguments.options},
+                    (storage, [f"{uris[folders[name]]}/{file}" for file in files], str(folders[name])),
+                    gpu,
+                ),
+            }
+            if "failed" not in result:
+                result["score"] = _score(own, result.pop("texts"))
+            print(_line(result), flush=True)
+            results.append(result)
     return results
 
 
@@ -228,27 +184,44 @@ def _model(name: str) -> str:
     return str(assemble()) if name == "base" else name
 
 
-def _in_a_process(arguments: argparse.Namespace, task: dict[str, Any]) -> dict[str, Any]:
-    # The task holds credentials of the test server only, and may be longer than an argument can be.
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file, tempfile.NamedTemporaryFile() as output:
-        json.dump(task, file)
-        file.flush()
-        command = [sys.executable, __file__, "--device", arguments.device, "--one", file.name]
-        done = subprocess.run(
-            [*command, "--output", output.name], stderr=subprocess.PIPE, text=True, check=False
-        )
-        if done.returncode:
-            return {"failed": (done.stderr.strip().splitlines() or ["?"])[-1][:300]}
-        result: dict[str, Any] = json.loads(Path(output.name).read_bytes())
-        return result
+def _in_processes(
+    engine: str,
+    count: int,
+    options: dict[str, Any],
+    task: tuple[dict[str, str], list[str], str],
+    gpu: int | None,
+) -> dict[str, Any]:
+    """What processes that share the device make of a task, added up."""
+    storage, uris, folder = task
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, context, gpu_process.enter, (context.Barrier(count),)) as pool:
+        try:
+            loaded = [pool.submit(gpu_process.load, engine, options) for _ in range(count)]
+            seconds = [future.result() for future in loaded]
+            with contextlib.nullcontext() if gpu is None else GpuWatch(gpu) as watch:
+                shares = [uris[number::count] for number in range(count)]
+                running = [pool.submit(gpu_process.transcribe, storage, share, folder) for share in shares]
+                parts = [future.result() for future in running]
+        except Exception as error:  # whatever a model or a device can do
+            return {"failed": f"{type(error).__name__}: {error}"[:300]}
+    busy = [part["threads_busy"] for part in parts if part["threads_busy"] is not None]
+    return {
+        **{name: sum(p[name] for p in parts) for name in ("cpu_s", "windows", "retried", "peak_mib")},
+        "wall_s": max(part["wall_s"] for part in parts),
+        "load_s": max(seconds),
+        "stages": {name: sum(part["stages"][name] for part in parts) for name in parts[0]["stages"]},
+        "threads_busy": statistics.mean(busy) if busy else None,
+        "gpu": watch.result() if watch else {},
+        "texts": {file: text for part in parts for file, text in part["texts"].items()},
+        "errors": [error for part in parts for error in part["errors"]],
+    }
 
 
 def _score(own: Sequence[Any], texts: dict[str, list[Any]]) -> dict[str, Any]:
     from scoring import Errors, Heard, times, word_errors
 
     heard = {
-        file: Heard(file, text, language, tuple((s, e, w) for s, e, w in words))
-        for file, (text, language, words) in texts.items()
+        file: Heard(file, text, language, tuple(words)) for file, (text, language, words) in texts.items()
     }
     total = sum(word_errors(own, heard).values(), start=Errors())
     return {
@@ -259,7 +232,7 @@ def _score(own: Sequence[Any], texts: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def _line(result: dict[str, Any]) -> str:
-    name = f"{result['model']} on {result['corpus']}"
+    name = f"{result['model']} on {result['corpus']}, {result['engine']} in {result['processes']}"
     if "failed" in result:
         return f"{name}: failed: {result['failed']}"
     speed = result["audio_s"] / result["wall_s"]
@@ -271,67 +244,60 @@ def _line(result: dict[str, Any]) -> str:
 
 def lines(results: Sequence[dict[str, Any]], device: str, local: bool) -> list[str]:
     """The tables as Markdown."""
+    from whisper_spark.engine import engine_version
+
     done = [result for result in results if "failed" not in result]
-    head = [
-        "model",
-        "corpus",
-        "hours",
-        "× real time",
-        "WER %",
-        "S / D / I",
-        "GPU busy %",
-        "with windows at hand %",
-    ]
-    head += ["GPU MiB", "GPU W", "host MiB", "CPU s per audio h", "retried %", "load s"]
-    rows = []
-    for r in done:
-        gpu, score, hours = r["gpu"], r["score"], r["audio_s"] / 3600
-        rows.append(
-            [
-                r["model"],
-                r["corpus"],
-                f"{hours:.2f}",
-                f"{r['audio_s'] / r['wall_s']:,.0f}" if hours > 1 else f"{r['audio_s'] / r['wall_s']:.1f}",
-                f"{100 * score['wer']:.2f}",
-                " / ".join(map(str, score["errors"])),
-                f"{gpu['load']:.0f}" if gpu else "not measured",
-                f"{100 * (r['threads_busy'] or 0):.0f}",
-                f"{gpu['memory']:,.0f}" if gpu else "",
-                f"{gpu['power']:.0f}" if gpu else "",
-                f"{r['peak_mib']:,.0f}",
-                f"{r['cpu_s'] / hours:.1f}",
-                f"{100 * r['retried'] / max(r['windows'], 1):.1f}",
-                f"{r['load_s']:.1f}",
-            ]
-        )
-    stages = list(done[0]["stages"]) if done else []
+    ours = [result for result in done if result["engine"] == "ours"]
+    stages = list(ours[0]["stages"]) if ours else []
     seconds = [
-        [r["model"], r["corpus"], *(f"{r['stages'][name] / (r['audio_s'] / 3600):.2f}" for name in stages)]
-        for r in done
+        [r["model"], r["corpus"], str(r["processes"])]
+        + [f"{r['stages'][name] / (r['audio_s'] / 3600):.2f}" for name in stages]
+        for r in ours
     ]
     source = "local files" if local else "S3 (SeaweedFS) on the same machine"
     return [
         f"- device: {device}; host: {os.cpu_count()} cores, Python {platform.python_version()}",
         f"- measured: {datetime.now(UTC):%Y-%m-%d}, audio from {source}",
-        *([f"- engine: {done[0]['engine']}"] if done else []),
+        f"- engine: {engine_version()}",
         *(f"- {r['model']} could not be measured: {r['failed']}" for r in results if "failed" in r),
         "",
-        *table(head, rows),
+        *table(list(_COLUMNS), [[show(r) for show in _COLUMNS.values()] for r in done]),
         "",
         "Seconds of threads for each hour of audio, by stage:",
         "",
-        *table(["model", "corpus", *stages], seconds),
+        *table(["model", "corpus", "processes", *stages], seconds),
     ]
+
+
+def _speed(result: dict[str, Any]) -> str:
+    speed = result["audio_s"] / result["wall_s"]
+    return f"{speed:,.0f}" if speed > 100 else f"{speed:.1f}"
+
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "model": lambda r: r["model"],
+    "corpus": lambda r: r["corpus"],
+    "engine": lambda r: r["engine"],
+    "processes": lambda r: str(r["processes"]),
+    "hours": lambda r: f"{r['audio_s'] / 3600:.2f}",
+    "× real time": _speed,
+    "WER %": lambda r: f"{100 * r['score']['wer']:.2f}",
+    "S / D / I": lambda r: " / ".join(map(str, r["score"]["errors"])),
+    "GPU busy %": lambda r: f"{r['gpu']['load']:.0f}" if r["gpu"] else "not measured",
+    "with windows at hand %": lambda r: f"{100 * r['threads_busy']:.0f}" if r["threads_busy"] else "",
+    "GPU MiB": lambda r: f"{r['gpu']['memory']:,.0f}" if r["gpu"] else "",
+    "GPU W": lambda r: f"{r['gpu']['power']:.0f}" if r["gpu"] else "",
+    "host MiB": lambda r: f"{r['peak_mib']:,.0f}",
+    "CPU s per audio h": lambda r: f"{r['cpu_s'] / (r['audio_s'] / 3600):.1f}",
+    "retried %": lambda r: f"{100 * r['retried'] / r['windows']:.1f}" if r["windows"] else "",
+    "load s": lambda r: f"{r['load_s']:.1f}",
+}
 
 
 def main() -> None:
     arguments = _arguments()
-    if arguments.one:
-        arguments.one = Path(arguments.one).read_text()
-        Path(arguments.output).write_text(json.dumps(run_one(arguments)))
-        return
-    device = require_device(arguments.device)
-    results = measure(arguments)
+    device, gpu = require_device(arguments.device)
+    results = measure(arguments, gpu)
     text = lines(results, device, arguments.local)
     print("", *text, sep="\n")
     if arguments.device == "cuda":
@@ -355,9 +321,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--options", type=json.loads, default={}, help="as JSON, such as '{\"batch_size\": 96}'"
     )
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=[*ENGINES])
     parser.add_argument("--local", action="store_true", help="read files instead of an S3 server")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--output", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[1], help="that share the device (default: 1)"
+    )
     return parser.parse_args()
 
 

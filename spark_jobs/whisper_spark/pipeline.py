@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from whisper_spark.audio import AudioError, DecodedAudio, open_audio
+from whisper_spark.audio import AudioError, DecodedAudio, Samples, open_audio
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoder import WindowDecoder, WindowTask, context_frames
 from whisper_spark.encoded import Encoded
@@ -66,6 +66,7 @@ class Pipeline:
         )
         self._state = threading.Condition()
         self._take = threading.Lock()  # guards the iterator, which may block while Spark sends more
+        self._turns = threading.Semaphore(_DECODING)
         self._bytes = 0
         self._reading = 0  # threads that may still bring windows
         self._blocked = 0  # of these, how many wait for memory
@@ -152,13 +153,15 @@ class Pipeline:
     def _cut(self, work: FileWork, stream: BinaryIO) -> None:
         """Decode a file and hand over its windows as they come."""
         options = self._options
-        audio = open_audio(stream, split=options.channels == "split", max_duration_s=options.max_duration_s)
+        split = options.channels == "split"
+        with stage("decode"), self._turns:
+            audio = open_audio(stream, split=split, max_duration_s=options.max_duration_s)
         work.channels = audio.channels
         self._progress.opened(work.file.uri, work.file.size or work.size, audio.declared_s)
         if not self._decoder.multilingual:
             work.language = "en"
         voting = work.language is None
-        packers = [WindowPacker(options) for _ in range(audio.channels if options.channels == "split" else 1)]
+        packers = [WindowPacker(options) for _ in range(audio.channels if split else 1)]
         head: list[Job] = []
         for job in self._jobs(work, audio, packers):
             head.append(job)
@@ -175,7 +178,8 @@ class Pipeline:
 
     def _jobs(self, work: FileWork, audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[Job]:
         numbers = [0] * len(packers)
-        for channel, window in _windows(audio, packers):
+        blocks = timed("decode", _in_turn(self._turns, audio.blocks()))
+        for channel, window in _windows(blocks, packers):
             with stage("features"):
                 features = self._decoder.features(window.samples)
             alone = numbers[channel] == 0 or not self._options.condition_on_previous_text
@@ -359,6 +363,10 @@ class Pipeline:
         return languages, known
 
 
+_DECODING = int(__import__("os").environ.get("DECODING", "2"))
+# Threads that may decode at once. FFmpeg is called for 20 ms of audio at a time, and each call gives up
+# Python's lock and wants it back: sixteen threads that do so spend their time handing it to each other.
+
 _BATCHES_AHEAD = 4
 _LEAST_AHEAD_BYTES = 32 * 1024 * 1024
 # For each decoder: one that it takes next, and others of different length to choose from. The more windows
@@ -368,8 +376,18 @@ _PATIENCE_SECONDS = 0.2
 # How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
 
 
-def _windows(audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[tuple[int, Window]]:
-    for block in timed("decode", audio.blocks()):
+def _in_turn(turns: threading.Semaphore, blocks: Iterator[Samples]) -> Iterator[Samples]:
+    """The blocks, each decoded when it is this thread's turn."""
+    while True:
+        with turns:
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
+
+
+def _windows(blocks: Iterable[Samples], packers: list[WindowPacker]) -> Iterator[tuple[int, Window]]:
+    for block in blocks:
         for channel, packer in enumerate(packers):
             for window in timed("vad", packer.push(block[channel])):
                 yield channel, window

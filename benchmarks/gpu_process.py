@@ -1,0 +1,116 @@
+"""What the processes of ``gpu.py`` do: load an engine, then transcribe, all beginning at the same moment.
+
+Engines: ``ours``; ``transcribe``, faster-whisper's ``WhisperModel.transcribe`` as the article's method 3
+calls it for each file; ``batched``, its ``BatchedInferencePipeline``. The latter two read local files, one
+after the other, in float16 on a GPU and with their defaults but for word timestamps and VAD.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Heard = tuple[str, str, str | None, list[tuple[float, float, str]]]
+"""File, text, language, words with start and end in seconds."""
+
+
+@dataclass
+class _Here:
+    """What a process keeps between its two calls."""
+
+    start: Any  # a barrier of all processes: so each gets one of the calls, and they begin together
+    name: str = ""
+    engine: Any = None
+
+
+_here: _Here
+
+
+def enter(start: Any) -> None:
+    """Called in each process before anything else, with the barrier."""
+    global _here
+    _here = _Here(start)
+
+
+def load(name: str, options: dict[str, Any]) -> float:
+    """Load an engine.
+
+    :param options: of ``WhisperOptions``; the other engines take ``model`` and ``device`` only.
+    :return: seconds.
+    """
+    started = time.monotonic()
+    try:
+        _here.name, _here.engine = name, _loaded(name, options)
+    except BaseException:
+        _here.start.abort()
+        raise
+    seconds = time.monotonic() - started
+    _here.start.wait()
+    return seconds
+
+
+def _loaded(name: str, options: dict[str, Any]) -> Any:
+    if name == "ours":
+        from whisper_spark import WhisperOptions
+        from whisper_spark.engine import Engine
+
+        return Engine(WhisperOptions(**options))
+    from faster_whisper import BatchedInferencePipeline, WhisperModel
+
+    compute_type = "float16" if options["device"] == "cuda" else "int8"
+    model = WhisperModel(options["model"], device=options["device"], compute_type=compute_type)
+    return BatchedInferencePipeline(model) if name == "batched" else model
+
+
+def transcribe(storage: dict[str, str], uris: Sequence[str], folder: str) -> dict[str, Any]:
+    """Transcribe files with the loaded engine.
+
+    :param storage: configuration of the object store that the URIs are in.
+    :param folder: where files of the same names lie on this machine.
+    """
+    from whisper_spark.progress import Progress
+
+    progress = Progress()
+    errors: list[str] = []
+    if _here.name == "ours":
+        heard = _by_us(storage, uris, progress, errors)
+    else:
+        heard = _by_faster_whisper([Path(folder, uri.rsplit("/", 1)[1]) for uri in uris])
+    _here.start.wait()
+    processor, started = time.process_time(), time.monotonic()
+    texts = {file: rest for file, *rest in heard}
+    end = progress.snapshot()
+    return {
+        "wall_s": time.monotonic() - started,
+        "cpu_s": time.process_time() - processor,
+        "windows": end.windows,
+        "retried": end.retried_windows,
+        "stages": dict(end.stages),
+        "threads_busy": end.device_busy,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "texts": texts,
+        "errors": errors,
+    }
+
+
+def _by_us(storage: dict[str, str], uris: Sequence[str], progress: Any, errors: list[str]) -> Iterator[Heard]:
+    from whisper_spark.engine import AudioFile
+    from whisper_spark.objects import ObjectStorage
+
+    for transcript in _here.engine.transcribe(map(AudioFile, uris), ObjectStorage(storage), progress):
+        if transcript.error_code:
+            errors.append(f"{transcript.audio_uri}: {transcript.error_code} {transcript.error_message}")
+        words = [(w.start, w.end, w.word) for s in transcript.segments for w in s.words or ()]
+        yield transcript.audio_uri.rsplit("/", 1)[1], transcript.text or "", transcript.language, words
+
+
+def _by_faster_whisper(paths: Sequence[Path]) -> Iterator[Heard]:
+    for path in paths:
+        segments, info = _here.engine.transcribe(str(path), word_timestamps=True, vad_filter=True)
+        said = list(segments)
+        words = [(w.start, w.end, w.word) for segment in said for w in segment.words or ()]
+        yield path.name, "".join(segment.text for segment in said).strip(), info.language, words
