@@ -11,7 +11,6 @@ from importlib import metadata
 from importlib.resources import files as resources
 from io import BytesIO
 from os import PathLike, fspath
-from typing import BinaryIO
 
 from threadpoolctl import threadpool_limits
 
@@ -25,6 +24,8 @@ from whisper_spark.objects import ObjectStorage, normalise_uri
 from whisper_spark.pipeline import Pipeline
 from whisper_spark.progress import Progress, stage
 from whisper_spark.quality import quality_flags
+from whisper_spark.reader_process import MOST_READERS, ReaderProcess, reader_processes
+from whisper_spark.reading import FileReader, Reader, opened_from
 from whisper_spark.segments import join_texts, numbered, split_into_segments
 
 __all__ = ["AudioFile", "Engine", "ModelError", "UnusableDeviceError", "get_engine", "transcribe_files"]
@@ -79,16 +80,10 @@ class Engine:
         store = storage or ObjectStorage()
         progress = progress or Progress()
 
-        def open_file(file: AudioFile) -> tuple[BinaryIO, int | None]:
-            stream = store.open(file.uri, etag=file.etag)
-            size = stream.seek(0, 2)
-            stream.seek(0)
-            return stream, size
-
         try:
             # Features of a window are too little work for many threads: they would spend most of it waiting.
             with threadpool_limits(1, user_api="blas"):
-                for work in Pipeline(files, self._decoder, self.options, open_file, progress):
+                for work in Pipeline(files, self._decoder, self.options, self._readers(store), progress):
                     with progress.recording(), stage("assemble"):
                         transcript = self._transcript(work)
                     progress.finished(transcript)
@@ -96,6 +91,14 @@ class Engine:
             progress.stop()
         finally:
             release_freed_memory()
+
+    def _readers(self, storage: ObjectStorage) -> list[Reader]:
+        options, features = self.options, self._decoder.features
+        thread = FileReader(options, features, opened_from(storage))
+        processes = reader_processes(options, self._decoder.device)
+        if not processes:
+            return [thread] * max(2, min(options.prefetch_files, MOST_READERS))
+        return [ReaderProcess(options, features.bands, storage.config, thread) for _ in range(processes)]
 
     def _transcript(self, work: FileWork) -> Transcript:
         base = Transcript(
@@ -143,8 +146,8 @@ class Engine:
         clip = AudioFile("self-test", language="en")
         data = (resources("whisper_spark") / "assets" / _CLIP).read_bytes()
         plain = WhisperOptions(model=self.options.model, vad=False)  # whatever the user's options refuse
-        pipeline = Pipeline([clip], self._decoder, plain, lambda _: (BytesIO(data), len(data)))
-        works = list(pipeline)
+        reader = FileReader(plain, self._decoder.features, lambda _: (BytesIO(data), len(data)))
+        works = list(Pipeline([clip], self._decoder, plain, [reader]))
         text = " ".join(text.text for work in works for _, _, text in work.texts)
         problem = None
         if works and works[0].error:

@@ -22,6 +22,7 @@ class LogMel:
     def __init__(self, bands: int) -> None:
         from faster_whisper.feature_extractor import FeatureExtractor
 
+        self.bands = bands
         self._extract = FeatureExtractor(feature_size=bands)
 
     def __call__(self, samples: npt.NDArray[np.float32]) -> Features:

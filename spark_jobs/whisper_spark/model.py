@@ -69,7 +69,7 @@ def choose_device(options: WhisperOptions) -> Device:
                 "libcublas.so.12 can be loaded (pip install nvidia-cublas-cu12), and that Spark gives "
                 "executors a GPU (spark.executor.resource.gpu.amount). Or set device='auto'"
             )
-    workers = options.num_workers or max(1, _cores() // (options.cpu_threads or 1))
+    workers = options.num_workers or max(1, available_cores() // (options.cpu_threads or 1))
     return Device("cpu", 0, workers, options.cpu_threads or 1)
 
 
@@ -126,7 +126,8 @@ def _visible_index(address: str, gpus: int) -> int:
     )
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Cores that Spark gave this task, or those of the machine that this process may use."""
     context = _task_context()
     if context is not None:
         return int(context.cpus())

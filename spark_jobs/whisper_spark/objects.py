@@ -145,6 +145,11 @@ class ObjectStorage:
         self._config = dict(config or {})
         self._stores: dict[tuple[str, str], ObjectStore] = {}
 
+    @property
+    def config(self) -> dict[str, str]:
+        """What it was built from. Holds secrets."""
+        return dict(self._config)
+
     def list(self, prefix_uri: str, *, chunk_size: int = LIST_CHUNK) -> Iterator[pa.RecordBatch]:
         """All objects below a folder, recursively, in no particular order.
 

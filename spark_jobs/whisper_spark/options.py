@@ -110,6 +110,8 @@ class WhisperOptions:
     :param prefetch_files: files fetched and decoded ahead of the device.
     :param prefetch_bytes: bytes of features that may wait for the device; ``None``: four batches for each
         decoder, 32 MiB at least and 390 MB for large-v3 on a GPU.
+    :param prefetch_processes: processes that fetch, decode and cut files, each some 100 MB; 0: threads do.
+        ``None``: one for each core, up to ``prefetch_files`` and 16, where a GPU has six cores or more.
     :raises ValueError: for any value out of range, with the field's name and what it accepts.
     """
 
@@ -150,6 +152,7 @@ class WhisperOptions:
     num_workers: int | None = _speed(None)
     prefetch_files: int = _speed(16)
     prefetch_bytes: int | None = _speed(None)
+    prefetch_processes: int | None = _speed(None)
 
     def __post_init__(self) -> None:
         for name in ("temperature", "suppress_tokens"):
@@ -285,6 +288,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("num_workers", 1, 1_024),
     ("prefetch_files", 1, 10_000),
     ("prefetch_bytes", 4 * 1024 * 1024, 2**40),
+    ("prefetch_processes", 0, 256),
 )
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import BinaryIO
+from functools import partial
 
 import numpy as np
 
-from whisper_spark.audio import AudioError, DecodedAudio, Samples, open_audio
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoder import WindowDecoder, WindowTask, context_frames
 from whisper_spark.encoded import Encoded
@@ -24,11 +23,10 @@ from whisper_spark.features import FULL_FRAMES, Features
 from whisper_spark.gate import WindowText
 from whisper_spark.jobs import AudioFile, Batches, FileError, FileWork, Job, Step
 from whisper_spark.model import UnusableDeviceError
-from whisper_spark.objects import ObjectChanged, ObjectForbidden, ObjectNotFound
 from whisper_spark.previous_text import PreviousText
-from whisper_spark.progress import Progress, count, stage, timed
+from whisper_spark.progress import Progress, count, stage
 from whisper_spark.quality import MIN_LANGUAGE_PROBABILITY
-from whisper_spark.speech import Window, WindowPacker
+from whisper_spark.reading import Finished, Opened, Reader, ReadWindow
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ class Pipeline:
     """One pass over many files. Iterate it to get each :class:`FileWork` as it completes.
 
     :param files: taken one by one, never more than ``options.prefetch_files`` ahead.
-    :param open_file: gives a seekable stream and the size in bytes; raises the errors of ``objects``.
+    :param readers: each gets a thread that reads file after file with it; closed with the pass.
     :param progress: counts what is done, except for finished files.
     """
 
@@ -50,13 +48,13 @@ class Pipeline:
         files: Iterable[AudioFile],
         decoder: WindowDecoder,
         options: WhisperOptions,
-        open_file: Callable[[AudioFile], tuple[BinaryIO, int | None]],
+        readers: Sequence[Reader],
         progress: Progress | None = None,
     ) -> None:
         self._files = iter(files)
         self._decoder = decoder
         self._options = options
-        self._open = open_file
+        self._readers = readers
         self._progress = progress or Progress()
         batch = decoder.batch_size
         self._ready = Batches(batch * FULL_FRAMES)
@@ -66,7 +64,6 @@ class Pipeline:
         )
         self._state = threading.Condition()
         self._take = threading.Lock()  # guards the iterator, which may block while Spark sends more
-        self._turns = threading.Semaphore(_DECODING)
         self._bytes = 0
         self._reading = 0  # threads that may still bring windows
         self._blocked = 0  # of these, how many wait for memory
@@ -75,7 +72,9 @@ class Pipeline:
 
     def __iter__(self) -> Iterator[FileWork]:
         self._progress.start(lambda: (self._bytes, self._limit))
-        readers = [self._thread(self._read_files, f"read-{n}") for n in range(self._readers())]
+        readers = [
+            self._thread(partial(self._read_files, r), f"read-{n}") for n, r in enumerate(self._readers)
+        ]
         self._reading = len(readers)
         decoders = [self._thread(self._decode, f"decode-{n}") for n in range(self._decoders)]
         waiting = len(decoders)
@@ -94,13 +93,12 @@ class Pipeline:
             with self._state:
                 self._stopped = True
                 self._state.notify_all()
+            for reader in self._readers:
+                reader.close()
             for thread in decoders:
                 thread.join()
             for thread in readers:
                 thread.join(timeout=60)  # a read from a dead store may take as long as its time-out
-
-    def _readers(self) -> int:
-        return max(2, min(self._options.prefetch_files, 16))
 
     def _thread(self, target: Callable[[], None], name: str) -> threading.Thread:
         def guarded() -> None:
@@ -114,78 +112,56 @@ class Pipeline:
 
     # --- reading
 
-    def _read_files(self) -> None:
+    def _read_files(self, reader: Reader) -> None:
         try:
             while not self._stopped:
                 with self._take:
                     file = next(self._files, None)
                 if file is None:
                     return
-                self._read(FileWork(file, language=file.language or self._options.language))
+                self._read(reader, FileWork(file, language=file.language or self._options.language))
         finally:
+            reader.close()
             with self._state:
                 self._reading -= 1
                 self._state.notify_all()
 
-    def _read(self, work: FileWork) -> None:
-        try:
-            with stage("fetch"):
-                stream, work.size = self._open(work.file)
-            with stream:
-                self._cut(work, stream)
-        except AudioError as error:
-            work.error = FileError(error.code, error.message)
-        except (ObjectNotFound, FileNotFoundError):
-            work.error = FileError("not_found", "the object is not there")
-        except (ObjectForbidden, PermissionError):
-            work.error = FileError("forbidden", "not allowed to read the object")
-        except ObjectChanged:
-            work.error = FileError("changed_during_read", "the object is not the one that was listed")
-        except MemoryError:
-            work.error = FileError("out_of_memory", "not enough memory to decode the file")
-        except Exception as error:  # one bad file harms only its own row
-            log.exception("cannot read %s", work.file.uri)
-            work.error = FileError("internal", f"{type(error).__name__}: {error}"[:500])
+    def _read(self, reader: Reader, work: FileWork) -> None:
+        """Hand over the windows of a file as they come."""
+        if not self._decoder.multilingual:
+            work.language = "en"
+        head: list[Job] = []
+        numbers: dict[int, int] = {}  # windows so far, by channel
+        for part in reader.read(work.file):
+            if self._stopped:
+                return
+            match part:
+                case ReadWindow():
+                    number = numbers.setdefault(part.channel, 0)
+                    numbers[part.channel] += 1
+                    head.append(self._job(work, part, number))
+                    if work.issued or work.language or len(head) == _HEAD:
+                        self._put(work, head)
+                        head = []
+                case Opened():
+                    work.size, work.channels = part.size, part.channels
+                    self._progress.opened(work.file.uri, work.file.size or part.size, part.declared_s)
+                case Finished():
+                    work.duration_s, work.speech_s = part.duration_s, part.speech_s
+                    work.truncated = part.truncated
+                    if head:
+                        self._put(work, head)
+                case FileError():
+                    work.error = part
         with self._state:
             work.read = True
             self._finish_if_complete(work)
 
-    def _cut(self, work: FileWork, stream: BinaryIO) -> None:
-        """Decode a file and hand over its windows as they come."""
-        options = self._options
-        split = options.channels == "split"
-        with stage("decode"), self._turns:
-            audio = open_audio(stream, split=split, max_duration_s=options.max_duration_s)
-        work.channels = audio.channels
-        self._progress.opened(work.file.uri, work.file.size or work.size, audio.declared_s)
-        if not self._decoder.multilingual:
-            work.language = "en"
-        voting = work.language is None
-        packers = [WindowPacker(options) for _ in range(audio.channels if split else 1)]
-        head: list[Job] = []
-        for job in self._jobs(work, audio, packers):
-            head.append(job)
-            if not voting or len(head) == _HEAD:
-                self._put(work, head)
-                head, voting = [], False
-            if self._stopped:
-                return
-        if head:
-            self._put(work, head)
-        work.duration_s = audio.decoded_s
-        work.truncated = audio.truncated
-        work.speech_s = sum(packer.speech_seconds for packer in packers)
-
-    def _jobs(self, work: FileWork, audio: DecodedAudio, packers: list[WindowPacker]) -> Iterator[Job]:
-        numbers = [0] * len(packers)
-        blocks = timed("decode", _in_turn(self._turns, audio.blocks()))
-        for channel, window in _windows(blocks, packers):
-            with stage("features"):
-                features = self._decoder.features(window.samples)
-            alone = numbers[channel] == 0 or not self._options.condition_on_previous_text
-            task = WindowTask(features, window.map, context_frames(features.shape[1]), alone)
-            yield Job(work, channel, numbers[channel], task)
-            numbers[channel] += 1
+    def _job(self, work: FileWork, window: ReadWindow, number: int) -> Job:
+        alone = number == 0 or not self._options.condition_on_previous_text
+        features = window.features
+        task = WindowTask(features, window.map, context_frames(features.shape[1]), alone)
+        return Job(work, window.channel, number, task)
 
     def _put(self, work: FileWork, jobs: list[Job]) -> None:
         """Make windows ready for the device, then wait while too much is.
@@ -363,10 +339,6 @@ class Pipeline:
         return languages, known
 
 
-_DECODING = int(__import__("os").environ.get("DECODING", "2"))
-# Threads that may decode at once. FFmpeg is called for 20 ms of audio at a time, and each call gives up
-# Python's lock and wants it back: sixteen threads that do so spend their time handing it to each other.
-
 _BATCHES_AHEAD = 4
 _LEAST_AHEAD_BYTES = 32 * 1024 * 1024
 # For each decoder: one that it takes next, and others of different length to choose from. The more windows
@@ -374,26 +346,6 @@ _LEAST_AHEAD_BYTES = 32 * 1024 * 1024
 
 _PATIENCE_SECONDS = 0.2
 # How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
-
-
-def _in_turn(turns: threading.Semaphore, blocks: Iterator[Samples]) -> Iterator[Samples]:
-    """The blocks, each decoded when it is this thread's turn."""
-    while True:
-        with turns:
-            block = next(blocks, None)
-        if block is None:
-            return
-        yield block
-
-
-def _windows(blocks: Iterable[Samples], packers: list[WindowPacker]) -> Iterator[tuple[int, Window]]:
-    for block in blocks:
-        for channel, packer in enumerate(packers):
-            for window in timed("vad", packer.push(block[channel])):
-                yield channel, window
-    for channel, packer in enumerate(packers):
-        for window in timed("vad", packer.finish()):
-            yield channel, window
 
 
 def _halves(batch: list[Job]) -> Iterator[list[Job]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STAGES: dict[str, str] = {
     "fetch": "bytes from the object store; a local file is read while it is decoded",
-    "decode": "containers and codecs to samples",
+    "decode": "containers and codecs to samples, waiting for a turn included",
     "vad": "voice detection, and packing speech into windows",
     "features": "samples to log-mel features",
     "blocked": "files ahead that wait because enough is ready for the device",
@@ -134,6 +134,14 @@ def count(name: str, number: int = 1) -> None:
     record = _record()
     if record is not None:
         record.counts[name] += number
+
+
+def charge(seconds: Mapping[str, float]) -> None:
+    """Adds what another process spent in stages to the pass that this thread works for, if any."""
+    record = _record()
+    if record is not None:
+        for name, spent in seconds.items():
+            record.seconds[name] += spent
 
 
 # --- a pass ------------------------------------------------------------------------------------------

@@ -1,0 +1,168 @@
+"""Processes read what threads read, know secrets only through a socket, and outlive nobody."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from bad_inputs import make_bad_inputs
+from servers import SECRET_KEY, S3Server
+from speech import Clip
+
+from whisper_spark import WhisperOptions, model
+from whisper_spark.engine import AudioFile, Engine
+from whisper_spark.features import LogMel
+from whisper_spark.jobs import FileError
+from whisper_spark.model import Device
+from whisper_spark.objects import ObjectStorage
+from whisper_spark.reader_process import ReaderProcess, reader_processes
+from whisper_spark.reading import FileReader, Finished, Part, ReadWindow, opened_from
+
+OPTIONS = WhisperOptions()
+BANDS = 80
+GONE_SECONDS = 20
+
+
+@pytest.fixture
+def in_threads() -> FileReader:
+    return FileReader(OPTIONS, LogMel(BANDS), opened_from(ObjectStorage()))
+
+
+@pytest.fixture
+def reader(in_threads: FileReader) -> Iterator[ReaderProcess]:
+    process = ReaderProcess(OPTIONS, BANDS, {}, in_threads)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def engine(model_dir: Path) -> Engine:
+    return Engine(
+        dataclasses.replace(OPTIONS, model=str(model_dir), prefetch_processes=2, prefetch_bytes=4 << 20)
+    )
+
+
+def readers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "reader_process" in " ".join(p.cmdline())]
+
+
+def comparable(parts: Iterator[Part]) -> list[Any]:
+    return [(p.channel, p.features.tobytes(), p.map) if isinstance(p, ReadWindow) else p for p in parts]
+
+
+def test_a_process_reads_what_a_thread_reads(
+    reader: ReaderProcess, in_threads: FileReader, librivox: list[Clip], tmp_path: Path
+) -> None:
+    bad = make_bad_inputs(tmp_path, librivox[0].path)
+    paths = [*(clip.path for clip in librivox), *(tmp_path / name for name in bad), tmp_path / "gone.wav"]
+    files = [AudioFile(f"file://{path}") for path in paths]
+    for file in files:
+        assert comparable(reader.read(file)) == comparable(in_threads.read(file)), file.uri
+    assert len(readers()) == 1
+
+
+def test_credentials_reach_the_processes_through_nothing_that_can_be_looked_at(
+    engine: Engine, s3: S3Server, librivox: list[Clip]
+) -> None:
+    storage, bucket = ObjectStorage(s3.config), s3.bucket()
+    for number, clip in enumerate(librivox * 2):
+        storage.upload(clip.path, f"s3://{bucket}/{number}.flac")
+    looked_at = threading.Event()
+
+    def files() -> Iterator[AudioFile]:
+        for number in range(2 * len(librivox)):
+            if number == 2 * len(librivox) - 1:
+                looked_at.wait(timeout=60)
+            yield AudioFile(f"s3://{bucket}/{number}.flac")
+
+    found = engine.transcribe(files(), storage)
+    first = next(found)
+    at_work = readers()
+    assert at_work
+    for process in at_work:
+        assert SECRET_KEY not in " ".join([*process.cmdline(), *process.environ().values()])
+    looked_at.set()
+    transcripts = [first, *found]
+    assert {t.status for t in transcripts} == {"ok"}
+    assert len({t.text for t in transcripts}) == len(librivox)
+    assert not readers()
+
+
+def test_a_process_that_dies_takes_one_file_with_it(reader: ReaderProcess, librivox: list[Clip]) -> None:
+    file = AudioFile(f"file://{librivox[0].path}")
+    parts = reader.read(file)
+    next(parts)
+    [process] = readers()
+    process.kill()
+    *_, last = parts
+    assert last == FileError("internal", "the process that read the file died with status -9")
+    *_, last = reader.read(file)
+    assert isinstance(last, Finished)
+
+
+def test_where_no_process_can_be_started_threads_read(
+    engine: Engine, librivox: list[Clip], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with caplog.at_level(logging.WARNING):
+        found = list(engine.transcribe(AudioFile(f"file://{clip.path}") for clip in librivox))
+    assert {t.status for t in found} == {"ok"}
+    assert "a thread reads files, for no process does" in caplog.text
+
+
+def test_no_process_is_left_when_a_pass_is_abandoned(engine: Engine, librivox: list[Clip]) -> None:
+    running = engine.transcribe(AudioFile(f"file://{clip.path}") for clip in itertools.cycle(librivox))
+    next(running)
+    assert readers()
+    running.close()
+    assert not readers()
+
+
+def test_processes_end_with_whoever_started_them(librivox: list[Clip]) -> None:
+    script = f"""
+import time
+from whisper_spark import WhisperOptions
+from whisper_spark.jobs import AudioFile
+from whisper_spark.reader_process import ReaderProcess
+
+parts = ReaderProcess(WhisperOptions(), {BANDS}, {{}}, None).read(AudioFile("file://{librivox[0].path}"))
+next(parts)
+print("reading", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "reading\n"
+        [child] = psutil.Process(parent.pid).children()
+        parent.kill()
+        child.wait(GONE_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cores", "asked", "processes"),
+    [
+        ("cpu", 32, None, 0),
+        ("cuda", 4, None, 0),
+        ("cuda", 8, None, 8),
+        ("cuda", 64, None, 16),
+        ("cuda", 64, 0, 0),
+        ("cpu", 2, 3, 3),
+    ],
+)
+def test_processes_read_where_a_gpu_has_cores(
+    kind: str, cores: int, asked: int | None, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(model, "_task_context", lambda: None)
+    options = dataclasses.replace(OPTIONS, prefetch_processes=asked)
+    assert reader_processes(options, Device(kind, 0, 1, 1)) == processes
