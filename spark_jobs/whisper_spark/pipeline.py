@@ -1,7 +1,8 @@
-"""Keep the device busy: fetch, decode and cut files ahead in threads, batch windows across files.
+"""Keep the device busy: read files ahead, batch windows across files.
 
 Threads, because everything heavy here releases the GIL and because a process forked from a Spark worker may
-not touch a loaded model. Memory is bounded in bytes: a file's thread waits when too much is waiting for the
+not touch a loaded model; where they cannot feed a GPU, each of them has a process read for it
+(``reader_process``). Memory is bounded in bytes: a file's thread waits when too much is waiting for the
 device, so a file of eleven hours needs no more than one of eleven minutes.
 """
 

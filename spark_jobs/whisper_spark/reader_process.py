@@ -31,12 +31,11 @@ log = logging.getLogger(__name__)
 
 _COMMAND = "from whisper_spark.reader_process import serve; serve()"
 
-
 MOST_READERS = 16
 """Files that are read at the same time, whatever ``prefetch_files`` says."""
 
 _LEAST_CORES = 6
-# With fewer, threads keep up: what they read is 290 times as long as a core takes for it.
+# Fewer cores, each of which reads at about 290 times real time, are kept busy by threads as well.
 
 
 def reader_processes(options: WhisperOptions, device: Device) -> int:
@@ -102,7 +101,8 @@ class ReaderProcess:
             complete = True
         except (EOFError, OSError):
             status = self._end()
-            log.warning("the process that read %s died with status %s", file.uri, status)
+            if not self._closed:
+                log.warning("the process that read %s died with status %s", file.uri, status)
             yield FileError("internal", f"the process that read the file died with status {status}")
         finally:
             if not complete:  # the rest of this file would be taken for the next one
