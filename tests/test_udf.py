@@ -30,14 +30,15 @@ def spark() -> Iterator[SparkSession]:
     patch.undo()
 
 
+@pytest.mark.parametrize("processes", [0, 2])
 def test_a_column_of_uris_becomes_a_column_of_transcripts(
-    spark: SparkSession, librivox: list[Clip], model_dir: Path, tmp_path: Path
+    spark: SparkSession, librivox: list[Clip], model_dir: Path, tmp_path: Path, processes: int
 ) -> None:
     (tmp_path / "broken.wav").write_bytes(b"no audio at all")
     uris = [str(clip.path) for clip in librivox]
     column = [uris[0], str(tmp_path / "broken.wav"), None, *uris[1:], uris[0]]
     frame = spark.createDataFrame([(n, uri) for n, uri in enumerate(column)], "n int, uri string").coalesce(1)
-    udf = whisper_udf(WhisperOptions(model=str(model_dir)))
+    udf = whisper_udf(WhisperOptions(model=str(model_dir), prefetch_processes=processes))
     rows = frame.select("n", "uri", udf("uri").alias("t")).orderBy("n").collect()
     assert [row.uri for row in rows] == column
     assert [row.t.status for row in rows] == ["ok", "error", "error", "ok", "ok", "ok", "ok", "ok"]
