@@ -7,12 +7,15 @@ after the other, in float16 on a GPU and with their defaults but for word timest
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 Heard = tuple[str, str, str | None, list[tuple[float, float, str]]]
 """File, text, language, words with start and end in seconds."""
@@ -81,20 +84,39 @@ def transcribe(storage: dict[str, str], uris: Sequence[str], folder: str) -> dic
     else:
         heard = _by_faster_whisper([Path(folder, uri.rsplit("/", 1)[1]) for uri in uris])
     _here.start.wait()
-    processor, started = time.process_time(), time.monotonic()
-    texts = {file: rest for file, *rest in heard}
+    processor, started, peak, looked = _processor_seconds(), time.monotonic(), 0.0, 0.0
+    texts = {}
+    for file, *rest in heard:
+        texts[file] = rest
+        if time.monotonic() - looked > 1:
+            peak, looked = max(peak, _memory_mib()), time.monotonic()
     end = progress.snapshot()
     return {
         "wall_s": time.monotonic() - started,
-        "cpu_s": time.process_time() - processor,
+        "cpu_s": _processor_seconds() - processor,
         "windows": end.windows,
         "retried": end.retried_windows,
         "stages": dict(end.stages),
         "threads_busy": end.device_busy,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak,
         "texts": texts,
         "errors": errors,
     }
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that read for it and have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _memory_mib() -> float:
+    """Resident sets of this process and of those that read for it."""
+    this, total = psutil.Process(), 0.0
+    for process in [this, *this.children()]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss / 2**20
+    return total
 
 
 def _by_us(storage: dict[str, str], uris: Sequence[str], progress: Any, errors: list[str]) -> Iterator[Heard]:

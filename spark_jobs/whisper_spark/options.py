@@ -105,8 +105,8 @@ class WhisperOptions:
         picks 64 on a GPU, and on a CPU 4, or 2 for medium and larger models: each takes 40 MB there with
         base and half a gigabyte with large-v3. Not in the fingerprint, nor are those that follow.
     :param cpu_threads: threads of one decoder on a CPU; ``None``: one.
-    :param num_workers: decoders that share one copy of the weights on a CPU; ``None``: one for each core
-        that Spark gave the task (``spark.task.cpus``), or each core of the machine without Spark.
+    :param num_workers: decoders that share one copy of the weights; ``None``: one on a GPU, and on a CPU one
+        for each core that Spark gave the task (``spark.task.cpus``), or each of the machine without Spark.
     :param prefetch_files: files fetched and decoded ahead of the device.
     :param prefetch_bytes: bytes of features that may wait for the device; ``None``: four batches for each
         decoder, 32 MiB at least and 390 MB for large-v3 on a GPU.
