@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_process
+from contenders.common import Spoken
 from note import NOTE, table, write_block
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,7 +173,7 @@ def measure(arguments: argparse.Namespace, gpu: int | None) -> list[dict[str, An
                 ),
             }
             if "failed" not in result:
-                result["score"] = _score(own, result.pop("texts"))
+                result["score"] = _score(own, result.pop("heard"))
             print(_line(result), flush=True)
             results.append(result)
     return results
@@ -212,16 +213,16 @@ def _in_processes(
         "stages": {name: sum(part["stages"][name] for part in parts) for name in parts[0]["stages"]},
         "threads_busy": statistics.mean(busy) if busy else None,
         "gpu": watch.result() if watch else {},
-        "texts": {file: text for part in parts for file, text in part["texts"].items()},
+        "heard": {file: spoken for part in parts for file, spoken in part["heard"].items()},
         "errors": [error for part in parts for error in part["errors"]],
     }
 
 
-def _score(own: Sequence[Any], texts: dict[str, list[Any]]) -> dict[str, Any]:
+def _score(own: Sequence[Any], spoken: dict[str, Spoken]) -> dict[str, Any]:
     from scoring import Errors, Heard, times, word_errors
 
     heard = {
-        file: Heard(file, text, language, tuple(words)) for file, (text, language, words) in texts.items()
+        file: Heard(file, one.text, one.language, tuple(one.words or ())) for file, one in spoken.items()
     }
     total = sum(word_errors(own, heard).values(), start=Errors())
     return {

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-Heard = tuple[str, str, str | None, list[tuple[float, float, str]]]
-"""File, text, language, words with start and end in seconds."""
+from contenders.common import Spoken, from_segments, from_transcript
 
 
 @dataclass
@@ -80,14 +78,14 @@ def transcribe(storage: dict[str, str], uris: Sequence[str], folder: str) -> dic
     progress = Progress()
     errors: list[str] = []
     if _here.name == "ours":
-        heard = _by_us(storage, uris, progress, errors)
+        spoken = _by_us(storage, uris, progress, errors)
     else:
-        heard = _by_faster_whisper([Path(folder, uri.rsplit("/", 1)[1]) for uri in uris])
+        spoken = _by_faster_whisper([Path(folder, uri.rsplit("/", 1)[1]) for uri in uris])
     _here.start.wait()
     processor, started, peak, looked = _processor_seconds(), time.monotonic(), 0.0, 0.0
-    texts = {}
-    for file, *rest in heard:
-        texts[file] = rest
+    heard: dict[str, Spoken] = {}
+    for file in spoken:
+        heard[Path(file.file).name] = file
         if time.monotonic() - looked > 1:
             peak, looked = max(peak, _memory_mib()), time.monotonic()
     end = progress.snapshot()
@@ -99,7 +97,7 @@ def transcribe(storage: dict[str, str], uris: Sequence[str], folder: str) -> dic
         "stages": dict(end.stages),
         "threads_busy": end.device_busy,
         "peak_mib": peak,
-        "texts": texts,
+        "heard": heard,
         "errors": errors,
     }
 
@@ -119,20 +117,19 @@ def _memory_mib() -> float:
     return total
 
 
-def _by_us(storage: dict[str, str], uris: Sequence[str], progress: Any, errors: list[str]) -> Iterator[Heard]:
+def _by_us(
+    storage: dict[str, str], uris: Sequence[str], progress: Any, errors: list[str]
+) -> Iterator[Spoken]:
     from whisper_spark.engine import AudioFile
     from whisper_spark.objects import ObjectStorage
 
     for transcript in _here.engine.transcribe(map(AudioFile, uris), ObjectStorage(storage), progress):
         if transcript.error_code:
             errors.append(f"{transcript.audio_uri}: {transcript.error_code} {transcript.error_message}")
-        words = [(w.start, w.end, w.word) for s in transcript.segments for w in s.words or ()]
-        yield transcript.audio_uri.rsplit("/", 1)[1], transcript.text or "", transcript.language, words
+        yield from_transcript(transcript)
 
 
-def _by_faster_whisper(paths: Sequence[Path]) -> Iterator[Heard]:
+def _by_faster_whisper(paths: Sequence[Path]) -> Iterator[Spoken]:
     for path in paths:
         segments, info = _here.engine.transcribe(str(path), word_timestamps=True, vad_filter=True)
-        said = list(segments)
-        words = [(w.start, w.end, w.word) for segment in said for w in segment.words or ()]
-        yield path.name, "".join(segment.text for segment in said).strip(), info.language, words
+        yield from_segments(str(path), segments, info)

@@ -76,14 +76,14 @@ def test_credentials_reach_the_processes_through_nothing_that_can_be_looked_at(
 ) -> None:
     storage, bucket = ObjectStorage(s3.config), s3.bucket()
     for number, clip in enumerate(librivox * 2):
-        storage.upload(clip.path, f"s3://{bucket}/{number}.flac")
+        storage.upload(clip.path, f"s3://{bucket}/{number}.wav")
     looked_at = threading.Event()
 
     def files() -> Iterator[AudioFile]:
         for number in range(2 * len(librivox)):
             if number == 2 * len(librivox) - 1:
                 looked_at.wait(timeout=60)
-            yield AudioFile(f"s3://{bucket}/{number}.flac")
+            yield AudioFile(f"s3://{bucket}/{number}.wav")
 
     found = engine.transcribe(files(), storage)
     first = next(found)

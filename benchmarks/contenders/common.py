@@ -93,6 +93,12 @@ def main(transcribe: Callable[[Task], Iterable[Spoken]], *packages: str) -> None
         out.write(json.dumps({"facts": task.facts}) + "\n")
 
 
+def from_transcript(transcript: Any) -> Spoken:
+    """What ours gave for a file: a ``Transcript``, or a row of Spark with its fields."""
+    words = [(w.start, w.end, w.word) for segment in transcript.segments for w in segment.words or ()]
+    return Spoken(transcript.audio_uri, transcript.text or "", transcript.language, words)
+
+
 def from_segments(file: str, segments: Iterable[Any], info: Any) -> Spoken:
     """What faster-whisper gave for a file."""
     segments = list(segments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from common import Spoken, Task, main
+from common import Spoken, Task, from_transcript, main
 from spark_session import local_spark
 
 from whisper_spark import WhisperOptions, whisper_udf
@@ -16,8 +16,7 @@ def transcribe(task: Task) -> Iterator[Spoken]:
         rows = spark.createDataFrame([(file,) for file in task.files], ["file"]).coalesce(1)
         udf = whisper_udf(WhisperOptions(model=task.model))
         for row in rows.select(udf("file").alias("t")).collect():
-            words = [(w.start, w.end, w.word) for segment in row.t.segments for w in segment.words or ()]
-            yield Spoken(row.t.audio_uri, row.t.text or "", row.t.language, words)
+            yield from_transcript(row.t)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ class WhisperOptions:
     :param prefetch_files: files fetched and decoded ahead of the device.
     :param prefetch_bytes: bytes of features that may wait for the device; ``None``: four batches for each
         decoder, 32 MiB at least and 390 MB for large-v3 on a GPU.
-    :param prefetch_processes: processes that fetch, decode and cut files, each some 100 MB; 0: threads do.
-        ``None``: one for each core, up to ``prefetch_files`` and 16, where a GPU has six cores or more.
+    :param prefetch_processes: processes that fetch, decode and cut files, each some 100 MB, at most
+        ``prefetch_files``; 0: threads do. ``None``: one for each core, up to 16, where a GPU has six or more.
     :raises ValueError: for any value out of range, with the field's name and what it accepts.
     """
 

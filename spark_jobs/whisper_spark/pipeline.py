@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -132,15 +133,14 @@ class Pipeline:
         if not self._decoder.multilingual:
             work.language = "en"
         head: list[Job] = []
-        numbers: dict[int, int] = {}  # windows so far, by channel
+        numbers: Counter[int] = Counter()  # windows so far, by channel
         for part in reader.read(work.file):
             if self._stopped:
                 return
             match part:
                 case ReadWindow():
-                    number = numbers.setdefault(part.channel, 0)
+                    head.append(self._job(work, part, numbers[part.channel]))
                     numbers[part.channel] += 1
-                    head.append(self._job(work, part, number))
                     if work.issued or work.language or len(head) == _HEAD:
                         self._put(work, head)
                         head = []

@@ -39,12 +39,12 @@ _LEAST_CORES = 6
 
 
 def reader_processes(options: WhisperOptions, device: Device) -> int:
-    """How many processes are to read files; 0: threads do.
+    """How many processes are to read files, at most ``prefetch_files``; 0: threads do.
 
     A process takes some 100 MB and a second to start, which only a GPU is worth.
     """
     if options.prefetch_processes is not None:
-        return options.prefetch_processes
+        return min(options.prefetch_processes, options.prefetch_files)
     cores = available_cores()
     if device.kind != "cuda" or cores < _LEAST_CORES:
         return 0
@@ -92,21 +92,19 @@ class ReaderProcess:
         if connection is None:
             yield from self._instead.read(file)
             return
-        complete = False
         try:
             connection.send(file)
             while not isinstance(part := connection.recv(), _Spent):
                 yield part
             charge(part.seconds)
-            complete = True
         except (EOFError, OSError):
             status = self._end()
             if not self._closed:
                 log.warning("the process that read %s died with status %s", file.uri, status)
             yield FileError("internal", f"the process that read the file died with status {status}")
-        finally:
-            if not complete:  # the rest of this file would be taken for the next one
-                self._end()
+        except BaseException:  # the rest of this file would be taken for the next one
+            self._end()
+            raise
 
     def close(self) -> None:
         """End the process, whatever it does."""
