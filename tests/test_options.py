@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from faster_whisper import available_models
 
 from whisper_spark import WhisperOptions
 from whisper_spark.contract import Run, check_partition, parse_partition_path, partition_path
+from whisper_spark.options import KNOWN_MODELS
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,10 @@ def test_a_wrong_option_fails_at_once_and_says_what_is_accepted(wrong: dict, say
 )
 def test_every_kind_of_model_location_is_accepted(model: str) -> None:
     assert WhisperOptions(model=model).model == model
+
+
+def test_the_short_names_of_models_are_those_of_faster_whisper() -> None:
+    assert set(available_models()) == KNOWN_MODELS
 
 
 def test_options_survive_json() -> None:

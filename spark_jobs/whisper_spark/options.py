@@ -25,8 +25,8 @@ LANGUAGES: frozenset[str] = frozenset(
 
 KNOWN_MODELS: frozenset[str] = frozenset(
     "tiny tiny.en base base.en small small.en medium medium.en large-v1 large-v2 large-v3 large "
-    "large-v3-turbo turbo distil-small.en distil-medium.en distil-large-v2 distil-large-v3 distil- "
-    "large-v3.5".split()
+    "large-v3-turbo turbo distil-small.en distil-medium.en distil-large-v2 distil-large-v3 "
+    "distil-large-v3.5".split()
 )
 """Names that faster-whisper resolves to a repository on the model hub (``faster_whisper.utils``)."""
 
