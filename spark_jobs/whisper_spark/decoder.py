@@ -65,7 +65,7 @@ _SURE_LANGUAGE = 0.9
 _CANDIDATES = 4
 _LEAST_CANDIDATE = 0.02
 _LANGUAGE_WEIGHT = 0.1
-_NO_TEXT = -2.0
+_FAILED = -2.0
 # Below 0.9 a detected language is checked against up to four candidates of at least 0.02. Each one's score is
 # the average log probability of its tokens (-2 for a text that fails the quality gate) and a tenth of that of
 # the language itself. Tuned on 130 telephone prompts in five languages with whisper-base.
@@ -195,7 +195,7 @@ class WindowDecoder:
             scores = {name: _LANGUAGE_WEIGHT * math.log(p) for name, p in names.items()}
             for name, i in itertools.product(names, file):
                 text = heard[i, name]
-                sureness = text.avg_logprob if text.text and text.reliable else _NO_TEXT  # loops are likely
+                sureness = text.avg_logprob if text.text and text.reliable else _FAILED  # loops are likely
                 scores[name] += sureness * weights[i] / total
             best = max(scores, key=scores.__getitem__, default=ranking[0][0])
             known = {i: heard[i, best] for i in file if names}
