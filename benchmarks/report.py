@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -95,26 +97,30 @@ def difference_table(corpus: str) -> list[str]:
     """Errors that our engine makes more or less than the baselines, with what chance does to that."""
     own = [reference for reference in references(corpus_folder(corpus)) if reference.language]
     languages = list(dict.fromkeys(str(reference.language) for reference in own))
-    found: dict[str, dict[str, list[int]]] = {}
+    found: dict[str, dict[str, Counter[str]]] = {}
     for name in (OURS, *BASELINES):
         path = RESULTS / "outputs" / f"{name}.{corpus}.jsonl"
         if path.is_file():
             heard, _ = read_output(path)
-            found[name] = {language: [] for language in languages}
+            found[name] = {language: Counter() for language in languages}
             for reference in own:
-                found[name][str(reference.language)] += errors_by_prompt(reference, heard)
+                found[name][str(reference.language)].update(errors_by_prompt(reference, heard))
     rows = []
     for name in BASELINES:
         if name in found and OURS in found:
-            pairs = [(found[OURS][language], found[name][language]) for language in languages]
-            every = [[count for part in side for count in part] for side in zip(*pairs, strict=True)]
-            cells = [_difference(*pair) for pair in [*pairs, (every[0], every[1])]]
+            pairs = [
+                [(errors, found[name][language][prompt]) for prompt, errors in found[OURS][language].items()]
+                for language in languages
+            ]
+            cells = [_difference(part) for part in pairs]
+            if len(languages) > 1:
+                cells.append(_difference(list(itertools.chain(*pairs))))
             rows.append([CONTENDERS[name].title, *cells])
-    return table(["ours against", *languages, "all"], rows)
+    return table(["ours against", *languages, *(["all"] if len(languages) > 1 else [])], rows)
 
 
-def _difference(ours: Sequence[int], others: Sequence[int]) -> str:
-    more, low, high = difference(ours, others)
+def _difference(pairs: Sequence[tuple[int, int]]) -> str:
+    more, low, high = difference(*zip(*pairs, strict=True))
     return f"{more:+d} ({low:+.0f} to {high:+.0f})"
 
 
@@ -179,7 +185,7 @@ def _tables(corpus: str) -> Iterator[tuple[str, list[str]]]:
     yield "speed", speed_table(corpus)
     if base != "long":
         yield "errors by language", error_table(corpus)
-        yield "errors against the baselines", difference_table(corpus)
+    yield "errors against the baselines", difference_table(corpus)
     if base != "clips":
         yield "word times", times_table(corpus)
 

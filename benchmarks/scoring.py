@@ -129,17 +129,17 @@ def word_errors(references: Iterable[Reference], heard: Mapping[str, Heard]) -> 
     return errors
 
 
-def errors_by_prompt(reference: Reference, heard: Mapping[str, Heard]) -> list[int]:
-    """Word errors in each prompt of a file, or in the whole of a file without prompts.
+def errors_by_prompt(reference: Reference, heard: Mapping[str, Heard]) -> dict[str, int]:
+    """Word errors in a file by the text of the prompt, or of the whole file without prompts.
 
     A word too many counts for the prompt of the word behind it.
     """
     spoken = [span.text for span in reference.prompts] or [reference.text]
     said = [normalised(text, reference.language).split() for text in spoken]
-    owners = [prompt for prompt, tokens in enumerate(said) for _ in tokens]
+    owners = [prompt for prompt, tokens in zip(spoken, said, strict=True) for _ in tokens]
     text = heard[reference.file].text if reference.file in heard else ""
     words = " ".join(token for tokens in said for token in tokens)
-    errors = [0] * len(said)
+    errors = dict.fromkeys(spoken, 0)
     for chunk in jiwer.process_words(words, normalised(text, reference.language)).alignments[0]:
         if chunk.type == "insert":
             errors[owners[min(chunk.ref_start_idx, len(owners) - 1)]] += (
@@ -153,6 +153,10 @@ def errors_by_prompt(reference: Reference, heard: Mapping[str, Heard]) -> list[i
 
 def difference(ours: Sequence[int], others: Sequence[int]) -> tuple[int, float, float]:
     """How many errors we make more, and the 95 % interval of that if other prompts had been drawn.
+
+    :param ours: errors by prompt, whether it was played once or many times: a recording that is played again
+        says nothing new.
+    :param others: the same, of somebody else.
 
     The paired bootstrap of Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance
     evaluation", ICASSP 2004.

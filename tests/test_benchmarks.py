@@ -49,10 +49,17 @@ def test_a_file_without_output_was_not_heard() -> None:
 
 
 def test_errors_are_counted_for_the_prompt_they_are_in() -> None:
-    assert errors_by_prompt(CALL, heard("Please leave the message and after tone")) == [1, 2]
-    assert errors_by_prompt(CALL, {}) == [4, 3]
+    errors = errors_by_prompt(CALL, heard("Please leave the message and after tone"))
+    assert errors == {"please leave a message": 1, "after the tone": 2}
+    assert errors_by_prompt(CALL, {}) == {"please leave a message": 4, "after the tone": 3}
     whole = Reference("call.wav", "en", 1.0, "after the tone")
-    assert errors_by_prompt(whole, heard("after a tone please")) == [2]
+    assert errors_by_prompt(whole, heard("after a tone please")) == {"after the tone": 2}
+
+
+def test_a_prompt_that_is_played_again_is_the_same_prompt() -> None:
+    spans = (Span(1.0, 2.0, "after the tone"), Span(3.0, 4.0, "after the tone"))
+    twice = Reference("call.wav", "en", 5.0, "after the tone after the tone", spans)
+    assert errors_by_prompt(twice, heard("after a tone after a stone")) == {"after the tone": 3}
 
 
 def test_a_difference_comes_with_what_chance_does_to_it() -> None:
