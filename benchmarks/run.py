@@ -20,7 +20,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,7 +76,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small corpora; not written to RESULTS.md")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the tables")
     arguments = parser.parse_args()
-    for given, known in ((arguments.corpus, CORPORA), (arguments.contenders or [], CONTENDERS)):
+    known_names = (*GROUPS, *CONTENDERS)
+    for given, known in ((arguments.corpus, CORPORA), (arguments.contenders or [], known_names)):
         unknown = [name for name in given if name not in known]
         if unknown:
             parser.error(f"unknown: {', '.join(unknown)}. Known: {', '.join(known)}")
@@ -84,23 +85,27 @@ def _arguments() -> argparse.Namespace:
 
 
 def _names(text: str) -> list[str]:
-    return [name for part in text.split(",") for name in GROUPS.get(part, (part,))]
+    return text.split(",")
 
 
 def _run_corpus(name: str, arguments: argparse.Namespace) -> None:
     plan = dict(PLAN[name.removesuffix("-quick")])
     if arguments.contenders:
-        # Of a group those that are planned for this corpus; who is named alone runs anyway.
-        asked = [c for c in arguments.contenders if c in plan] or arguments.contenders
-        plan = {contender: plan.get(contender, 1) for contender in asked}
+        plan = {contender: plan.get(contender, 1) for contender in _asked(arguments.contenders, plan)}
     if arguments.runs or arguments.quick:
         plan = dict.fromkeys(plan, arguments.runs or 1)
     folder = corpus(name)
     done: dict[str, list[dict[str, Any]]] = {contender: [] for contender in plan}
-    for turn in range(max(plan.values())):
+    for turn in range(max(plan.values(), default=0)):
         for contender, runs in plan.items():
             if turn < runs:
                 _run_once(CONTENDERS[contender], name, folder, done[contender])
+
+
+def _asked(names: Sequence[str], plan: Collection[str]) -> Iterator[str]:
+    """Who is named, and of a group those that are planned for the corpus."""
+    for name in names:
+        yield from (c for c in GROUPS[name] if c in plan) if name in GROUPS else (name,)
 
 
 def _run_once(contender: Contender, name: str, folder: Path, runs: list[dict[str, Any]]) -> None:
