@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 from collections import Counter
@@ -97,30 +96,31 @@ def difference_table(corpus: str) -> list[str]:
     """Errors that our engine makes more or less than the baselines, with what chance does to that."""
     own = [reference for reference in references(corpus_folder(corpus)) if reference.language]
     languages = list(dict.fromkeys(str(reference.language) for reference in own))
-    found: dict[str, dict[str, Counter[str]]] = {}
+    columns = {language: [language] for language in languages}
+    if len(languages) > 1:
+        columns["all"] = languages
+    found: dict[str, Counter[tuple[str, str]]] = {}  # by language and prompt
     for name in (OURS, *BASELINES):
         path = RESULTS / "outputs" / f"{name}.{corpus}.jsonl"
         if path.is_file():
             heard, _ = read_output(path)
-            found[name] = {language: Counter() for language in languages}
+            found[name] = Counter()
             for reference in own:
-                found[name][str(reference.language)].update(errors_by_prompt(reference, heard))
+                errors = errors_by_prompt(reference, heard)
+                found[name].update({(str(reference.language), prompt): n for prompt, n in errors.items()})
     rows = []
     for name in BASELINES:
         if name in found and OURS in found:
-            pairs = [
-                [(errors, found[name][language][prompt]) for prompt, errors in found[OURS][language].items()]
-                for language in languages
-            ]
-            cells = [_difference(part) for part in pairs]
-            if len(languages) > 1:
-                cells.append(_difference(list(itertools.chain(*pairs))))
+            cells = [_difference(found[OURS], found[name], part) for part in columns.values()]
             rows.append([CONTENDERS[name].title, *cells])
-    return table(["ours against", *languages, *(["all"] if len(languages) > 1 else [])], rows)
+    return table(["ours against", *columns], rows)
 
 
-def _difference(pairs: Sequence[tuple[int, int]]) -> str:
-    more, low, high = difference(*zip(*pairs, strict=True))
+def _difference(
+    ours: Counter[tuple[str, str]], others: Counter[tuple[str, str]], languages: Sequence[str]
+) -> str:
+    prompts = [key for language in languages for key in ours if key[0] == language]
+    more, low, high = difference([ours[key] for key in prompts], [others[key] for key in prompts])
     return f"{more:+d} ({low:+.0f} to {high:+.0f})"
 
 

@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    several = {"type": _names, "metavar": "A,B"}
+    several = {"type": lambda text: text.split(","), "metavar": "A,B"}
     parser.add_argument("--corpus", default=list(CORPORA), help=", ".join(CORPORA), **several)
     parser.add_argument("--contenders", help=", ".join([*GROUPS, *CONTENDERS]), **several)
     parser.add_argument("--runs", type=int, help="of each contender (default: see PLAN; 1 with --quick)")
@@ -82,10 +82,6 @@ def _arguments() -> argparse.Namespace:
         if unknown:
             parser.error(f"unknown: {', '.join(unknown)}. Known: {', '.join(known)}")
     return arguments
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")
 
 
 def _run_corpus(name: str, arguments: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """transformers' speech recognition pipeline, as its model cards show it, in a process for each core.
 
 Chunks of 30 seconds, word timestamps, greedy; float32, as the pipeline has no 8-bit arithmetic on a CPU. One
-chunk at a time, its default: with eight, as the model cards have it for GPUs, a process takes 14 GB for the
-word timestamps of a call. It detects the language of each chunk for itself.
+chunk at a time, its default: with eight, as the model cards have it for GPUs, a process took 23 GB for the
+word timestamps of calls. It detects the language of each chunk for itself.
 """
 
 from __future__ import annotations
