@@ -61,7 +61,14 @@ def test_the_last_windows_are_shared_out() -> None:
     batches = Batches(room=9000)
     for number in range(6):
         batches.add([window(number)])
-    assert [taken(batches, shares=2) for _ in range(3)] == [[0, 1, 2], [3], [4]]
+    assert [taken(batches, shares=2) for _ in range(3)] == [[0, 1, 2], [3, 4], [5]]
+
+
+def test_a_batch_is_not_split_while_there_is_other_work_for_the_other_decoder() -> None:
+    batches = Batches(room=9000)
+    for number in range(6):
+        batches.add([window(number, context=1000 if number < 3 else 1200)])
+    assert taken(batches, shares=2) == [3, 4, 5]
 
 
 def test_what_has_waited_too_long_goes_before_what_would_fill_a_batch(

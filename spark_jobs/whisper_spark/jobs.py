@@ -163,12 +163,13 @@ class Batches:
     def take(self, key: Key, shares: int = 1) -> list[Job]:
         """As many of these windows as fit into a batch, at least one group.
 
-        :param shares: take no more than one of so many equal parts of them.
+        :param shares: take no more than one of so many equal parts of all that waits.
         """
         batch: list[Job] = []
         left: list[_Group] = []
-        waiting = sum(group.frames for group in self._ready if group.key == key)
-        room = min(self._room, -(-waiting // shares))
+        waiting = sum(group.frames for group in self._ready)
+        share = -(-waiting // (shares * key[1])) * key[1]  # whole windows
+        room = min(self._room, share)
         for group in self._ready:
             fits = not batch or len(batch) * key[1] + group.frames <= room
             if fits and group.key == key:
@@ -179,5 +180,6 @@ class Batches:
         return batch
 
 
-_LONGEST_WAIT_SECONDS = 10.0
-# Then a window goes even if its batch is not full: its file cannot be saved before.
+_LONGEST_WAIT_SECONDS = 60.0
+# Then a window goes even if its batch is not full: its file cannot be saved before. On two cores half a minute
+# of work waits at any time, so that less would mean first come, first served, in batches half full.
