@@ -22,10 +22,10 @@ from whisper_spark.speech import ChunkMap
 AGREEMENT = 0.9
 """Share of words in which two tries must agree to confirm each other."""
 
-_ALONE = 1.2
+_ALONE = 1.5
 # The threshold of beam search for windows that stand alone, in parts of that for others: a search that is not
-# told what was said before spares fewer errors (benchmarks/RESULTS.md: 450 prompts take 139 instead of 147
-# seconds, with 530 instead of 528 word errors).
+# told what was said before spares fewer errors (benchmarks/RESULTS.md: with -0.2, 450 prompts take 139
+# seconds and make 530 word errors, with -0.12 they take 154 and make 524).
 
 MISSED_SPEECH_S = 1.0
 """Seconds of detected speech without a word, on top of the longest pause that counts as speech, that make a

@@ -181,5 +181,5 @@ class Batches:
 
 
 _LONGEST_WAIT_SECONDS = 60.0
-# Then a window goes even if its batch is not full: its file cannot be saved before. On two cores half a minute
-# of work waits at any time, so that less would mean first come, first served, in batches half full.
+# Then a window goes even if its batch is not full: its file cannot be saved before. On two cores half a
+# minute of work waits at any time: with less, the oldest would go first always, in batches half full.

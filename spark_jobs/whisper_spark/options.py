@@ -82,8 +82,9 @@ class WhisperOptions:
     :param beam_size: beams for windows that greedy decoding is not sure of; 1 decodes greedily throughout.
         Five, Whisper's own default, cost more and spare no errors here (``benchmarks/RESULTS.md``).
     :param greedy_log_prob_threshold: greedy text at least this sure (average log probability of a token) is
-        kept, the rest is decoded again with ``beam_size``. Where no text before the window is known, a fifth
-        less sure suffices. ``None``: beam search at once for every window, without the text before it.
+        kept, the rest is decoded again with ``beam_size``. Where no text before the window is known, the
+        threshold is half as much again. ``None``: beam search at once for every window, without the text
+        before it.
     :param condition_on_previous_text: such windows are given the text before them, which tells Whisper names,
         spelling and style. Only text that passed the quality gate, and only of the first, greedy decoding.
     :param best_of: candidates when sampling at a temperature above 0.
@@ -131,7 +132,7 @@ class WhisperOptions:
     initial_prompt: str | None = None
     hotwords: str | None = None
     beam_size: int = 3
-    greedy_log_prob_threshold: float | None = -0.17
+    greedy_log_prob_threshold: float | None = -0.13
     condition_on_previous_text: bool = True
     best_of: int = 5
     patience: float = 1.0
