@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from airflow_whisper.comparison import ROW_GROUP, Comparison, Counts
 from airflow_whisper.reading_ahead import read_ahead
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema, partition_path, run_folder
-from whisper_spark.objects import ObjectNotFound, normalise_uri
+from whisper_spark.storage.objects import ObjectNotFound, normalise_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from whisper_spark.objects import ObjectStorage
+    from whisper_spark.storage.objects import ObjectStorage
 
 # --- what counts as audio ------------------------------------------------------------------------------
 

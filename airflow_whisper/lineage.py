@@ -32,14 +32,14 @@ from openlineage.client.facet_v2 import (
 
 from airflow_whisper.discovery import source_root
 from whisper_spark.contract import CHANGES, Run, partition_path, transcript_schema
-from whisper_spark.objects import normalise_uri
+from whisper_spark.storage.objects import normalise_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from airflow_whisper.replacement import Registered
     from airflow_whisper.validation import Report
-    from whisper_spark.staging import RunResult
+    from whisper_spark.staging.rows import RunResult
 
 
 # --- what each task did ----------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_spark.objects import StorageError, join_uri
+from whisper_spark.storage.objects import StorageError, join_uri
 
 if TYPE_CHECKING:
     from airflow_whisper.arrivals import Arrivals
     from airflow_whisper.watching import Log, WatchedSource
-    from whisper_spark.objects import ObjectStorage
+    from whisper_spark.storage.objects import ObjectStorage
 
 INLINE_BYTES = 48 * 1024
 """Longest memory kept in the database: Airflow warns from 64 KiB on (``max_value_storage_bytes``)."""
@@ -151,7 +151,7 @@ class MemoryStore:
         self._arrivals.add_reported((self._root + key, etag, int(state["saved"])) for key, etag in files)
 
     def _long(self, uri: str) -> Iterator[tuple[str, str | None]]:
-        from whisper_spark.objects import ObjectNotFound
+        from whisper_spark.storage.objects import ObjectNotFound
 
         try:
             file = self._staging().open(uri)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from whisper_spark.contract import check_partition
-from whisper_spark.objects import normalise_uri
+from whisper_spark.storage.objects import normalise_uri
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _DAY = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})(?:[T_ -]?(\d{2})(?::?\d{2})*)?")

@@ -10,15 +10,15 @@ from airflow_whisper.data_files import batch_rows
 from airflow_whisper.replacement import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
 from airflow_whisper.tables import RegistrationError
 from whisper_spark.contract import Run, partition_path
-from whisper_spark.objects import ObjectNotFound
-from whisper_spark.parquet import open_parquet
-from whisper_spark.staging import read_result
+from whisper_spark.staging.rows import read_result
+from whisper_spark.storage.objects import ObjectNotFound
+from whisper_spark.storage.parquet import open_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyiceberg.catalog import Catalog
 
-    from whisper_spark.objects import ObjectStorage
+    from whisper_spark.storage.objects import ObjectStorage
 
 _MANIFEST_ROWS = 10_000
 

@@ -15,8 +15,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from airflow_whisper.partition_templates import PartitionTemplate, period_end
-from whisper_spark.object_clients import object_store
-from whisper_spark.storage_errors import translated
+from whisper_spark.storage.clients import object_store
+from whisper_spark.storage.errors import translated
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -32,7 +32,7 @@ over."""
 class Folders:
     """The folders that lie directly in a folder of one bucket, or on a disk.
 
-    :param config: see :class:`whisper_spark.objects.ObjectStorage`.
+    :param config: see :class:`whisper_spark.storage.objects.ObjectStorage`.
     """
 
     def __init__(self, config: Mapping[str, str]) -> None:

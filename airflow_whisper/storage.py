@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_spark.objects import ObjectStorage, normalise_uri
+from whisper_spark.storage.objects import ObjectStorage, normalise_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -34,7 +34,7 @@ def object_storage(conn_id: str | None, uri: str) -> ObjectStorage:
 
 
 def storage_config(conn_id: str | None, uri: str) -> dict[str, str]:
-    """What :class:`whisper_spark.objects.ObjectStorage` needs to reach ``uri``, secrets included.
+    """What :class:`whisper_spark.storage.objects.ObjectStorage` needs to reach ``uri``, secrets included.
 
     Every secret in it is masked in Airflow's logs.
 

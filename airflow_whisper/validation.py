@@ -25,7 +25,7 @@ from airflow_whisper.checks import (
 )
 from airflow_whisper.distributions import Distributions, Throughput
 from whisper_spark.contract import QUALITY_FLAGS, Run, partition_path
-from whisper_spark.staging import RunResult, StagingError, read_result
+from whisper_spark.staging.rows import RunResult, StagingError, read_result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from whisper_spark.objects import ObjectStorage
+    from whisper_spark.storage.objects import ObjectStorage
 
 MAX_WORST = 20
 """Rows that the report names as worth listening to, and error rows that it quotes."""
@@ -317,7 +317,7 @@ def _sum(array: pa.Array) -> float:
 
 
 def _manifest_batches(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
-    from whisper_spark.parquet import open_parquet
+    from whisper_spark.storage.parquet import open_parquet
 
     with open_parquet(run.manifest_uri, storage) as manifest:
         yield from manifest.iter_batches(columns=["audio_uri", "audio_etag"])
@@ -325,7 +325,7 @@ def _manifest_batches(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBat
 
 def _job_result(run: Run, storage: ObjectStorage) -> RunResult | str | None:
     """What the job says it did, or in words why that is unreadable; ``None`` when there is nothing."""
-    from whisper_spark.objects import ObjectNotFound
+    from whisper_spark.storage.objects import ObjectNotFound
 
     try:
         return read_result(run, storage)

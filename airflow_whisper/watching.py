@@ -24,7 +24,7 @@ from airflow_whisper.sorting import Sorter
 from airflow_whisper.source_listing import FolderPath, Folders, plan_poll, time_levels
 from airflow_whisper.storage import object_storage, storage_config
 from whisper_spark.contract import parse_partition_path
-from whisper_spark.objects import ObjectStorage, join_uri
+from whisper_spark.storage.objects import ObjectStorage, join_uri
 
 if TYPE_CHECKING:
     pass

@@ -90,7 +90,7 @@ def main() -> None:
     from assemble_model import assemble
 
     from whisper_spark import WhisperOptions, transcribe_files
-    from whisper_spark.engine import get_engine
+    from whisper_spark.engine.transcriber import get_engine
 
     options = WhisperOptions(model=str(assemble()))
     get_engine(options)  # loads the model

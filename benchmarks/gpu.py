@@ -105,7 +105,7 @@ def require_device(kind: str) -> tuple[str, int | None]:
     :raises SystemExit: with :data:`NO_DEVICE` when there is no such device.
     """
     from whisper_spark import WhisperOptions
-    from whisper_spark.model import UnusableDeviceError, choose_device
+    from whisper_spark.decoding.model import UnusableDeviceError, choose_device
 
     try:
         device = choose_device(WhisperOptions(device=kind))
@@ -128,7 +128,7 @@ def stored(folders: Sequence[Path], local: bool) -> Iterator[tuple[dict[str, str
         return
     from servers import s3_server
 
-    from whisper_spark.objects import ObjectStorage
+    from whisper_spark.storage.objects import ObjectStorage
 
     with tempfile.TemporaryDirectory() as data, s3_server(Path(data)) as server:
         storage, bucket = ObjectStorage(server.config), server.bucket("bench")
@@ -245,7 +245,7 @@ def _line(result: dict[str, Any]) -> str:
 
 def lines(results: Sequence[dict[str, Any]], device: str, local: bool) -> list[str]:
     """The tables as Markdown."""
-    from whisper_spark.engine import engine_version
+    from whisper_spark.engine.transcriber import engine_version
 
     done = [result for result in results if "failed" not in result]
     ours = [result for result in done if result["engine"] == "ours"]

@@ -57,7 +57,7 @@ def load(name: str, options: dict[str, Any]) -> float:
 def _loaded(name: str, options: dict[str, Any]) -> Any:
     if name == "ours":
         from whisper_spark import WhisperOptions
-        from whisper_spark.engine import Engine
+        from whisper_spark.engine.transcriber import Engine
 
         return Engine(WhisperOptions(**options))
     from faster_whisper import BatchedInferencePipeline, WhisperModel
@@ -73,7 +73,7 @@ def transcribe(storage: dict[str, str], uris: Sequence[str], folder: str) -> dic
     :param storage: configuration of the object store that the URIs are in.
     :param folder: where files of the same names lie on this machine.
     """
-    from whisper_spark.progress import Progress
+    from whisper_spark.progress.counters import Progress
 
     progress = Progress()
     errors: list[str] = []
@@ -120,8 +120,8 @@ def _memory_mib() -> float:
 def _by_us(
     storage: dict[str, str], uris: Sequence[str], progress: Any, errors: list[str]
 ) -> Iterator[Spoken]:
-    from whisper_spark.engine import AudioFile
-    from whisper_spark.objects import ObjectStorage
+    from whisper_spark.engine.transcriber import AudioFile
+    from whisper_spark.storage.objects import ObjectStorage
 
     for transcript in _here.engine.transcribe(map(AudioFile, uris), ObjectStorage(storage), progress):
         if transcript.error_code:

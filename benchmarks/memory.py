@@ -109,9 +109,10 @@ def run_one(path: str, constant: bool) -> None:
     """Transcribe one file and print what that took, as JSON."""
     from assemble_model import assemble
 
-    from whisper_spark import WhisperOptions, decoder
-    from whisper_spark.engine import AudioFile, Engine
-    from whisper_spark.progress import Progress
+    from whisper_spark import WhisperOptions
+    from whisper_spark.decoding import decoder
+    from whisper_spark.engine.transcriber import AudioFile, Engine
+    from whisper_spark.progress.counters import Progress
 
     if constant:
         decoder.load_weights = lambda folder, *_: ConstantModel(folder)

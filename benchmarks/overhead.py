@@ -64,9 +64,9 @@ def _engine(paths: Sequence[str]) -> None:
     from assemble_model import assemble
 
     from whisper_spark import WhisperOptions
-    from whisper_spark.engine import AudioFile, get_engine
-    from whisper_spark.objects import normalise_uri
-    from whisper_spark.progress import Progress
+    from whisper_spark.engine.transcriber import AudioFile, get_engine
+    from whisper_spark.progress.counters import Progress
+    from whisper_spark.storage.objects import normalise_uri
 
     engine = get_engine(WhisperOptions(model=str(assemble())))
     loaded = time.monotonic()
@@ -89,8 +89,8 @@ def run_job(paths: Sequence[Path], folder: Path, cores: int) -> dict[str, float]
     from airflow_whisper.packaging import job_script, write_archive
     from airflow_whisper.submission import client_environment
     from whisper_spark import WhisperOptions
-    from whisper_spark.objects import ObjectStorage
-    from whisper_spark.staging import read_result
+    from whisper_spark.staging.rows import read_result
+    from whisper_spark.storage.objects import ObjectStorage
 
     options = WhisperOptions(model=str(assemble()))
     run = write_run(f"file://{folder}/staging-{time.monotonic_ns()}", [f"file://{p}" for p in paths], options)

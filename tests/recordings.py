@@ -10,7 +10,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from whisper_spark.audio import open_audio
+from whisper_spark.audio.decode import open_audio
 
 RATE = 16_000
 Samples = npt.NDArray[np.float32]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from servers import free_ports, stop
 
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema, run_folder
-from whisper_spark.objects import ObjectStorage
+from whisper_spark.storage.objects import ObjectStorage
 
 START_SECONDS = 60
 
@@ -148,8 +148,8 @@ def write_run(
 
 def staged_table(run: Run, storage: ObjectStorage | None = None) -> pa.Table:
     """All staged rows of a run."""
-    from whisper_spark.parquet import open_parquet
-    from whisper_spark.staging import staged_files
+    from whisper_spark.staging.rows import staged_files
+    from whisper_spark.storage.parquet import open_parquet
 
     storage = storage or ObjectStorage()
     tables = []

@@ -12,7 +12,7 @@ from typing import Any
 from pyspark import TaskContext
 
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
-from whisper_spark.progress import Progress
+from whisper_spark.progress.counters import Progress
 
 LOG_SUFFIX = ".transcribed"
 """Beside each audio file is one of these, as many characters long as the file was transcribed often."""

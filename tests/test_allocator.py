@@ -14,10 +14,10 @@ PROGRAM = """
 import json, resource, sys
 import numpy as np
 from whisper_spark import WhisperOptions
-from whisper_spark.decoder import WindowTask
-from whisper_spark.engine import AudioFile, get_engine
-from whisper_spark.features import FULL_FRAMES
-from whisper_spark.speech import Chunk, ChunkMap
+from whisper_spark.decoding.decoder import WindowTask
+from whisper_spark.engine.transcriber import AudioFile, get_engine
+from whisper_spark.audio.features import FULL_FRAMES
+from whisper_spark.audio.windows import Chunk, ChunkMap
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()

@@ -15,7 +15,7 @@ from speech import Clip
 
 from airflow_whisper.checks import RowChecks
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
-from whisper_spark.audio import AudioError, open_audio
+from whisper_spark.audio.decode import AudioError, open_audio
 from whisper_spark.contract import ERROR_CODES, FINAL_ERRORS, Run, transcript_schema
 
 Outcomes = dict[str, tuple[Expected, Transcript]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from whisper_spark import jobs
-from whisper_spark.decoder import WindowTask
-from whisper_spark.jobs import AudioFile, Batches, FileWork, Job, Step
-from whisper_spark.speech import Chunk, ChunkMap
+from whisper_spark.audio.windows import Chunk, ChunkMap
+from whisper_spark.decoding.decoder import WindowTask
+from whisper_spark.engine.batching import AudioFile, Batches, FileWork, Job, Step
+from whisper_spark.engine.transcriber import batching as jobs
 
 WORK = FileWork(AudioFile("file:///a.wav"))
 

@@ -12,8 +12,9 @@ import ctranslate2
 import pytest
 from note import write_block
 
-from whisper_spark import WhisperOptions, model
-from whisper_spark.model import Device, UnusableDeviceError, choose_device, load_weights
+from whisper_spark import WhisperOptions
+from whisper_spark.decoding import model
+from whisper_spark.decoding.model import Device, UnusableDeviceError, choose_device, load_weights
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from whisper_spark.contract import (
     WhisperOptions,
     transcript_schema,
 )
-from whisper_spark.objects import ObjectForbidden, ObjectNotFound, ObjectStorage
-from whisper_spark.parquet import open_parquet, read_run
+from whisper_spark.storage.objects import ObjectForbidden, ObjectNotFound, ObjectStorage
+from whisper_spark.storage.parquet import open_parquet, read_run
 
 OPTIONS = WhisperOptions(model="base")
 OTHER = WhisperOptions(model="base", beam_size=4)

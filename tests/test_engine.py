@@ -20,10 +20,10 @@ from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
-from whisper_spark.decoder import WindowDecoder
-from whisper_spark.engine import AudioFile, Engine, get_engine
-from whisper_spark.model import UnusableDeviceError
-from whisper_spark.objects import ObjectStorage
+from whisper_spark.decoding.decoder import WindowDecoder
+from whisper_spark.decoding.model import UnusableDeviceError
+from whisper_spark.engine.transcriber import AudioFile, Engine, get_engine
+from whisper_spark.storage.objects import ObjectStorage
 
 PER_LANGUAGE = 12
 

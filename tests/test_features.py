@@ -7,8 +7,8 @@ import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
 from speech import Clip
 
-from whisper_spark.audio import open_audio
-from whisper_spark.features import LogMel
+from whisper_spark.audio.decode import open_audio
+from whisper_spark.audio.features import LogMel
 
 
 @pytest.mark.parametrize("bands", [80, 128])

@@ -8,7 +8,8 @@ import pytest
 from transcripts import window_text as heard
 
 from whisper_spark import WhisperOptions, Word
-from whisper_spark.gate import (
+from whisper_spark.audio.windows import Chunk, ChunkMap
+from whisper_spark.decoding.quality_gate import (
     WindowText,
     confirmed,
     credibility,
@@ -18,7 +19,6 @@ from whisper_spark.gate import (
     is_unsure,
     misses_speech,
 )
-from whisper_spark.speech import Chunk, ChunkMap
 
 OPTIONS = WhisperOptions(model="base")
 SENTENCE = "Please leave your message after the tone."

@@ -19,16 +19,16 @@ from pyspark.sql import functions as F  # noqa: N812
 from spark_cluster import staged_table, write_run
 from standin_engine import LOG_SUFFIX
 
-from whisper_spark.attempt import Attempt
-from whisper_spark.cluster import spark_defaults
 from whisper_spark.contract import Run, WhisperOptions
-from whisper_spark.credentials import PLACES
-from whisper_spark.objects import ObjectStorage
-from whisper_spark.parquet import read_manifest
-from whisper_spark.progress_reports import JobSize
-from whisper_spark.spread import deal, manifest_rows
-from whisper_spark.staging import RunResult, StagingError, read_result, staged_files
-from whisper_spark.task import Job
+from whisper_spark.progress.reports import JobSize
+from whisper_spark.spark.conf import spark_defaults
+from whisper_spark.spark.dataframes import deal, manifest_rows
+from whisper_spark.spark.run import Attempt
+from whisper_spark.spark.task import Job
+from whisper_spark.staging.rows import RunResult, StagingError, read_result, staged_files
+from whisper_spark.storage.credentials import PLACES
+from whisper_spark.storage.objects import ObjectStorage
+from whisper_spark.storage.parquet import read_manifest
 
 OPTIONS = WhisperOptions(model="base")
 

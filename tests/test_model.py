@@ -11,8 +11,8 @@ import pytest
 from servers import S3Server
 
 from whisper_spark import WhisperOptions
-from whisper_spark.model import ModelError, find_model
-from whisper_spark.objects import ObjectStorage
+from whisper_spark.decoding.model import ModelError, find_model
+from whisper_spark.storage.objects import ObjectStorage
 
 SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
 
@@ -73,7 +73,7 @@ def test_several_workers_of_one_host_fetch_one_copy(s3: S3Server, cache: Path) -
     upload({**SMALL, "model.bin": b"x" * 20_000_000}, uri, s3.config)
     code = (
         "import json, sys; from whisper_spark import WhisperOptions;"
-        "from whisper_spark.model import find_model;"
+        "from whisper_spark.decoding.model import find_model;"
         "print(find_model(WhisperOptions(model=sys.argv[1]), json.loads(sys.stdin.read())))"
     )
     workers = [

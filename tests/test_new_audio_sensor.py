@@ -32,7 +32,7 @@ from airflow_whisper.storage import InvalidConnectionError
 from airflow_whisper.tables import ensure_table
 from airflow_whisper.triggers.sensor import AudioToTranscribeTrigger
 from whisper_spark.contract import Transcript, transcript_schema
-from whisper_spark.objects import ObjectStorage
+from whisper_spark.storage.objects import ObjectStorage
 
 TABLE = "speech.transcripts"
 

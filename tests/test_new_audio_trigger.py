@@ -256,7 +256,7 @@ def test_unreachable_store_is_tried_again_until_it_is_back(
     bucket = s3.bucket("calls")
     s3.client().put_object(Bucket=bucket, Key="dt=2026-11-01/a.wav", Body=b"x")
     # Nobody listens there. Without this the client itself would try for a minute and a half.
-    monkeypatch.setattr("whisper_spark.object_clients._RETRY", {"max_retries": 0})
+    monkeypatch.setattr("whisper_spark.storage.clients._RETRY", {"max_retries": 0})
     (port,) = free_ports(1)
     down = s3.connection.replace(s3.endpoint, f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AIRFLOW_CONN_CALLS_S3", down)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from servers import S3Server
 
-from whisper_spark.objects import (
+from whisper_spark.storage.objects import (
     MEMORY_SPOOL_BYTES,
     ObjectChanged,
     ObjectForbidden,
@@ -275,7 +275,7 @@ def test_wrong_secret_is_forbidden_and_never_shown(s3: S3Server) -> None:
 
 AS_NOBODY = """
 import json, os, sys, pyarrow  # before it may no longer read the installation
-from whisper_spark.objects import ObjectForbidden, ObjectStorage
+from whisper_spark.storage.objects import ObjectForbidden, ObjectStorage
 if os.geteuid() == 0:
     os.setgid(65534); os.setuid(65534)
 outcome = {}
@@ -473,7 +473,7 @@ def test_a_column_of_a_large_parquet_file_is_read_without_the_rest(s3: S3Server)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from whisper_spark.parquet import open_parquet
+    from whisper_spark.storage.parquet import open_parquet
 
     table = pa.table({"uri": ["a", "b"], "text": [os.urandom(4_000_000).hex(), "x"]})
     buffer = pa.BufferOutputStream()

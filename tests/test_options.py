@@ -11,7 +11,7 @@ from faster_whisper import available_models
 
 from whisper_spark import WhisperOptions
 from whisper_spark.contract import Run, check_partition, parse_partition_path, partition_path
-from whisper_spark.options import KNOWN_MODELS
+from whisper_spark.contract.options import KNOWN_MODELS
 
 
 @pytest.mark.parametrize(

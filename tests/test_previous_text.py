@@ -6,8 +6,8 @@ import random
 
 from transcripts import window_text
 
-from whisper_spark.gate import WindowText
-from whisper_spark.previous_text import LONGEST, PreviousText
+from whisper_spark.decoding.previous_text import LONGEST, PreviousText
+from whisper_spark.decoding.quality_gate import WindowText
 
 
 def window(*tokens: int, **changes: object) -> WindowText:

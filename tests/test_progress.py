@@ -12,10 +12,9 @@ import pytest
 
 from whisper_spark import WhisperOptions
 from whisper_spark.contract import Transcript
-from whisper_spark.engine import AudioFile, get_engine
-from whisper_spark.objects import ObjectStorage, StorageError
-from whisper_spark.progress import DEVICE_STAGES, STAGES, Progress, Snapshot, count, stage, timed
-from whisper_spark.progress_reports import (
+from whisper_spark.engine.transcriber import AudioFile, get_engine
+from whisper_spark.progress.counters import DEVICE_STAGES, STAGES, Progress, Snapshot, count, stage, timed
+from whisper_spark.progress.reports import (
     MOST_LINES,
     JobSize,
     ProgressLog,
@@ -25,6 +24,7 @@ from whisper_spark.progress_reports import (
     progress_lines,
     task_report_uri,
 )
+from whisper_spark.storage.objects import ObjectStorage, StorageError
 
 
 class Clock:
@@ -43,8 +43,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("whisper_spark.progress.time.perf_counter", clock)
-    monkeypatch.setattr("whisper_spark.progress.time.monotonic", clock)
+    monkeypatch.setattr("whisper_spark.progress.counters.time.perf_counter", clock)
+    monkeypatch.setattr("whisper_spark.progress.counters.time.monotonic", clock)
     return clock
 
 

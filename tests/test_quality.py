@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from whisper_spark.contract import QUALITY_FLAGS, Segment, Transcript, WhisperOptions
-from whisper_spark.quality import compression_ratio, phrase_words, quality_flags, repeated_phrase
+from whisper_spark.decoding.quality import compression_ratio, phrase_words, quality_flags, repeated_phrase
 
 OPTIONS = WhisperOptions(model="base")
 

@@ -19,14 +19,15 @@ from bad_inputs import make_bad_inputs
 from servers import SECRET_KEY, S3Server
 from speech import Clip
 
-from whisper_spark import WhisperOptions, model
-from whisper_spark.engine import AudioFile, Engine
-from whisper_spark.features import LogMel
-from whisper_spark.jobs import FileError
-from whisper_spark.model import Device
-from whisper_spark.objects import ObjectStorage
-from whisper_spark.reader_process import ReaderProcess, reader_processes
-from whisper_spark.reading import FileReader, Finished, Part, ReadWindow, opened_from
+from whisper_spark import WhisperOptions
+from whisper_spark.audio.features import LogMel
+from whisper_spark.audio.reader import FileReader, Finished, Part, ReadWindow, opened_from
+from whisper_spark.audio.reader_process import ReaderProcess, reader_processes
+from whisper_spark.decoding import model
+from whisper_spark.decoding.model import Device
+from whisper_spark.engine.batching import FileError
+from whisper_spark.engine.transcriber import AudioFile, Engine
+from whisper_spark.storage.objects import ObjectStorage
 
 OPTIONS = WhisperOptions()
 BANDS = 80
@@ -132,8 +133,8 @@ def test_processes_end_with_whoever_started_them(librivox: list[Clip]) -> None:
     script = f"""
 import time
 from whisper_spark import WhisperOptions
-from whisper_spark.jobs import AudioFile
-from whisper_spark.reader_process import ReaderProcess
+from whisper_spark.engine.batching import AudioFile
+from whisper_spark.audio.reader_process import ReaderProcess
 
 parts = ReaderProcess(WhisperOptions(), {BANDS}, {{}}, None).read(AudioFile("file://{librivox[0].path}"))
 next(parts)

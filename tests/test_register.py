@@ -17,7 +17,7 @@ from airflow_whisper.catalog import RegistrationError, current_rows, open_catalo
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
 from airflow_whisper.registration import register_run, result_of
 from whisper_spark.contract import Run
-from whisper_spark.objects import ObjectStorage
+from whisper_spark.storage.objects import ObjectStorage
 
 TABLE = "speech.transcripts"
 

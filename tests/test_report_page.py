@@ -16,7 +16,7 @@ from airflow_whisper.distributions import CONFIDENCE_EDGES, DURATION_EDGES_S, Hi
 from airflow_whisper.report_page import link, message_page, report_page, text
 from airflow_whisper.validation import Report, Summary, validate_run, write_report
 from whisper_spark.contract import Run
-from whisper_spark.staging import RunResult, read_result
+from whisper_spark.staging.rows import RunResult, read_result
 
 HOSTILE = [
     "<script>alert(1)</script>.wav",

@@ -11,7 +11,7 @@ from recordings import RATE, Samples, call, samples_of, silence
 from speech import Clip
 
 from whisper_spark import WhisperOptions
-from whisper_spark.speech import (
+from whisper_spark.audio.windows import (
     FixedSegmenter,
     SpeechSegmenter,
     Window,

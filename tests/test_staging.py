@@ -14,12 +14,10 @@ import pytest
 from transcripts import make_transcript_rows
 
 from whisper_spark import Segment, Transcript, WhisperOptions, Word
-from whisper_spark.cluster import local_cores, slots, spark_defaults, task_count
 from whisper_spark.contract import Run, run_folder, transcript_schema
-from whisper_spark.credentials import from_property, redaction_regex, to_properties
 from whisper_spark.job import parser, speed_options
-from whisper_spark.objects import ObjectStorage, StorageError
-from whisper_spark.staging import (
+from whisper_spark.spark.conf import local_cores, slots, spark_defaults, task_count
+from whisper_spark.staging.rows import (
     RunResult,
     StagedFile,
     StagedRows,
@@ -31,6 +29,8 @@ from whisper_spark.staging import (
     staged_files,
     task_index,
 )
+from whisper_spark.storage.credentials import from_property, redaction_regex, to_properties
+from whisper_spark.storage.objects import ObjectStorage, StorageError
 
 PARTITION = {"dt": "2026-11-01", "hour": "13"}
 OPTIONS = WhisperOptions(model="base")

@@ -25,8 +25,8 @@ from standin_engine import LOG_SUFFIX
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from airflow_whisper.processes import ProcessTree
 from whisper_spark.contract import Run, WhisperOptions
-from whisper_spark.objects import ObjectStorage
-from whisper_spark.staging import staged_files
+from whisper_spark.staging.rows import staged_files
+from whisper_spark.storage.objects import ObjectStorage
 
 STANDIN = Path(__file__).with_name("standin_engine.py")
 ARGUMENTS = ["--engine", "standin_engine:get_engine", "--flush-seconds", 0.3, "--tasks", 1]

@@ -27,10 +27,10 @@ from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from airflow_whisper.packaging import job_script, write_archive
 from airflow_whisper.storage import InvalidConnectionError
 from airflow_whisper.submission import client_environment, spark_submit_binary
-from whisper_spark import progress_reports
 from whisper_spark.contract import Run, WhisperOptions
-from whisper_spark.objects import ObjectStorage
-from whisper_spark.staging import StagingError, read_result, staged_files
+from whisper_spark.progress.counters import reports as progress_reports
+from whisper_spark.staging.rows import StagingError, read_result, staged_files
+from whisper_spark.storage.objects import ObjectStorage
 
 OPTIONS = WhisperOptions(model="base")
 SPARK_JOBS = str(Path(progress_reports.__file__).parents[1])
@@ -354,9 +354,9 @@ def test_driver_on_the_cluster_tells_its_progress_through_staging(
         f"""#!{sys.executable}
 import sys, time
 from pathlib import Path
-from whisper_spark.objects import ObjectStorage
-from whisper_spark.progress import Snapshot
-from whisper_spark.progress_reports import JobSize, report_folder, task_report_uri
+from whisper_spark.storage.objects import ObjectStorage
+from whisper_spark.progress.counters import Snapshot
+from whisper_spark.progress.reports import JobSize, report_folder, task_report_uri
 folder = report_folder({run.run_uri!r}, sys.argv[sys.argv.index("--attempt-id") + 1])
 JobSize(2, 0, 2).write(ObjectStorage(), folder)
 report = Snapshot(state="running", files=1, total_files=1, audio_seconds=90.0, seconds=1.0)

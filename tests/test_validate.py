@@ -24,8 +24,8 @@ from whisper_spark.contract import (
     run_folder,
     transcript_schema,
 )
-from whisper_spark.objects import ObjectNotFound, ObjectStorage
-from whisper_spark.staging import RunResult, StagedFile, staged_file_uri, write_table
+from whisper_spark.staging.rows import RunResult, StagedFile, staged_file_uri, write_table
+from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage
 
 PARTITION = {"dt": "2026-11-01"}
 OPTIONS = WhisperOptions(model="base")

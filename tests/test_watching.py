@@ -18,7 +18,7 @@ from servers import SECRET_KEY, S3Server
 from airflow_whisper.arrivals import BatchRules
 from airflow_whisper.memory import INLINE_BYTES
 from airflow_whisper.watching import INLINE_URIS, SourceWatch, WatchedSource
-from whisper_spark.objects import ObjectStorage, StorageError
+from whisper_spark.storage.objects import ObjectStorage, StorageError
 
 TODAY = datetime.now(UTC).date()
 AT_ONCE = BatchRules(stable_polls=1)

@@ -23,9 +23,9 @@ from whisper_spark.contract import (
     run_folder,
     transcript_schema,
 )
-from whisper_spark.gate import WindowText
-from whisper_spark.quality import compression_ratio
-from whisper_spark.staging import RunResult, StagedFile
+from whisper_spark.decoding.quality import compression_ratio
+from whisper_spark.decoding.quality_gate import WindowText
+from whisper_spark.staging.rows import RunResult, StagedFile
 
 OPTIONS = WhisperOptions(model="base")
 PARTITION = {"dt": "2026-11-01"}

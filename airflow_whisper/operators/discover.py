@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow_whisper.comparison import Comparison, Counts
     from airflow_whisper.discovery import Target
     from whisper_spark.contract import Run
-    from whisper_spark.objects import ObjectStorage
+    from whisper_spark.storage.objects import ObjectStorage
 
 
 class DiscoverAudioOperator(BaseOperator):
@@ -206,7 +206,7 @@ class DiscoverAudioOperator(BaseOperator):
         """Reads the table, before the listing: what is committed meanwhile must not look like compared."""
         from airflow_whisper.catalog import current_rows, current_snapshot_id, open_catalog
         from airflow_whisper.discovery import Target
-        from whisper_spark.objects import normalise_uri
+        from whisper_spark.storage.objects import normalise_uri
 
         catalog = open_catalog(self.catalog_conn_id or None)
         snapshot_id = current_snapshot_id(catalog, self.table)
@@ -242,7 +242,7 @@ class DiscoverAudioOperator(BaseOperator):
 
     def _check_empty_source(self, storage: ObjectStorage, target: Target, rows: int) -> None:
         from airflow_whisper.discovery import check_source_exists
-        from whisper_spark.objects import ObjectNotFound
+        from whisper_spark.storage.objects import ObjectNotFound
 
         if rows:
             self.log.warning(

@@ -84,7 +84,7 @@ class RegisterTranscriptsOperator(BaseOperator):
         from airflow_whisper.catalog import PartitionConflictError, TableMismatchError, open_catalog
         from airflow_whisper.registration import register_run, result_of
         from airflow_whisper.storage import object_storage
-        from whisper_spark.parquet import read_run
+        from whisper_spark.storage.parquet import read_run
 
         storage = object_storage(self.staging_conn_id or None, self.manifest)
         run = read_run(self.manifest, storage)
@@ -133,7 +133,7 @@ class RegisterTranscriptsOperator(BaseOperator):
 
 def check_uri(argument: str, value: object) -> None:
     """:raises ValueError: unless the value is the URI of something in storage, or a path."""
-    from whisper_spark.objects import normalise_uri
+    from whisper_spark.storage.objects import normalise_uri
 
     # A template that looks up what is not there renders to "None".
     if not isinstance(value, str) or value in ("", "None"):

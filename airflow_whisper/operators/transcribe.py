@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from airflow_whisper.processes import ProcessTree
     from whisper_spark.contract import Run
-    from whisper_spark.objects import ObjectStorage
-    from whisper_spark.staging import RunResult
+    from whisper_spark.staging.rows import RunResult
+    from whisper_spark.storage.objects import ObjectStorage
 
 
 def _forwarded(name: str) -> property:
@@ -166,8 +166,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         """Submit the job unless its work is done, and tell what it did."""
         from airflow_whisper.storage import object_storage
         from airflow_whisper.submission import check_spark_connection
-        from whisper_spark.parquet import read_manifest
-        from whisper_spark.staging import finished_result, nothing_done
+        from whisper_spark.staging.rows import finished_result, nothing_done
+        from whisper_spark.storage.parquet import read_manifest
 
         check_spark_connection(self.conn_id, self.deploy_mode)
         storage = object_storage(self._staging_connection, self.manifest)
@@ -238,7 +238,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         :raises AirflowException: when spark-submit fails; the message ends with its last lines.
         :raises StagingError: when it succeeds without leaving a complete result.
         """
-        from whisper_spark.staging import StagingError, finished_result
+        from whisper_spark.staging.rows import StagingError, finished_result
 
         self._task_instance = context.get("ti")
         attempt_id = uuid.uuid4().hex
@@ -263,7 +263,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     def _progress(self, run: Run, storage: ObjectStorage, attempt_id: str) -> AbstractContextManager[Any]:
         """Progress of a driver whose output is not that of spark-submit; any other prints its own."""
         from airflow_whisper.submission import runs_on_cluster
-        from whisper_spark.progress_reports import (
+        from whisper_spark.progress.reports import (
             PROGRESS_SECONDS,
             ProgressLog,
             report_folder,
@@ -283,7 +283,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         """The fields that the parent reads, as the job needs them; as they were afterwards."""
         from airflow_whisper.packaging import job_script, write_archive
         from airflow_whisper.submission import clean_conf, write_properties
-        from whisper_spark.credentials import redaction_regex, to_properties
+        from whisper_spark.storage.credentials import redaction_regex, to_properties
 
         arguments = ["--manifest", run.manifest_uri, "--attempt-id", attempt_id]
         if self.options:
@@ -355,7 +355,7 @@ def _speed_options(options: WhisperOptions, changes: Mapping[str, Any] | str | N
 
 
 def _write_empty_result(run: Run, storage: ObjectStorage) -> RunResult:
-    from whisper_spark.staging import RunResult
+    from whisper_spark.staging.rows import RunResult
 
     result = RunResult(
         manifest_uri=run.manifest_uri,

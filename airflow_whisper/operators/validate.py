@@ -77,7 +77,7 @@ class ValidateTranscriptsOperator(BaseOperator):
 
         from airflow_whisper.storage import object_storage
         from airflow_whisper.validation import check_table, validate_run, write_report
-        from whisper_spark.parquet import read_run
+        from whisper_spark.storage.parquet import read_run
 
         storage = object_storage(self.staging_conn_id, self.manifest)
         run = read_run(self.manifest, storage)

@@ -17,7 +17,7 @@ from airflow_whisper.tables import check_table_name
 from airflow_whisper.templates import is_final, text
 from airflow_whisper.triggers.sensor import AudioToTranscribeTrigger, TableFiles
 from airflow_whisper.watching import SourceWatch, WatchedSource, extension_tuple
-from whisper_spark.objects import StorageError
+from whisper_spark.storage.objects import StorageError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_whisper.storage import InvalidConnectionError
 from airflow_whisper.tables import CatalogError
 from airflow_whisper.watching import SourceWatch, WatchedSource
-from whisper_spark.objects import StorageError
+from whisper_spark.storage.objects import StorageError
 
 if TYPE_CHECKING:
     from airflow_whisper.watching import Held, Log

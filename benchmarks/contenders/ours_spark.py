@@ -11,7 +11,7 @@ from common import Spoken, Task, main
 from spark_session import local_spark
 
 from whisper_spark import WhisperOptions, job
-from whisper_spark.cluster import spark_defaults
+from whisper_spark.spark.conf import spark_defaults
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 

@@ -21,13 +21,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from whisper_spark.cluster import spark_defaults
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.credentials import PLACES, SECRET_PREFIX, from_property
-from whisper_spark.objects import ObjectStorage, StorageError, normalise_uri
-from whisper_spark.parquet import read_manifest
-from whisper_spark.progress_reports import PROGRESS_SECONDS
-from whisper_spark.staging import FLUSH_SECONDS, RunResult, StagingError
+from whisper_spark.progress.reports import PROGRESS_SECONDS
+from whisper_spark.spark.conf import spark_defaults
+from whisper_spark.staging.rows import FLUSH_SECONDS, RunResult, StagingError
+from whisper_spark.storage.credentials import PLACES, SECRET_PREFIX, from_property
+from whisper_spark.storage.objects import ObjectStorage, StorageError, normalise_uri
+from whisper_spark.storage.parquet import read_manifest
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -111,7 +111,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="copied to the result, for whoever has to tell results of several attempts apart",
     )
-    result.add_argument("--engine", default="whisper_spark.engine:get_engine", help=argparse.SUPPRESS)
+    result.add_argument(
+        "--engine", default="whisper_spark.engine.transcriber:get_engine", help=argparse.SUPPRESS
+    )
     return result
 
 
@@ -163,8 +165,8 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
     spark = _session(spark_defaults(conf, options))
     try:
         # Only now, because these need the session's Python path.
-        from whisper_spark.attempt import Attempt
-        from whisper_spark.task import Job
+        from whisper_spark.spark.run import Attempt
+        from whisper_spark.spark.task import Job
 
         job = Job(
             run=run,

@@ -61,8 +61,8 @@ def _transcripts(
     models: Mapping[str, str],
 ) -> Iterator[pd.DataFrame]:
     """Transcripts in the order of the rows, which a Pandas UDF must keep; files complete in any order."""
-    from whisper_spark.engine import AudioFile, get_engine
-    from whisper_spark.objects import ObjectStorage, normalise_uri
+    from whisper_spark.engine.transcriber import AudioFile, get_engine
+    from whisper_spark.storage.objects import ObjectStorage, normalise_uri
 
     rows: list[str | None] = []  # input order; None is a null in the column
 

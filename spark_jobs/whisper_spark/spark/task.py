@@ -14,16 +14,16 @@ from pyspark import TaskContext
 from pyspark.accumulators import Accumulator, AccumulatorParam
 
 from whisper_spark.contract import Run, WhisperOptions
-from whisper_spark.objects import ObjectStorage
-from whisper_spark.progress import Progress
-from whisper_spark.progress_reports import (
+from whisper_spark.progress.counters import Progress
+from whisper_spark.progress.reports import (
     PROGRESS_SECONDS,
     JobSize,
     TaskReport,
     report_folder,
     task_report_uri,
 )
-from whisper_spark.staging import FLUSH_SECONDS, StagedRows, task_index
+from whisper_spark.staging.rows import FLUSH_SECONDS, StagedRows, task_index
+from whisper_spark.storage.objects import ObjectStorage
 
 INPUT_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt", "language")
 """Columns of the manifest that :func:`transcriber` takes, in this order."""
@@ -48,7 +48,7 @@ class Job:
     :param tasks: number of tasks; ``None`` picks one.
     :param flush_seconds: finished rows wait no longer than this.
     :param progress_seconds: between two reports of how far each task is.
-    :param engine: ``module:function`` with the signature of :func:`whisper_spark.engine.get_engine`.
+    :param engine: ``module:function`` with the signature of :func:`whisper_spark.engine.transcriber.get_engine`.
     """
 
     run: Run
@@ -59,7 +59,7 @@ class Job:
     tasks: int | None = None
     flush_seconds: float = FLUSH_SECONDS
     progress_seconds: float = PROGRESS_SECONDS
-    engine: str = "whisper_spark.engine:get_engine"
+    engine: str = "whisper_spark.engine.transcriber:get_engine"
 
     @property
     def staging(self) -> dict[str, str]:
@@ -117,7 +117,7 @@ def transcribe_share(
     that its earlier attempts staged.
 
     :raises Exception: what the engine raises for an unusable device or model, and
-        :class:`whisper_spark.objects.StorageError` when staging cannot be written.
+        :class:`whisper_spark.storage.objects.StorageError` when staging cannot be written.
     """
     task = _partition()
     name = f"{job.id}-{task:05d}"
@@ -160,7 +160,7 @@ def _frame(ready: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _audio_files(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[Any]:
-    from whisper_spark.engine import AudioFile
+    from whisper_spark.engine.transcriber import AudioFile
 
     for columns in batches:
         for uri, etag, size, attempt, language in zip(*columns, strict=True):

@@ -18,17 +18,17 @@ from functools import partial
 
 import numpy as np
 
+from whisper_spark.audio.features import FULL_FRAMES, Features
+from whisper_spark.audio.reader import Finished, Opened, Reader, ReadWindow
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.decoder import WindowDecoder, WindowTask, context_frames
-from whisper_spark.encoded import Encoded
-from whisper_spark.features import FULL_FRAMES, Features
-from whisper_spark.gate import WindowText
-from whisper_spark.jobs import AudioFile, Batches, FileError, FileWork, Job, Step
-from whisper_spark.model import UnusableDeviceError
-from whisper_spark.previous_text import PreviousText
-from whisper_spark.progress import Progress, count, stage
-from whisper_spark.quality import MIN_LANGUAGE_PROBABILITY
-from whisper_spark.reading import Finished, Opened, Reader, ReadWindow
+from whisper_spark.decoding.decoder import WindowDecoder, WindowTask, context_frames
+from whisper_spark.decoding.encoder_output import Encoded
+from whisper_spark.decoding.model import UnusableDeviceError
+from whisper_spark.decoding.previous_text import PreviousText
+from whisper_spark.decoding.quality import MIN_LANGUAGE_PROBABILITY
+from whisper_spark.decoding.quality_gate import WindowText
+from whisper_spark.engine.batching import AudioFile, Batches, FileError, FileWork, Job, Step
+from whisper_spark.progress.counters import Progress, count, stage
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from whisper_spark.features import Features
+from whisper_spark.audio.features import Features
 
 
 def storage_view(array: Features) -> Any:

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from whisper_spark.contract import Run, Transcript, transcript_schema
-from whisper_spark.parquet import open_parquet
+from whisper_spark.storage.parquet import open_parquet
 
 if TYPE_CHECKING:
     import types
 
     import pyarrow as pa
 
-    from whisper_spark.objects import ObjectStorage
+    from whisper_spark.storage.objects import ObjectStorage
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
     Looks at the files, because a result alone proves nothing once a lifecycle rule or a person
     has tidied up staging.
     """
-    from whisper_spark.objects import ObjectNotFound
+    from whisper_spark.storage.objects import ObjectNotFound
 
     try:
         result = read_result(run, storage)

@@ -19,17 +19,17 @@ from multiprocessing.connection import Connection
 
 from threadpoolctl import threadpool_limits
 
+from whisper_spark.audio.features import LogMel
+from whisper_spark.audio.reader import FileReader, Part, Reader, opened_from
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.features import LogMel
-from whisper_spark.jobs import AudioFile, FileError
-from whisper_spark.model import Device, available_cores
-from whisper_spark.objects import ObjectStorage
-from whisper_spark.progress import Progress, charge
-from whisper_spark.reading import FileReader, Part, Reader, opened_from
+from whisper_spark.decoding.model import Device, available_cores
+from whisper_spark.engine.batching import AudioFile, FileError
+from whisper_spark.progress.counters import Progress, charge
+from whisper_spark.storage.objects import ObjectStorage
 
 log = logging.getLogger(__name__)
 
-_COMMAND = "from whisper_spark.reader_process import serve; serve()"
+_COMMAND = "from whisper_spark.audio.reader_process import serve; serve()"
 
 MOST_READERS = 16
 """Files that are read at the same time, whatever ``prefetch_files`` says."""
@@ -87,7 +87,7 @@ class ReaderProcess:
         self._closed = False
 
     def read(self, file: AudioFile) -> Iterator[Part]:
-        """See :class:`whisper_spark.reading.Reader`."""
+        """See :class:`whisper_spark.audio.reader.Reader`."""
         connection = self._connection or self._started()
         if connection is None:
             yield from self._instead.read(file)

@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from whisper_spark.objects import ObjectStorage, StorageError
-from whisper_spark.progress import Progress, Snapshot, seconds_left
+from whisper_spark.progress.counters import Progress, Snapshot, seconds_left
+from whisper_spark.storage.objects import ObjectStorage, StorageError
 
 if TYPE_CHECKING:
     import types

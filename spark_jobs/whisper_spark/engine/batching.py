@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from whisper_spark.decoder import WindowTask
-from whisper_spark.features import FULL_FRAMES, Features
-from whisper_spark.gate import WindowText
-from whisper_spark.previous_text import PreviousText
+from whisper_spark.audio.features import FULL_FRAMES, Features
+from whisper_spark.decoding.decoder import WindowTask
+from whisper_spark.decoding.previous_text import PreviousText
+from whisper_spark.decoding.quality_gate import WindowText
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from whisper_spark import local_files
-from whisper_spark.object_clients import object_store
-from whisper_spark.ranges import RangeFile
-from whisper_spark.storage_errors import (
+from whisper_spark.storage import local_files
+from whisper_spark.storage.clients import object_store
+from whisper_spark.storage.errors import (
     ObjectChanged,
     ObjectForbidden,
     ObjectNotFound,
     StorageError,
     translated,
 )
+from whisper_spark.storage.range_file import RangeFile
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from whisper_spark.storage_errors import translated
+from whisper_spark.storage.errors import translated
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-    from whisper_spark.objects import ObjectInfo
+    from whisper_spark.storage.objects import ObjectInfo
 
 
 class RangeFile(io.RawIOBase):
@@ -41,7 +41,7 @@ class RangeFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer from one request.
 
-        :raises whisper_spark.objects.StorageError: when the store does not deliver.
+        :raises whisper_spark.storage.objects.StorageError: when the store does not deliver.
         """
         import obstore
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whisper_spark.objects import ObjectStorage, StorageError, join_uri
-from whisper_spark.options import KNOWN_MODELS, WhisperOptions
+from whisper_spark.contract.options import KNOWN_MODELS, WhisperOptions
+from whisper_spark.storage.objects import ObjectStorage, StorageError, join_uri
 
 log = logging.getLogger(__name__)
 

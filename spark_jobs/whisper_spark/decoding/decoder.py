@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from whisper_spark.audio.features import FULL_FRAMES, Features, LogMel
+from whisper_spark.audio.windows import ChunkMap
 from whisper_spark.contract import WhisperOptions, Word
-from whisper_spark.encoded import Encoded, storage_view
-from whisper_spark.features import FULL_FRAMES, Features, LogMel
-from whisper_spark.gate import (
+from whisper_spark.decoding.encoder_output import Encoded, storage_view
+from whisper_spark.decoding.model import Device, load_weights
+from whisper_spark.decoding.quality import compression_ratio
+from whisper_spark.decoding.quality_gate import (
     WindowText,
     confirmed,
     credibility,
@@ -31,11 +34,8 @@ from whisper_spark.gate import (
     is_unsure,
     misses_speech,
 )
-from whisper_spark.model import Device, load_weights
-from whisper_spark.progress import stage
-from whisper_spark.quality import compression_ratio
-from whisper_spark.segments import words_of_window
-from whisper_spark.speech import ChunkMap
+from whisper_spark.decoding.segments import words_of_window
+from whisper_spark.progress.counters import stage
 
 MAX_LENGTH = 448
 """Tokens that Whisper's decoder can hold, prompt included (openai/whisper ``n_text_ctx``)."""

@@ -14,12 +14,11 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
-from whisper_spark.cluster import slots, task_count
 from whisper_spark.contract import partition_path
-from whisper_spark.objects import ObjectStorage, StorageError
-from whisper_spark.progress import STAGES, device_busy
-from whisper_spark.progress_reports import JobSize, ProgressLog, clear_reports, reports_folder
-from whisper_spark.spread import (
+from whisper_spark.progress.counters import STAGES, device_busy
+from whisper_spark.progress.reports import JobSize, ProgressLog, clear_reports, reports_folder
+from whisper_spark.spark.conf import slots, task_count
+from whisper_spark.spark.dataframes import (
     copy_rows,
     deal,
     drop_rows,
@@ -29,7 +28,8 @@ from whisper_spark.spread import (
     reusable,
     staged_index,
 )
-from whisper_spark.staging import (
+from whisper_spark.spark.task import INPUT_COLUMNS, Job, Sums, transcriber
+from whisper_spark.staging.rows import (
     RunResult,
     StagedFile,
     StagingError,
@@ -37,7 +37,7 @@ from whisper_spark.staging import (
     nothing_done,
     staged_files,
 )
-from whisper_spark.task import INPUT_COLUMNS, Job, Sums, transcriber
+from whisper_spark.storage.objects import ObjectStorage, StorageError
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.credentials import redaction_regex
+from whisper_spark.storage.credentials import redaction_regex
 
 FILES_A_SLOT = 200
 """Up to so many files for each slot, every slot gets one task; beyond, four smaller ones."""

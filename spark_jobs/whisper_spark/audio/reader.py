@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from whisper_spark.audio import AudioError, Samples, open_audio
+from whisper_spark.audio.decode import AudioError, Samples, open_audio
+from whisper_spark.audio.features import Features, LogMel
+from whisper_spark.audio.windows import ChunkMap, Window, WindowPacker
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.features import Features, LogMel
-from whisper_spark.jobs import AudioFile, FileError
-from whisper_spark.objects import ObjectChanged, ObjectForbidden, ObjectNotFound, ObjectStorage
-from whisper_spark.progress import stage, timed
-from whisper_spark.speech import ChunkMap, Window, WindowPacker
+from whisper_spark.engine.batching import AudioFile, FileError
+from whisper_spark.progress.counters import stage, timed
+from whisper_spark.storage.objects import ObjectChanged, ObjectForbidden, ObjectNotFound, ObjectStorage
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from whisper_spark.audio.windows import ChunkMap
 from whisper_spark.contract import WhisperOptions, Word
-from whisper_spark.quality import (
+from whisper_spark.decoding.quality import (
     MIN_SPEECH_S,
     SUSPICIOUS_CHARS_PER_S,
     phrase_words,
     repeated_phrase,
     unlikely_rate,
 )
-from whisper_spark.speech import ChunkMap
 
 AGREEMENT = 0.9
 """Share of words in which two tries must agree to confirm each other."""

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from whisper_spark.audio.windows import ChunkMap
 from whisper_spark.contract import Segment, Word
-from whisper_spark.speech import ChunkMap
 
 TOKENS_PER_SECOND = 50
 """Resolution of Whisper's cross-attention: the encoder emits 1,500 positions for 30 seconds."""

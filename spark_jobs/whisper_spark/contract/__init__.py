@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote
 
-from whisper_spark.options import WhisperOptions
+from whisper_spark.contract.options import WhisperOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -30,7 +30,7 @@ def object_store(scheme: str, bucket: str, config: Mapping[str, str]) -> ObjectS
 
     :param scheme: ``s3``, ``gs``, ``az`` or ``abfss``.
     :param bucket: for ``abfss`` it is ``CONTAINER@ACCOUNT.dfs.core.windows.net``.
-    :param config: see :class:`whisper_spark.objects.ObjectStorage`.
+    :param config: see :class:`whisper_spark.storage.objects.ObjectStorage`.
     """
     from obstore.store import AzureStore, GCSStore, S3Store
 

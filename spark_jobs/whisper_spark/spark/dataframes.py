@@ -15,9 +15,9 @@ from pyspark.sql import functions as F  # noqa: N812 - as in Spark's own documen
 from pyspark.sql.window import Window
 
 from whisper_spark.contract import FINAL_ERRORS, Run
-from whisper_spark.objects import ObjectNotFound, ObjectStorage
-from whisper_spark.parquet import open_parquet
-from whisper_spark.staging import INDEX_COLUMNS, StagedFile, StagedRows, read_index, read_rows
+from whisper_spark.staging.rows import INDEX_COLUMNS, StagedFile, StagedRows, read_index, read_rows
+from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage
+from whisper_spark.storage.parquet import open_parquet
 
 MANIFEST_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt", "language")
 _MANIFEST_DDL = (

@@ -1,0 +1,1 @@
+"""Counters of a running engine, and how they reach the log of the driver."""
