@@ -19,6 +19,6 @@ class WhisperPlugin(AirflowPlugin):
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """Asked for by the API server only: other components load the plugin, too, and need no web server."""
-        from airflow_whisper.report_server import create_app
+        from airflow_whisper.report.server import create_app
 
         return [{"app": create_app(), "url_prefix": "/whisper", "name": "Whisper"}]

@@ -86,8 +86,8 @@ def run_job(paths: Sequence[Path], folder: Path, cores: int) -> dict[str, float]
     from assemble_model import assemble
     from spark_cluster import spark_binary, write_run
 
-    from airflow_whisper.packaging import job_script, write_archive
-    from airflow_whisper.submission import client_environment
+    from airflow_whisper.hooks.job_package import job_script, write_archive
+    from airflow_whisper.hooks.spark_submit import client_environment
     from whisper_spark import WhisperOptions
     from whisper_spark.staging.rows import read_result
     from whisper_spark.storage.objects import ObjectStorage

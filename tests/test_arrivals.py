@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_whisper.arrivals import MAX_PARTITIONS, Arrivals, BatchRules, File
+from airflow_whisper.watch.pending import MAX_PARTITIONS, Arrivals, BatchRules, File
 
 SECOND = 1_000_000
 NOW = 1_000_000 * SECOND

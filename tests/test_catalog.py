@@ -26,8 +26,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import IntegerType, LongType, StringType
 from transcripts import OPTIONS, PARTITION, make_manifest_rows, make_transcript_rows
 
-from airflow_whisper import replacement, tables
-from airflow_whisper.catalog import (
+from airflow_whisper.hooks.catalog import (
     STATE_COLUMNS,
     CatalogConnectionError,
     PartitionConflictError,
@@ -39,8 +38,10 @@ from airflow_whisper.catalog import (
     open_catalog,
     partition_rows,
 )
-from airflow_whisper.replacement import PartitionChange, Registered, replace_rows
-from airflow_whisper.tables import ensure_table
+from airflow_whisper.table import replace as replacement
+from airflow_whisper.table import schema as tables
+from airflow_whisper.table.replace import PartitionChange, Registered, replace_rows
+from airflow_whisper.table.schema import ensure_table
 from whisper_spark.contract import WhisperOptions, partition_path, transcript_schema
 
 TABLE = "speech.transcripts"
@@ -582,7 +583,7 @@ def test_rows_become_files_of_the_size_asked_for(sqlite: Lake, monkeypatch: pyte
     table = ensure_table(catalog, TABLE, ["dt"])
     with table.transaction() as transaction:
         transaction.set_properties({"write.target-file-size-bytes": "20000"})
-    monkeypatch.setattr("airflow_whisper.data_files._ROW_GROUP_BYTES", 10_000)
+    monkeypatch.setattr("airflow_whisper.table.data_files._ROW_GROUP_BYTES", 10_000)
     names = [f"{i:04}" for i in range(600)]
     replace_rows(catalog, TABLE, change(names, text=lambda u: u * 20))
     table = catalog.load_table(TABLE)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from airflow_whisper.checks import (
+from airflow_whisper.validation.checks import (
     MAX_OFFENDERS,
     TIME_TOLERANCE_S,
     Check,

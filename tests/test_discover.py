@@ -16,12 +16,12 @@ import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 from servers import S3Server
 
-from airflow_whisper.catalog import current_snapshot_id, open_catalog
-from airflow_whisper.comparison import Comparison, Counts, Rules
-from airflow_whisper.discovery import source_root
+from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
+from airflow_whisper.discovery.manifest import source_root
+from airflow_whisper.hooks.catalog import current_snapshot_id, open_catalog
+from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.operators.discover import DiscoverAudioOperator
-from airflow_whisper.storage import InvalidConnectionError
-from airflow_whisper.tables import ensure_table
+from airflow_whisper.table.schema import ensure_table
 from whisper_spark.contract import (
     FINAL_ERRORS,
     TRANSIENT_ERRORS,
@@ -562,7 +562,7 @@ def test_template_that_renders_wrong_is_refused_before_any_work(
 COMPARE_MANY = """
 import resource, sys
 import pyarrow as pa
-from airflow_whisper.comparison import Comparison, Rules
+from airflow_whisper.discovery.comparison import Comparison, Rules
 
 def batches(count):
     for start in range(0, count, 10_000):

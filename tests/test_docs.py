@@ -16,7 +16,7 @@ from servers import S3Server
 
 from airflow_whisper.sensors.audio import NewAudioSensor
 from airflow_whisper.triggers.audio import NewAudioTrigger
-from airflow_whisper.watching import SourceWatch
+from airflow_whisper.watch.watcher import SourceWatch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_validate import error, row, staged_run
 
-from airflow_whisper import lineage
+from airflow_whisper import openlineage as lineage
 from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.operators.validate import ValidateTranscriptsOperator
 

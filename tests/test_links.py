@@ -11,10 +11,10 @@ import pytest
 from airflow.sdk import DAG, BaseOperator
 from airflow.serialization.serialized_objects import DagSerialization
 
+from airflow_whisper.hooks.spark_submit import spark_application
 from airflow_whisper.links import SparkUILink, TableLink
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
-from airflow_whisper.submission import spark_application
 
 KEY: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1)
 
@@ -70,4 +70,4 @@ def test_components_that_only_load_the_plugin_load_no_report_server() -> None:
     code = "import sys, airflow_whisper.plugin; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "airflow_whisper.plugin" in loaded.split()
-    assert not {"airflow_whisper.report_server", "pyarrow", "obstore", "numpy"} & set(loaded.split())
+    assert not {"airflow_whisper.report.server", "pyarrow", "obstore", "numpy"} & set(loaded.split())

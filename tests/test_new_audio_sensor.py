@@ -26,10 +26,10 @@ from airflow.sdk.exceptions import (
 )
 from servers import SECRET_KEY, S3Server
 
-from airflow_whisper.catalog import open_catalog
+from airflow_whisper.hooks.catalog import open_catalog
+from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.sensors.audio import NewAudioSensor
-from airflow_whisper.storage import InvalidConnectionError
-from airflow_whisper.tables import ensure_table
+from airflow_whisper.table.schema import ensure_table
 from airflow_whisper.triggers.sensor import AudioToTranscribeTrigger
 from whisper_spark.contract import Transcript, transcript_schema
 from whisper_spark.storage.objects import ObjectStorage

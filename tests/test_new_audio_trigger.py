@@ -299,7 +299,7 @@ def test_pauses_grow_up_to_five_minutes() -> None:
 
 
 def test_listing_does_not_hold_up_the_event_loop(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_whisper.watching import SourceWatch
+    from airflow_whisper.watch.watcher import SourceWatch
 
     original = SourceWatch._observe
 

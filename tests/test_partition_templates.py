@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_whisper.partition_templates import (
+from airflow_whisper.watch.partition_templates import (
     Partitioning,
     PartitionTemplate,
     modified_partition,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from airflow_whisper.reading_ahead import read_ahead
+from airflow_whisper.discovery.listing import read_ahead
 
 
 def test_items_come_in_order_and_none_is_lost() -> None:

@@ -12,9 +12,9 @@ import pytest
 from test_validate import OPTIONS, PARTITION, STORAGE, error, row, staged_run
 from transcripts import make_transcript_rows
 
-from airflow_whisper.distributions import CONFIDENCE_EDGES, DURATION_EDGES_S, Histogram, Throughput
-from airflow_whisper.report_page import link, message_page, report_page, text
-from airflow_whisper.validation import Report, Summary, validate_run, write_report
+from airflow_whisper.report.page import link, message_page, report_page, text
+from airflow_whisper.validation.distributions import CONFIDENCE_EDGES, DURATION_EDGES_S, Histogram, Throughput
+from airflow_whisper.validation.run import Report, Summary, validate_run, write_report
 from whisper_spark.contract import Run
 from whisper_spark.staging.rows import RunResult, read_result
 

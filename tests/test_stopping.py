@@ -22,8 +22,8 @@ from airflow.sdk.execution_time.timeout import timeout
 from spark_cluster import spark_binary, standalone_cluster, write_run
 from standin_engine import LOG_SUFFIX
 
+from airflow_whisper.hooks.process_tree import ProcessTree
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
-from airflow_whisper.processes import ProcessTree
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.staging.rows import staged_files
 from whisper_spark.storage.objects import ObjectStorage

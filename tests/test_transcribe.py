@@ -23,10 +23,10 @@ from servers import S3Server
 from spark_cluster import SparkCluster, spark_binary, staged_table, standalone_cluster, write_run
 from standin_engine import LOG_SUFFIX
 
+from airflow_whisper.hooks.job_package import job_script, write_archive
+from airflow_whisper.hooks.object_storage import InvalidConnectionError
+from airflow_whisper.hooks.spark_submit import client_environment, spark_submit_binary
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
-from airflow_whisper.packaging import job_script, write_archive
-from airflow_whisper.storage import InvalidConnectionError
-from airflow_whisper.submission import client_environment, spark_submit_binary
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.progress.counters import reports as progress_reports
 from whisper_spark.staging.rows import StagingError, read_result, staged_files

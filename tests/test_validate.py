@@ -14,7 +14,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_whisper.operators.validate import ValidateTranscriptsOperator
-from airflow_whisper.validation import Report, validate_run
+from airflow_whisper.validation.run import Report, validate_run
 from whisper_spark.contract import (
     Run,
     Segment,

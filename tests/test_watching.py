@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from servers import SECRET_KEY, S3Server
 
-from airflow_whisper.arrivals import BatchRules
-from airflow_whisper.memory import INLINE_BYTES
-from airflow_whisper.watching import INLINE_URIS, SourceWatch, WatchedSource
+from airflow_whisper.watch.cursor import INLINE_BYTES
+from airflow_whisper.watch.pending import BatchRules
+from airflow_whisper.watch.watcher import INLINE_URIS, SourceWatch, WatchedSource
 from whisper_spark.storage.objects import ObjectStorage, StorageError
 
 TODAY = datetime.now(UTC).date()
@@ -189,7 +189,7 @@ def test_since_leaves_out_what_is_older(bucket: Bucket) -> None:
 def test_large_backlog_is_reported_over_several_polls(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_whisper.watching.MAX_EVENTS", 2)
+    monkeypatch.setattr("airflow_whisper.watch.watcher.MAX_EVENTS", 2)
     for i in range(5):
         bucket.put(f"dt={day(0)}/{i}.wav")
     with bucket.watch(rules=BatchRules(stable_polls=1, max_files=1)) as watch:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_whisper.partition_templates import check_formats, modified_partition
-from airflow_whisper.templates import is_final, text
+from airflow_whisper.operators.templates import is_final, text
+from airflow_whisper.watch.partition_templates import check_formats, modified_partition
 from whisper_spark.contract import WhisperOptions, check_partition, partition_path
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_whisper.comparison import Comparison, Counts
-    from airflow_whisper.discovery import Target
+    from airflow_whisper.discovery.comparison import Comparison, Counts
+    from airflow_whisper.discovery.manifest import Target
     from whisper_spark.contract import Run
     from whisper_spark.storage.objects import ObjectStorage
 
@@ -127,9 +127,9 @@ class DiscoverAudioOperator(BaseOperator):
 
     def _check_arguments(self) -> None:
         """Checks what is no template yet, or no template any more."""
-        from airflow_whisper.comparison import Rules
-        from airflow_whisper.discovery import check_locations
-        from airflow_whisper.tables import check_table_name
+        from airflow_whisper.discovery.comparison import Rules
+        from airflow_whisper.discovery.manifest import check_locations
+        from airflow_whisper.table.schema import check_table_name
 
         if isinstance(self.partition, Mapping) and all(is_final(v) for v in self.partition.values()):
             check_partition(self.partition)
@@ -163,9 +163,9 @@ class DiscoverAudioOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Compare, and write the manifest."""
-        from airflow_whisper.comparison import Comparison
-        from airflow_whisper.discovery import write_run
-        from airflow_whisper.storage import object_storage
+        from airflow_whisper.discovery.comparison import Comparison
+        from airflow_whisper.discovery.manifest import write_run
+        from airflow_whisper.hooks.object_storage import object_storage
 
         if isinstance(self.partition, Mapping):
             self.partition = {key: text(value) for key, value in self.partition.items()}
@@ -191,21 +191,21 @@ class DiscoverAudioOperator(BaseOperator):
         }
 
     def get_openlineage_facets_on_start(self) -> Any:
-        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
-        from airflow_whisper.lineage import of_discovery
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
+        from airflow_whisper.openlineage import of_discovery
 
         return of_discovery(self.source, self.partition)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
-        from airflow_whisper.lineage import of_discovery
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
+        from airflow_whisper.openlineage import of_discovery
 
         return of_discovery(self.source, self.partition, self._run)
 
     def _add_rows(self, comparison: Comparison) -> tuple[Target, int]:
         """Reads the table, before the listing: what is committed meanwhile must not look like compared."""
-        from airflow_whisper.catalog import current_rows, current_snapshot_id, open_catalog
-        from airflow_whisper.discovery import Target
+        from airflow_whisper.discovery.manifest import Target
+        from airflow_whisper.hooks.catalog import current_rows, current_snapshot_id, open_catalog
         from whisper_spark.storage.objects import normalise_uri
 
         catalog = open_catalog(self.catalog_conn_id or None)
@@ -222,7 +222,7 @@ class DiscoverAudioOperator(BaseOperator):
         return target, comparison.add_rows(rows)
 
     def _add_listing(self, comparison: Comparison, storage: ObjectStorage) -> int:
-        from airflow_whisper.discovery import audio_files
+        from airflow_whisper.discovery.manifest import audio_files
 
         ignored: list[int] = []
         formats = self.partition_from_modified or {}
@@ -241,7 +241,7 @@ class DiscoverAudioOperator(BaseOperator):
         return count
 
     def _check_empty_source(self, storage: ObjectStorage, target: Target, rows: int) -> None:
-        from airflow_whisper.discovery import check_source_exists
+        from airflow_whisper.discovery.manifest import check_source_exists
         from whisper_spark.storage.objects import ObjectNotFound
 
         if rows:
@@ -264,7 +264,7 @@ class DiscoverAudioOperator(BaseOperator):
         )
 
     def _compare(self, comparison: Comparison, target: Target) -> Counts:
-        from airflow_whisper.comparison import Rules
+        from airflow_whisper.discovery.comparison import Rules
 
         rules = Rules(on_removed=self.on_removed, on_stale=self.on_stale, max_attempts=int(self.max_attempts))
         counts = comparison.compare(target.options.fingerprint(), rules)

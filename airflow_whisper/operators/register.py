@@ -14,7 +14,7 @@ from whisper_spark.contract import partition_path
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_whisper.replacement import Registered
+    from airflow_whisper.table.replace import Registered
     from whisper_spark.contract import Run
 
 
@@ -81,9 +81,9 @@ class RegisterTranscriptsOperator(BaseOperator):
         if self.report is not None:
             check_uri("report", self.report)
 
-        from airflow_whisper.catalog import PartitionConflictError, TableMismatchError, open_catalog
-        from airflow_whisper.registration import register_run, result_of
-        from airflow_whisper.storage import object_storage
+        from airflow_whisper.hooks.catalog import PartitionConflictError, TableMismatchError, open_catalog
+        from airflow_whisper.hooks.object_storage import object_storage
+        from airflow_whisper.table.publish import register_run, result_of
         from whisper_spark.storage.parquet import read_run
 
         storage = object_storage(self.staging_conn_id or None, self.manifest)
@@ -119,8 +119,8 @@ class RegisterTranscriptsOperator(BaseOperator):
         return result
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
-        from airflow_whisper.lineage import of_registration
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
+        from airflow_whisper.openlineage import of_registration
 
         return of_registration(*self._registered) if self._registered else None
 

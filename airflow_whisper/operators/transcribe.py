@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
     from airflow.sdk import Context
 
-    from airflow_whisper.processes import ProcessTree
+    from airflow_whisper.hooks.process_tree import ProcessTree
     from whisper_spark.contract import Run
     from whisper_spark.staging.rows import RunResult
     from whisper_spark.storage.objects import ObjectStorage
@@ -164,8 +164,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the parent gives nothing
         """Submit the job unless its work is done, and tell what it did."""
-        from airflow_whisper.storage import object_storage
-        from airflow_whisper.submission import check_spark_connection
+        from airflow_whisper.hooks.object_storage import object_storage
+        from airflow_whisper.hooks.spark_submit import check_spark_connection
         from whisper_spark.staging.rows import finished_result, nothing_done
         from whisper_spark.storage.parquet import read_manifest
 
@@ -187,8 +187,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         return _summary(run, result)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
-        from airflow_whisper.lineage import of_transcription
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
+        from airflow_whisper.openlineage import of_transcription
 
         return of_transcription(self._run, self._result) if self._run else None
 
@@ -213,8 +213,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 
     def _watched(self, hook: SparkSubmitHook, lines: Iterator[str]) -> Iterator[str]:
         """The output of spark-submit, of which its processes are learned while they come up."""
-        from airflow_whisper.processes import ProcessTree
-        from airflow_whisper.submission import spark_application
+        from airflow_whisper.hooks.process_tree import ProcessTree
+        from airflow_whisper.hooks.spark_submit import spark_application
 
         spark_submit: Any = hook._submit_sp
         self._processes = ProcessTree(spark_submit.pid)
@@ -262,7 +262,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 
     def _progress(self, run: Run, storage: ObjectStorage, attempt_id: str) -> AbstractContextManager[Any]:
         """Progress of a driver whose output is not that of spark-submit; any other prints its own."""
-        from airflow_whisper.submission import runs_on_cluster
+        from airflow_whisper.hooks.spark_submit import runs_on_cluster
         from whisper_spark.progress.reports import (
             PROGRESS_SECONDS,
             ProgressLog,
@@ -281,8 +281,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     @contextmanager
     def _prepared(self, run: Run, folder: Path, attempt_id: str) -> Iterator[None]:
         """The fields that the parent reads, as the job needs them; as they were afterwards."""
-        from airflow_whisper.packaging import job_script, write_archive
-        from airflow_whisper.submission import clean_conf, write_properties
+        from airflow_whisper.hooks.job_package import job_script, write_archive
+        from airflow_whisper.hooks.spark_submit import clean_conf, write_properties
         from whisper_spark.storage.credentials import redaction_regex, to_properties
 
         arguments = ["--manifest", run.manifest_uri, "--attempt-id", attempt_id]
@@ -313,7 +313,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
                 setattr(self, name, value)
 
     def _credentials(self, run: Run) -> dict[str, dict[str, str]]:
-        from airflow_whisper.storage import storage_config
+        from airflow_whisper.hooks.object_storage import storage_config
 
         model = run.options.model if "://" in run.options.model else None
         return {
@@ -323,7 +323,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         }
 
     def _get_hook(self) -> SparkSubmitHook:
-        from airflow_whisper.submission import client_environment, spark_submit_binary
+        from airflow_whisper.hooks.spark_submit import client_environment, spark_submit_binary
 
         hook = super()._get_hook()
         connection = hook._connection

@@ -14,7 +14,7 @@ from airflow_whisper.links import ReportLink, push_report
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_whisper.validation import Report
+    from airflow_whisper.validation.run import Report
     from whisper_spark.contract import Run
 
 
@@ -75,8 +75,8 @@ class ValidateTranscriptsOperator(BaseOperator):
         max_error_rate = error_rate(self.max_error_rate)
         limits = _flag_limits(self.block_on)
 
-        from airflow_whisper.storage import object_storage
-        from airflow_whisper.validation import check_table, validate_run, write_report
+        from airflow_whisper.hooks.object_storage import object_storage
+        from airflow_whisper.validation.run import check_table, validate_run, write_report
         from whisper_spark.storage.parquet import read_run
 
         storage = object_storage(self.staging_conn_id, self.manifest)
@@ -114,8 +114,8 @@ class ValidateTranscriptsOperator(BaseOperator):
         }
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.lineage`."""
-        from airflow_whisper.lineage import of_validation
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
+        from airflow_whisper.openlineage import of_validation
 
         return of_validation(*self._checked) if self._checked else None
 
@@ -135,7 +135,7 @@ def error_rate(value: float | str) -> float:
 
 
 def _flag_limits(block_on: Sequence[str] | Mapping[str, float]) -> dict[str, float]:
-    from airflow_whisper.checks import flag_limits
+    from airflow_whisper.validation.checks import flag_limits
 
     return flag_limits(block_on)
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from airflow_whisper.arrivals import BatchRules
 from airflow_whisper.triggers.polling import WatchThread, check_poll_interval, trying
-from airflow_whisper.watching import WatchedSource, extension_tuple
+from airflow_whisper.watch.pending import BatchRules
+from airflow_whisper.watch.watcher import WatchedSource, extension_tuple
 
 if TYPE_CHECKING:
-    from airflow_whisper.watching import Log
+    from airflow_whisper.watch.watcher import Log
 
 # Raised by AssetStateStoreAccessors when the trigger is watched by more than one asset.
 _MULTI_ASSET_ERROR = "concrete inlets and outlets"

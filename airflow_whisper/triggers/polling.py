@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_whisper.storage import InvalidConnectionError
-from airflow_whisper.tables import CatalogError
-from airflow_whisper.watching import SourceWatch, WatchedSource
+from airflow_whisper.hooks.object_storage import InvalidConnectionError
+from airflow_whisper.table.schema import CatalogError
+from airflow_whisper.watch.watcher import SourceWatch, WatchedSource
 from whisper_spark.storage.objects import StorageError
 
 if TYPE_CHECKING:
-    from airflow_whisper.watching import Held, Log
+    from airflow_whisper.watch.watcher import Held, Log
 
 T = TypeVar("T")
 

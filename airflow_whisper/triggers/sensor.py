@@ -9,18 +9,18 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_whisper.arrivals import BatchRules
-from airflow_whisper.storage import InvalidConnectionError
-from airflow_whisper.tables import CatalogConnectionError, TableMismatchError
+from airflow_whisper.hooks.object_storage import InvalidConnectionError
+from airflow_whisper.table.schema import CatalogConnectionError, TableMismatchError
 from airflow_whisper.triggers.polling import WatchThread, trying
-from airflow_whisper.watching import WatchedSource
+from airflow_whisper.watch.pending import BatchRules
+from airflow_whisper.watch.watcher import WatchedSource
 from whisper_spark.contract import partition_path
 
 _NO_USE_WAITING = (InvalidConnectionError, CatalogConnectionError, TableMismatchError)
 
 
 class TableFiles:
-    """The files that a table has rows of. See :class:`airflow_whisper.watching.Held`."""
+    """The files that a table has rows of. See :class:`airflow_whisper.watch.watcher.Held`."""
 
     def __init__(self, catalog_conn_id: str | None, table: str) -> None:
         self._catalog_conn_id = catalog_conn_id
@@ -29,7 +29,7 @@ class TableFiles:
 
     def files(self, partition: Mapping[str, str]) -> Iterator[tuple[str, str | None]] | None:
         """URI and etag of each row of a partition; ``None`` when it is as at the last call."""
-        from airflow_whisper.catalog import current_snapshot_id, open_catalog
+        from airflow_whisper.hooks.catalog import current_snapshot_id, open_catalog
 
         catalog = open_catalog(self._catalog_conn_id)
         snapshot_id = current_snapshot_id(catalog, self._table)
@@ -41,7 +41,7 @@ class TableFiles:
     def _rows(
         self, catalog: Any, partition: Mapping[str, str], path: str, snapshot_id: int | None
     ) -> Iterator[tuple[str, str | None]]:
-        from airflow_whisper.catalog import partition_rows
+        from airflow_whisper.hooks.catalog import partition_rows
 
         names = ("audio_uri", "audio_etag")
         for batch in partition_rows(catalog, self._table, partition, columns=names, snapshot_id=snapshot_id):

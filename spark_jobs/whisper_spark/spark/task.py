@@ -48,7 +48,8 @@ class Job:
     :param tasks: number of tasks; ``None`` picks one.
     :param flush_seconds: finished rows wait no longer than this.
     :param progress_seconds: between two reports of how far each task is.
-    :param engine: ``module:function`` with the signature of :func:`whisper_spark.engine.transcriber.get_engine`.
+    :param engine: ``module:function`` with the signature of
+        :func:`whisper_spark.engine.transcriber.get_engine`.
     """
 
     run: Run

@@ -12,10 +12,10 @@ from fastapi import Depends, FastAPI, status
 from fastapi.responses import HTMLResponse
 
 from airflow_whisper.links import REPORT_KEY
-from airflow_whisper.report_page import POLICY, message_page, report_page
+from airflow_whisper.report.page import POLICY, message_page, report_page
 
 if TYPE_CHECKING:
-    from airflow_whisper.validation import Report
+    from airflow_whisper.validation.run import Report
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ def _pushed(session: Any, dag_id: str, run_id: str, task_id: str, map_index: int
 
 
 def _read(uri: str, conn_id: str | None) -> Report:
-    from airflow_whisper.storage import object_storage
-    from airflow_whisper.validation import Report
+    from airflow_whisper.hooks.object_storage import object_storage
+    from airflow_whisper.validation.run import Report
 
     storage = object_storage(conn_id, uri)
     size = storage.info(uri).size

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_whisper.plots import bars, columns
-from airflow_whisper.report_style import STYLE
+from airflow_whisper.report.charts import bars, columns
+from airflow_whisper.report.style import STYLE
 from whisper_spark.contract import ERROR_CODES, QUALITY_FLAGS
 
 if TYPE_CHECKING:
-    from airflow_whisper.checks import Check
-    from airflow_whisper.validation import Report
+    from airflow_whisper.validation.checks import Check
+    from airflow_whisper.validation.run import Report
 
 LINKED_SCHEMES = ("s3", "gs", "az", "abfss", "http", "https", "file")
 """Others, ``javascript`` above all, are shown without a link."""

@@ -30,15 +30,15 @@ from openlineage.client.facet_v2 import (
     symlinks_dataset,
 )
 
-from airflow_whisper.discovery import source_root
+from airflow_whisper.discovery.manifest import source_root
 from whisper_spark.contract import CHANGES, Run, partition_path, transcript_schema
 from whisper_spark.storage.objects import normalise_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from airflow_whisper.replacement import Registered
-    from airflow_whisper.validation import Report
+    from airflow_whisper.table.replace import Registered
+    from airflow_whisper.validation.run import Report
     from whisper_spark.staging.rows import RunResult
 
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from airflow_whisper.arrivals import NEVER, File
-from airflow_whisper.discovery import is_audio
-from airflow_whisper.partition_templates import Partitioning, modified_partition
+from airflow_whisper.discovery.manifest import is_audio
+from airflow_whisper.watch.partition_templates import Partitioning, modified_partition
+from airflow_whisper.watch.pending import NEVER, File
 from whisper_spark.contract import partition_path
 
 if TYPE_CHECKING:

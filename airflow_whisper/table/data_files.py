@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_whisper.catalog import read_data_file
-from airflow_whisper.tables import TABLE_PROPERTIES, RegistrationError
+from airflow_whisper.hooks.catalog import read_data_file
+from airflow_whisper.table.schema import TABLE_PROPERTIES, RegistrationError
 
 if TYPE_CHECKING:
     import pyarrow as pa

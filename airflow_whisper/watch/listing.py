@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from airflow_whisper.partition_templates import PartitionTemplate, period_end
+from airflow_whisper.watch.partition_templates import PartitionTemplate, period_end
 from whisper_spark.storage.clients import object_store
 from whisper_spark.storage.errors import translated
 

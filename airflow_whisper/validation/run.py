@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from airflow_whisper.checks import (
+from airflow_whisper.validation.checks import (
     Check,
     Completeness,
     Offences,
@@ -23,7 +23,7 @@ from airflow_whisper.checks import (
     flag_limits,
     schema_problem,
 )
-from airflow_whisper.distributions import Distributions, Throughput
+from airflow_whisper.validation.distributions import Distributions, Throughput
 from whisper_spark.contract import QUALITY_FLAGS, Run, partition_path
 from whisper_spark.staging.rows import RunResult, StagingError, read_result
 
@@ -60,7 +60,7 @@ class Report:
     :param counts: ``files``, ``ok`` and ``errors``, and rows per error code (``error_codes``) and per
         language of the transcripts (``languages``). Of this run, not of the whole partition.
     :param totals: ``audio_seconds``, ``speech_seconds`` and ``audio_hours`` of this run.
-    :param distributions: see :meth:`airflow_whisper.distributions.Distributions.to_dict`.
+    :param distributions: see :meth:`airflow_whisper.validation.distributions.Distributions.to_dict`.
     :param job: ``model``; and of the Spark job, when it left a result, ``transcribed``, ``resumed``,
         ``reused``, ``real_time_factor``, ``wall_seconds`` and ``engine_version``.
     :param worst: transcripts to listen to first: most quality flags, then lowest average log probability.
@@ -122,7 +122,7 @@ def validate_run(
     A fault in what is staged makes a failed check, never an exception.
 
     :param max_error_rate: largest allowed share of error rows in the partition, 0 to 1.
-    :param block_on: see :func:`airflow_whisper.checks.flag_limits`.
+    :param block_on: see :func:`airflow_whisper.validation.checks.flag_limits`.
     :raises ValueError: when ``block_on`` is wrong.
     :raises StorageError: when staging cannot be read.
     """
@@ -186,7 +186,7 @@ def validate_run(
 
 def write_report(report: Report, run: Run, storage: ObjectStorage) -> str:
     """Write ``RUN/report.html`` and ``RUN/report.json``, over earlier ones. Returns the URI of the JSON."""
-    from airflow_whisper.report_page import report_page
+    from airflow_whisper.report.page import report_page
 
     storage.write_bytes(run.report_page_uri, report_page(report).encode())
     storage.write_bytes(run.report_uri, report.to_json().encode())

@@ -31,7 +31,7 @@ def check_spark_connection(conn_id: str, deploy_mode: str | None) -> Connection:
     from airflow.sdk import BaseHook
     from airflow.sdk.exceptions import AirflowNotFoundException
 
-    from airflow_whisper.storage import InvalidConnectionError
+    from airflow_whisper.hooks.object_storage import InvalidConnectionError
 
     create = f"airflow connections add {conn_id} --conn-type spark --conn-host 'local[2]'"
     try:

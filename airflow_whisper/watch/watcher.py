@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_whisper.arrivals import NEVER, Arrivals, Batch, BatchRules, File
-from airflow_whisper.discovery import check_locations
-from airflow_whisper.memory import MemoryStore
-from airflow_whisper.partition_templates import Partitioning
-from airflow_whisper.reading_ahead import read_ahead
-from airflow_whisper.sorting import Sorter
-from airflow_whisper.source_listing import FolderPath, Folders, plan_poll, time_levels
-from airflow_whisper.storage import object_storage, storage_config
+from airflow_whisper.discovery.listing import read_ahead
+from airflow_whisper.discovery.manifest import check_locations
+from airflow_whisper.hooks.object_storage import object_storage, storage_config
+from airflow_whisper.watch.assignment import Sorter
+from airflow_whisper.watch.cursor import MemoryStore
+from airflow_whisper.watch.listing import FolderPath, Folders, plan_poll, time_levels
+from airflow_whisper.watch.partition_templates import Partitioning
+from airflow_whisper.watch.pending import NEVER, Arrivals, Batch, BatchRules, File
 from whisper_spark.contract import parse_partition_path
 from whisper_spark.storage.objects import ObjectStorage, join_uri
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from whisper_spark.storage.objects import StorageError, join_uri
 
 if TYPE_CHECKING:
-    from airflow_whisper.arrivals import Arrivals
-    from airflow_whisper.watching import Log, WatchedSource
+    from airflow_whisper.watch.pending import Arrivals
+    from airflow_whisper.watch.watcher import Log, WatchedSource
     from whisper_spark.storage.objects import ObjectStorage
 
 INLINE_BYTES = 48 * 1024

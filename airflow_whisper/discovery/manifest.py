@@ -12,8 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_whisper.comparison import ROW_GROUP, Comparison, Counts
-from airflow_whisper.reading_ahead import read_ahead
+from airflow_whisper.discovery.comparison import ROW_GROUP, Comparison, Counts
+from airflow_whisper.discovery.listing import read_ahead
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema, partition_path, run_folder
 from whisper_spark.storage.objects import ObjectNotFound, normalise_uri
 

@@ -1,0 +1,1 @@
+"""What has to be done: list the audio of a partition, compare it with the table, write the manifest."""
