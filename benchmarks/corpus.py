@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
 from nonspeech import nonspeech_sounds  # noqa: E402
 from recordings import RATE, Samples, Span, samples_of, silence, write  # noqa: E402

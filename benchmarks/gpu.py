@@ -41,7 +41,7 @@ from contenders.common import Spoken
 from note import NOTE, table, write_block
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
 CORPORA = ("clips", "calls", "long")
 ENGINES = ("ours", "transcribe", "batched")

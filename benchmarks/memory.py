@@ -32,7 +32,7 @@ import numpy as np
 from note import table, write_block
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
 MINUTES = (11, 60, 180, 660)
 MOST_MIB = 300

@@ -26,7 +26,7 @@ from pathlib import Path
 from note import NOTE, table, write_block
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
 MOST = 0.05
 """Overhead that is allowed, as a share of the engine's own time."""

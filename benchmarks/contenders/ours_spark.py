@@ -13,7 +13,7 @@ from spark_session import local_spark
 from whisper_spark import WhisperOptions, job
 from whisper_spark.spark.conf import spark_defaults
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "support"))
 
 
 def transcribe(task: Task) -> Iterator[Spoken]:

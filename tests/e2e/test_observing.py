@@ -23,7 +23,7 @@ from servers import S3Server, free_ports
 
 pytestmark = pytest.mark.timeout(600)
 
-STANDIN = Path(__file__).parents[1] / "standin_engine.py"
+STANDIN = Path(__file__).parents[1] / "support" / "standin_engine.py"
 USER, PASSWORD = "reader", "a-password-for-tests"
 TASKS = ("discover", "transcribe", "validate", "register")
 

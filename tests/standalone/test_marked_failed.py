@@ -19,7 +19,7 @@ from whisper_spark.storage.objects import ObjectStorage
 
 pytestmark = pytest.mark.timeout(900)
 
-STANDIN = Path(__file__).parents[1] / "standin_engine.py"
+STANDIN = Path(__file__).parents[1] / "support" / "standin_engine.py"
 ALLOWED_SECONDS = 30
 
 DAG = """

@@ -7,8 +7,8 @@ import pytest
 
 from whisper_spark.audio.windows import Chunk, ChunkMap
 from whisper_spark.decoding.decoder import WindowTask
+from whisper_spark.engine import batching as jobs
 from whisper_spark.engine.batching import AudioFile, Batches, FileWork, Job, Step
-from whisper_spark.engine.transcriber import batching as jobs
 
 WORK = FileWork(AudioFile("file:///a.wav"))
 

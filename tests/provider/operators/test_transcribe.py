@@ -28,13 +28,13 @@ from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.hooks.spark_submit import client_environment, spark_submit_binary
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from whisper_spark.contract import Run, WhisperOptions
-from whisper_spark.progress.counters import reports as progress_reports
+from whisper_spark.progress import reports as progress_reports
 from whisper_spark.staging.rows import StagingError, read_result, staged_files
 from whisper_spark.storage.objects import ObjectStorage
 
 OPTIONS = WhisperOptions(model="base")
-SPARK_JOBS = str(Path(progress_reports.__file__).parents[1])
-STANDIN = Path(__file__).with_name("standin_engine.py")
+SPARK_JOBS = str(Path(progress_reports.__file__).parents[2])
+STANDIN = Path(__file__).parents[2] / "support" / "standin_engine.py"
 STANDIN_ARGUMENTS = ["--engine", "standin_engine:get_engine", "--flush-seconds", 0.3]
 
 LOOPBACK = {

@@ -104,7 +104,7 @@ def test_weights_are_half_precision_on_a_gpu_unless_asked_otherwise(
     assert (loaded["compute_type"], loaded["device"], loaded["device_index"]) == (used, kind, 3)
 
 
-GPU_BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
+GPU_BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu.py"
 
 
 @pytest.mark.skipif(ctranslate2.get_cuda_device_count() > 0, reason="there is a GPU")

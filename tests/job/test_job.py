@@ -49,7 +49,7 @@ def spark() -> Iterator[SparkSession]:
     before = os.environ.get("PYSPARK_PYTHON")
     os.environ["PYSPARK_PYTHON"] = sys.executable
     session = builder.getOrCreate()
-    session.sparkContext.addPyFile(str(Path(__file__).with_name("standin_engine.py")))
+    session.sparkContext.addPyFile(str(Path(__file__).parents[1] / "support" / "standin_engine.py"))
     yield session
     session.stop()
     # It reports the end of its connections when the interpreter ends, and pytest has closed the log by then.

@@ -28,7 +28,7 @@ from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.staging.rows import staged_files
 from whisper_spark.storage.objects import ObjectStorage
 
-STANDIN = Path(__file__).with_name("standin_engine.py")
+STANDIN = Path(__file__).parents[2] / "support" / "standin_engine.py"
 ARGUMENTS = ["--engine", "standin_engine:get_engine", "--flush-seconds", 0.3, "--tasks", 1]
 ALLOWED_SECONDS = 30
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_validate import error, row, staged_run
+from staged_runs import error, row, staged_run
 
 from airflow_whisper import openlineage as lineage
 from airflow_whisper.operators.discover import DiscoverAudioOperator

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_validate import OPTIONS, PARTITION, STORAGE, error, row, staged_run
+from staged_runs import OPTIONS, PARTITION, STORAGE, error, row, staged_run
 from transcripts import make_transcript_rows
 
 from airflow_whisper.report.page import link, message_page, report_page, text
