@@ -1,0 +1,182 @@
+"""What one run is asked to do, where it keeps its files, and the schema of its manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from whisper_spark.contract.options import WhisperOptions
+from whisper_spark.contract.transcript import TRANSCRIPT_COLUMNS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+# --- partitions --------------------------------------------------------------------------------------
+
+
+def check_partition(partition: typing.Mapping[str, str]) -> dict[str, str]:
+    """The partition as a plain dict, keys in the order given.
+
+    :raises ValueError: without keys, with a key that is no column name or clashes with a transcript
+        column, or with an empty or non-string value.
+    """
+    if not partition:
+        raise ValueError("partition needs at least one key, for example {'dt': '{{ ds }}'}")
+    for key, value in partition.items():
+        if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise ValueError(f"partition key {key!r} is no column name: use letters, digits and underscores")
+        if key.lower() in TRANSCRIPT_COLUMNS | _MANIFEST_COLUMNS:
+            raise ValueError(
+                f"partition key {key!r} is already a column of the transcripts table; choose another name"
+            )
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"partition value of {key!r} must be a non-empty string, got {value!r}")
+    return dict(partition)
+
+
+def partition_path(partition: typing.Mapping[str, str]) -> str:
+    """Canonical Hive form, ``dt=2026-11-01/hour=13``; special characters in values percent-encoded."""
+    return "/".join(f"{key}={quote(value, safe=' :,@+')}" for key, value in partition.items())
+
+
+def parse_partition_path(path: str) -> dict[str, str]:
+    """The inverse of :func:`partition_path`.
+
+    :raises ValueError: when a component is not ``key=value``.
+    """
+    partition = {}
+    for component in path.strip("/").split("/"):
+        key, separator, value = component.partition("=")
+        if not separator:
+            raise ValueError(f"{path!r} is no partition path: {component!r} is not of the form key=value")
+        partition[key] = unquote(value)
+    return check_partition(partition)
+
+
+# --- a run and its folder in staging --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every task after discovery needs to know. Lives in the Parquet metadata of the manifest.
+
+    :param table: ``namespace.table``.
+    :param partition: the one partition that this run brings up to date.
+    :param source: URI prefix that was listed.
+    :param options: what the transcripts are made with.
+    :param run_uri: folder of this run in staging, without a slash at the end.
+    :param manifest_id: 32 hex digits, a hash of everything that this run was asked to do.
+    :param base_snapshot_id: snapshot of the table that the source was compared with; ``None``: no table yet.
+    :param counts: files per change; ``removed``; ``unchanged``, ``kept_stale`` and ``kept_removed``: rows
+        that stay as they are; ``unchanged_errors``: those among them that are errors.
+    :param audio_bytes: bytes of audio in the manifest.
+    """
+
+    table: str
+    partition: dict[str, str]
+    source: str
+    options: WhisperOptions
+    run_uri: str
+    manifest_id: str
+    base_snapshot_id: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    audio_bytes: int = 0
+
+    @property
+    def manifest_uri(self) -> str:
+        """The audio to transcribe, :func:`manifest_schema`."""
+        return f"{self.run_uri}/manifest.parquet"
+
+    @property
+    def removed_uri(self) -> str:
+        """Rows to delete, one column ``audio_uri``. Exists when ``counts["removed"]`` is not 0."""
+        return f"{self.run_uri}/removed.parquet"
+
+    @property
+    def rows_uri(self) -> str:
+        """Folder of the staged rows, Parquet files of :func:`transcript_schema`."""
+        return f"{self.run_uri}/rows"
+
+    @property
+    def result_uri(self) -> str:
+        """JSON that the job writes last: the staged files, and counts."""
+        return f"{self.run_uri}/result.json"
+
+    @property
+    def report_uri(self) -> str:
+        """JSON that validation writes."""
+        return f"{self.run_uri}/report.json"
+
+    @property
+    def report_page_uri(self) -> str:
+        """The same for people: one HTML page that needs nothing else."""
+        return f"{self.run_uri}/report.html"
+
+    @property
+    def siblings_uri(self) -> str:
+        """Folder that holds this run and all others of the same partition and fingerprint."""
+        return self.run_uri.rsplit("/", 1)[0]
+
+    @property
+    def idempotency_key(self) -> str:
+        """Stored in the snapshot that registers this run."""
+        return f"{partition_path(self.partition)}#{self.manifest_id}"
+
+    def to_metadata(self) -> dict[bytes, bytes]:
+        """Key-value metadata for the schema of the manifest."""
+        values = dataclasses.asdict(self)
+        values["options"] = json.loads(self.options.to_json())
+        return {_RUN_METADATA_KEY: json.dumps(values, sort_keys=True).encode()}
+
+    @classmethod
+    def from_metadata(cls, metadata: typing.Mapping[bytes, bytes] | None) -> Run:
+        """The inverse of :meth:`to_metadata`.
+
+        :raises ValueError: when the metadata is not that of a manifest.
+        """
+        if not metadata or _RUN_METADATA_KEY not in metadata:
+            raise ValueError("this Parquet file is no manifest: DiscoverAudioOperator did not write it")
+        values = json.loads(metadata[_RUN_METADATA_KEY])
+        values["options"] = WhisperOptions.from_dict(values["options"])
+        return cls(**values)
+
+
+_RUN_METADATA_KEY = b"whisper_spark.run"
+
+
+def run_folder(
+    staging: str, table: str, partition: typing.Mapping[str, str], fingerprint: str, manifest_id: str
+) -> str:
+    """URI of a run's folder: ``STAGING/TABLE/PARTITION/FINGERPRINT/MANIFEST_ID``."""
+    return "/".join([staging.rstrip("/"), table, partition_path(partition), fingerprint, manifest_id])
+
+
+# --- Arrow schemas -----------------------------------------------------------------------------------
+
+_MANIFEST_COLUMNS = frozenset(
+    "audio_uri audio_etag audio_bytes last_modified change attempt language".split()
+)
+
+
+def manifest_schema(partition_keys: typing.Iterable[str] = ()) -> pa.Schema:
+    """Schema of a manifest: the audio that one run has to bring into one partition, largest file first."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("audio_uri", pa.string(), nullable=False),
+            pa.field("audio_etag", pa.string()),
+            pa.field("audio_bytes", pa.int64()),
+            pa.field("last_modified", pa.timestamp("us", tz="UTC")),
+            pa.field("change", pa.string(), nullable=False),
+            pa.field("attempt", pa.int32(), nullable=False),
+            pa.field("language", pa.string()),
+            *(pa.field(key, pa.string(), nullable=False) for key in partition_keys),
+        ]
+    )

@@ -1,0 +1,148 @@
+"""One row of the table: a transcript of one audio file, or an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+# --- transcripts -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word. ``start`` and ``end`` are seconds from the start of the file."""
+
+    start: float
+    end: float
+    word: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One stretch of text. ``start`` and ``end`` are seconds from the start of the file.
+
+    ``channel`` is the channel's index when channels are split, else ``None``. ``words`` is ``None``
+    when word timestamps are off.
+    """
+
+    id: int
+    channel: int | None
+    start: float
+    end: float
+    text: str
+    language: str | None
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    words: tuple[Word, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The outcome for one audio file: a transcript, or an error. One row of the table.
+
+    ``duration_s`` and ``speech_s`` are seconds of audio and of detected speech; ``transcribed_at`` is UTC.
+    """
+
+    audio_uri: str
+    audio_etag: str | None = None
+    audio_bytes: int | None = None
+    status: Literal["ok", "error"] = "ok"
+    error_code: str | None = None
+    error_message: str | None = None
+    attempt: int = 1
+    language: str | None = None
+    language_probability: float | None = None
+    duration_s: float | None = None
+    speech_s: float | None = None
+    channels: int | None = None
+    text: str | None = None
+    segments: tuple[Segment, ...] = ()
+    quality_flags: tuple[str, ...] = ()
+    model: str = ""
+    fingerprint: str = ""
+    engine_version: str = ""
+    transcribed_at: datetime | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """This transcript as plain lists and dicts, in the shape of :func:`transcript_schema`."""
+        row = {name: getattr(self, name) for name in _TRANSCRIPT_FIELDS}
+        row["segments"] = [_segment_row(segment) for segment in self.segments]
+        row["quality_flags"] = list(self.quality_flags)
+        return row
+
+
+# Spelled out: dataclasses.asdict copies deeply, which for the words of an hour takes longer than the VAD.
+_TRANSCRIPT_FIELDS = tuple(f.name for f in dataclasses.fields(Transcript))
+_SEGMENT_FIELDS = tuple(f.name for f in dataclasses.fields(Segment))
+_WORD_FIELDS = tuple(f.name for f in dataclasses.fields(Word))
+
+
+def _segment_row(segment: Segment) -> dict[str, Any]:
+    row = {name: getattr(segment, name) for name in _SEGMENT_FIELDS}
+    if segment.words is not None:
+        row["words"] = [{name: getattr(word, name) for name in _WORD_FIELDS} for word in segment.words]
+    return row
+
+
+TRANSCRIPT_COLUMNS = frozenset(_TRANSCRIPT_FIELDS)
+
+
+def transcript_schema(partition_keys: typing.Iterable[str] = ()) -> pa.Schema:
+    """Schema of a transcript row, in staging and in the table. Times are seconds (float64)."""
+    import pyarrow as pa
+
+    word = pa.struct(
+        [
+            pa.field("start", pa.float64()),
+            pa.field("end", pa.float64()),
+            pa.field("word", pa.string()),
+            pa.field("probability", pa.float64()),
+        ]
+    )
+    segment = pa.struct(
+        [
+            pa.field("id", pa.int32()),
+            pa.field("channel", pa.int32()),
+            pa.field("start", pa.float64()),
+            pa.field("end", pa.float64()),
+            pa.field("text", pa.string()),
+            pa.field("language", pa.string()),
+            pa.field("avg_logprob", pa.float64()),
+            pa.field("compression_ratio", pa.float64()),
+            pa.field("no_speech_prob", pa.float64()),
+            pa.field("words", pa.list_(pa.field("element", word))),
+        ]
+    )
+    return pa.schema(
+        [
+            pa.field("audio_uri", pa.string(), nullable=False),
+            pa.field("audio_etag", pa.string()),
+            pa.field("audio_bytes", pa.int64()),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("error_code", pa.string()),
+            pa.field("error_message", pa.string()),
+            pa.field("attempt", pa.int32(), nullable=False),
+            pa.field("language", pa.string()),
+            pa.field("language_probability", pa.float64()),
+            pa.field("duration_s", pa.float64()),
+            pa.field("speech_s", pa.float64()),
+            pa.field("channels", pa.int32()),
+            pa.field("text", pa.string()),
+            pa.field("segments", pa.list_(pa.field("element", segment))),
+            pa.field("quality_flags", pa.list_(pa.field("element", pa.string()))),
+            pa.field("model", pa.string()),
+            pa.field("fingerprint", pa.string()),
+            pa.field("engine_version", pa.string()),
+            pa.field("transcribed_at", pa.timestamp("us", tz="UTC")),
+            *(pa.field(key, pa.string(), nullable=False) for key in partition_keys),
+        ]
+    )
