@@ -30,7 +30,7 @@ from openlineage.client.facet_v2 import (
     symlinks_dataset,
 )
 
-from airflow_whisper.discovery.manifest import source_root
+from airflow_whisper.discovery.locations import source_root
 from whisper_spark.contract import CHANGES, Run, partition_path, transcript_schema
 from whisper_spark.storage.objects import normalise_uri
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from airflow_whisper.table.replace import Registered
     from airflow_whisper.validation.run import Report
-    from whisper_spark.staging.rows import RunResult
+    from whisper_spark.staging.result import RunResult
 
 
 # --- what each task did ----------------------------------------------------------------------------------

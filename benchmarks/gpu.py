@@ -105,7 +105,7 @@ def require_device(kind: str) -> tuple[str, int | None]:
     :raises SystemExit: with :data:`NO_DEVICE` when there is no such device.
     """
     from whisper_spark import WhisperOptions
-    from whisper_spark.decoding.model import UnusableDeviceError, choose_device
+    from whisper_spark.decoding.device import UnusableDeviceError, choose_device
 
     try:
         device = choose_device(WhisperOptions(device=kind))

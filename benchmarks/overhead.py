@@ -89,7 +89,7 @@ def run_job(paths: Sequence[Path], folder: Path, cores: int) -> dict[str, float]
     from airflow_whisper.hooks.job_package import job_script, write_archive
     from airflow_whisper.hooks.spark_submit import client_environment
     from whisper_spark import WhisperOptions
-    from whisper_spark.staging.rows import read_result
+    from whisper_spark.staging.result import read_result
     from whisper_spark.storage.objects import ObjectStorage
 
     options = WhisperOptions(model=str(assemble()))

@@ -1,8 +1,20 @@
-"""Let a store answer the next request while the last answer is worked on."""
+"""List the audio of a source: everything below it that is not hidden and matches the pattern."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+from whisper_spark.storage.objects import normalise_uri
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from whisper_spark.storage.objects import ObjectStorage
+
+
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,3 +30,45 @@ def read_ahead(items: Iterable[T]) -> Iterator[T]:
         while (item := fetched.result()) is not end:
             fetched = thread.submit(next, iterator, end)
             yield item  # type: ignore[misc]
+
+
+# --- what counts as audio ------------------------------------------------------------------------------
+
+
+def audio_files(
+    storage: ObjectStorage,
+    source: str,
+    pattern: str | None = None,
+    *,
+    belongs: Callable[[datetime], bool] | None = None,
+    ignored: Callable[[int], None] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The listing of a source without what is none of ours.
+
+    Left out: keys with a folder or name that starts with ``_`` or ``.`` below the source (``_SUCCESS``,
+    ``.part.crc``), folder markers, and what does not match the pattern.
+
+    :param source: URI of a folder.
+    :param pattern: glob on the path below the source, in any case; ``*`` also matches slashes.
+    :param belongs: whether a file that was modified then belongs to the partition.
+    :param ignored: is told how many objects of a batch were left out.
+    """
+    import pyarrow as pa
+
+    start = len(normalise_uri(source).rstrip("/")) + 1
+    for batch in read_ahead(storage.list(source)):
+        wanted = [is_audio(uri[start:], pattern) for uri in batch.column("audio_uri").to_pylist()]
+        if ignored and not all(wanted):
+            ignored(wanted.count(False))
+        if belongs:
+            times = batch.column("last_modified").to_pylist()
+            wanted = [want and belongs(time) for want, time in zip(wanted, times, strict=True)]
+        yield batch if all(wanted) else batch.filter(pa.array(wanted))
+
+
+def is_audio(key: str, pattern: str | None) -> bool:
+    """Whether a path below a source counts as audio: not hidden, and matching the pattern."""
+    hidden = key.startswith(("_", ".")) or "/_" in key or "/." in key
+    if hidden or key.endswith(("/", "_$folder$")):
+        return False
+    return pattern is None or fnmatch(key.lower(), pattern.lower())

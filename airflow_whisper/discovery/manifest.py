@@ -4,134 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_whisper.discovery.comparison import ROW_GROUP, Comparison, Counts
-from airflow_whisper.discovery.listing import read_ahead
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema, partition_path, run_folder
-from whisper_spark.storage.objects import ObjectNotFound, normalise_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from whisper_spark.storage.objects import ObjectStorage
-
-# --- what counts as audio ------------------------------------------------------------------------------
-
-
-def audio_files(
-    storage: ObjectStorage,
-    source: str,
-    pattern: str | None = None,
-    *,
-    belongs: Callable[[datetime], bool] | None = None,
-    ignored: Callable[[int], None] | None = None,
-) -> Iterator[pa.RecordBatch]:
-    """The listing of a source without what is none of ours.
-
-    Left out: keys with a folder or name that starts with ``_`` or ``.`` below the source (``_SUCCESS``,
-    ``.part.crc``), folder markers, and what does not match the pattern.
-
-    :param source: URI of a folder.
-    :param pattern: glob on the path below the source, in any case; ``*`` also matches slashes.
-    :param belongs: whether a file that was modified then belongs to the partition.
-    :param ignored: is told how many objects of a batch were left out.
-    """
-    import pyarrow as pa
-
-    start = len(normalise_uri(source).rstrip("/")) + 1
-    for batch in read_ahead(storage.list(source)):
-        wanted = [is_audio(uri[start:], pattern) for uri in batch.column("audio_uri").to_pylist()]
-        if ignored and not all(wanted):
-            ignored(wanted.count(False))
-        if belongs:
-            times = batch.column("last_modified").to_pylist()
-            wanted = [want and belongs(time) for want, time in zip(wanted, times, strict=True)]
-        yield batch if all(wanted) else batch.filter(pa.array(wanted))
-
-
-def is_audio(key: str, pattern: str | None) -> bool:
-    """Whether a path below a source counts as audio: not hidden, and matching the pattern."""
-    hidden = key.startswith(("_", ".")) or "/_" in key or "/." in key
-    if hidden or key.endswith(("/", "_$folder$")):
-        return False
-    return pattern is None or fnmatch(key.lower(), pattern.lower())
-
-
-def check_locations(locations: Mapping[str, str]) -> None:
-    """Checks what can be told without asking any store.
-
-    :param locations: ``source``, ``staging``, or whichever of them is known already.
-    :raises ValueError: for a URI that is not supported, or staging inside the source, where its files would
-        be taken for audio.
-    """
-    folders = {argument: _folder(argument, uri) for argument, uri in locations.items()}
-    if len(folders) == 2 and folders["staging"].startswith(folders["source"]):
-        raise ValueError(
-            f"staging {locations['staging']!r} must not lie inside source {locations['source']!r}: "
-            "name a folder beside it"
-        )
-
-
-def _folder(argument: str, uri: str) -> str:
-    if not isinstance(uri, str) or not uri.strip():
-        raise ValueError(f"{argument} must be a URI such as 's3://bucket/{argument}/', got {uri!r}")
-    try:
-        return normalise_uri(uri).rstrip("/") + "/"
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from None
-
-
-def check_source_exists(storage: ObjectStorage, source: str, partition: Mapping[str, str]) -> None:
-    """Tells a partition without audio from a source that was never there.
-
-    Looks above the part of the source that depends on the partition: of ``s3://calls/raw/dt=2026-11-01/`` at
-    ``s3://calls/raw/``.
-
-    :raises ObjectNotFound: when nothing is there either.
-    """
-    root = source_root(source, partition)
-    if root.startswith("file://"):
-        exists = Path(root.removeprefix("file://")).is_dir()
-    else:
-        # A listing that succeeds proves that there is a bucket, which is all that its root can prove.
-        exists = storage.any_under(root) or root.count("/") == 3
-    if not exists:
-        raise ObjectNotFound(
-            f"source {source} does not exist: there is nothing under {root}. Check the argument `source`; "
-            'if audio may still come, set on_missing_source="skip"'
-        )
-
-
-def source_root(source: str, partition: Mapping[str, str]) -> str:
-    """The part of a source that all partitions share, with a slash at the end."""
-    source = normalise_uri(source).rstrip("/")
-    fixed = 3  # scheme, empty, bucket; a path of this machine has an empty bucket
-    parts = source.split("/")
-    for i, part in enumerate(parts[fixed:], fixed):
-        if _names_partition(part, partition):
-            return "/".join(parts[:i]) + "/"
-    return source + "/"
-
-
-def _names_partition(part: str, partition: Mapping[str, str]) -> bool:
-    if "=" in part:
-        return True
-    for value in partition.values():
-        if re.search(rf"(?<![0-9A-Za-z]){re.escape(value)}(?![0-9A-Za-z])", part):
-            return True
-        # 2026-11-01 may be a folder 20261101, or three folders 2026/11/01
-        digits = re.sub(r"\D", "", value)
-        if re.fullmatch(r"[\d_-]*\d[\d_-]*", part) and re.sub(r"\D", "", part) in digits:
-            return True
-    return False
-
 
 # --- the run -------------------------------------------------------------------------------------------
 

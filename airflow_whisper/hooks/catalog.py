@@ -1,51 +1,19 @@
-"""The catalog that holds the table of transcripts, and what a partition holds now.
-
-The table itself is in :mod:`airflow_whisper.table.schema`, changing a partition in
-:mod:`airflow_whisper.table.replace`.
-"""
+"""The catalog that holds the table of transcripts, from an Airflow connection or embedded."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_whisper.table.schema import (
-    STATE_COLUMNS,
+from airflow_whisper.table.errors import (
     CatalogConnectionError,
-    CatalogError,
-    PartitionConflictError,
-    RegistrationError,
-    TableMismatchError,
-    check_table,
-    check_table_name,
-    load_table,
 )
-from whisper_spark.contract import transcript_schema
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyiceberg.catalog import Catalog
-    from pyiceberg.expressions import BooleanExpression
-    from pyiceberg.table import DataScan, FileScanTask, Table
-
-__all__ = [
-    "STATE_COLUMNS",
-    "WAREHOUSE_VARIABLE",
-    "CatalogConnectionError",
-    "CatalogError",
-    "PartitionConflictError",
-    "RegistrationError",
-    "TableMismatchError",
-    "check_table_name",
-    "current_rows",
-    "current_snapshot_id",
-    "load_table",
-    "open_catalog",
-    "partition_rows",
-]
 
 WAREHOUSE_VARIABLE = "AIRFLOW_WHISPER_WAREHOUSE"
 """Environment variable: folder of the embedded catalog and its tables."""
@@ -164,95 +132,3 @@ def _mask(connection: Any) -> None:
         mask_secret(connection.password)
     mask("host", connection.host or "")
     mask("extra", connection.extra_dejson or {})
-
-
-# --- reading -----------------------------------------------------------------------------------------
-
-
-def current_snapshot_id(catalog: Catalog, table: str) -> int | None:
-    """Id of the newest snapshot; ``None`` when there is no table, or nothing in it."""
-    loaded = load_table(catalog, table)
-    snapshot = loaded.current_snapshot() if loaded else None
-    return snapshot.snapshot_id if snapshot else None
-
-
-def current_rows(
-    catalog: Catalog, table: str, partition: Mapping[str, str], *, snapshot_id: int | None = None
-) -> Iterator[pa.RecordBatch]:
-    """What a partition holds now, as far as it decides what has to be transcribed.
-
-    Columns: :data:`STATE_COLUMNS`. Streams, with one data file's worth of these columns in memory.
-
-    :param snapshot_id: read this snapshot instead of the newest, so that a caller who noted
-        :func:`current_snapshot_id` reads exactly what that number stands for.
-    :return: nothing when there is no table.
-    :raises TableMismatchError: when the table cannot hold transcripts of this partition.
-    """
-    return partition_rows(catalog, table, partition, columns=STATE_COLUMNS, snapshot_id=snapshot_id)
-
-
-def partition_rows(
-    catalog: Catalog,
-    table: str,
-    partition: Mapping[str, str],
-    *,
-    columns: Iterable[str] | None = None,
-    snapshot_id: int | None = None,
-) -> Iterator[pa.RecordBatch]:
-    """The rows of one partition, with one data file's worth of the columns in memory.
-
-    :param columns: in this order; ``None`` for all columns of a transcript row.
-    :return: nothing when there is no table.
-    :raises TableMismatchError: when the table cannot hold transcripts of this partition.
-    """
-    import pyarrow as pa
-
-    loaded = load_table(catalog, table)
-    if loaded is None:
-        return
-    check_table(loaded, partition)
-    scan = scan_partition(loaded, partition, columns=columns, snapshot_id=snapshot_id)
-    ours = transcript_schema(partition)
-    names = (
-        list(columns)
-        if columns is not None
-        else [n for n in ours.names if n in scan.projection().column_names]
-    )
-    schema = pa.schema([ours.field(name) for name in names])
-    for task in scan.plan_files():
-        for batch in read_data_file(loaded, scan, task):
-            yield batch.select(names).cast(schema)
-
-
-def scan_partition(
-    table: Table,
-    partition: Mapping[str, str],
-    *,
-    columns: Iterable[str] | None = None,
-    snapshot_id: int | None = None,
-) -> DataScan:
-    """A scan of one partition, planned by its exact partition values."""
-    selected = ("*",) if columns is None else tuple(columns)
-    return table.scan(
-        row_filter=_partition_filter(partition), selected_fields=selected, snapshot_id=snapshot_id
-    )
-
-
-def read_data_file(table: Table, scan: DataScan, task: FileScanTask) -> Iterator[pa.RecordBatch]:
-    """The rows of one data file of a scan, with row-level deletes applied.
-
-    One file at a time, because PyIceberg reads all the files that it is given at once, whole.
-    """
-    from pyiceberg.io.pyarrow import ArrowScan
-
-    return ArrowScan(table.metadata, table.io, scan.projection(), scan.row_filter).to_record_batches([task])
-
-
-def _partition_filter(partition: Mapping[str, str]) -> BooleanExpression:
-    from pyiceberg.expressions import AlwaysTrue, And, EqualTo, Reference
-    from pyiceberg.expressions.literals import literal
-
-    expression: BooleanExpression = AlwaysTrue()
-    for key, value in partition.items():
-        expression = And(expression, EqualTo(term=Reference(key), value=literal(value)))
-    return expression

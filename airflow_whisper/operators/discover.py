@@ -128,7 +128,7 @@ class DiscoverAudioOperator(BaseOperator):
     def _check_arguments(self) -> None:
         """Checks what is no template yet, or no template any more."""
         from airflow_whisper.discovery.comparison import Rules
-        from airflow_whisper.discovery.manifest import check_locations
+        from airflow_whisper.discovery.locations import check_locations
         from airflow_whisper.table.schema import check_table_name
 
         if isinstance(self.partition, Mapping) and all(is_final(v) for v in self.partition.values()):
@@ -205,7 +205,8 @@ class DiscoverAudioOperator(BaseOperator):
     def _add_rows(self, comparison: Comparison) -> tuple[Target, int]:
         """Reads the table, before the listing: what is committed meanwhile must not look like compared."""
         from airflow_whisper.discovery.manifest import Target
-        from airflow_whisper.hooks.catalog import current_rows, current_snapshot_id, open_catalog
+        from airflow_whisper.hooks.catalog import open_catalog
+        from airflow_whisper.table.read import current_rows, current_snapshot_id
         from whisper_spark.storage.objects import normalise_uri
 
         catalog = open_catalog(self.catalog_conn_id or None)
@@ -222,7 +223,7 @@ class DiscoverAudioOperator(BaseOperator):
         return target, comparison.add_rows(rows)
 
     def _add_listing(self, comparison: Comparison, storage: ObjectStorage) -> int:
-        from airflow_whisper.discovery.manifest import audio_files
+        from airflow_whisper.discovery.listing import audio_files
 
         ignored: list[int] = []
         formats = self.partition_from_modified or {}
@@ -241,7 +242,7 @@ class DiscoverAudioOperator(BaseOperator):
         return count
 
     def _check_empty_source(self, storage: ObjectStorage, target: Target, rows: int) -> None:
-        from airflow_whisper.discovery.manifest import check_source_exists
+        from airflow_whisper.discovery.locations import check_source_exists
         from whisper_spark.storage.objects import ObjectNotFound
 
         if rows:

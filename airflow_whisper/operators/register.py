@@ -81,8 +81,9 @@ class RegisterTranscriptsOperator(BaseOperator):
         if self.report is not None:
             check_uri("report", self.report)
 
-        from airflow_whisper.hooks.catalog import PartitionConflictError, TableMismatchError, open_catalog
+        from airflow_whisper.hooks.catalog import open_catalog
         from airflow_whisper.hooks.object_storage import object_storage
+        from airflow_whisper.table.errors import PartitionConflictError, TableMismatchError
         from airflow_whisper.table.publish import register_run, result_of
         from whisper_spark.storage.parquet import read_run
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from airflow_whisper.hooks.process_tree import ProcessTree
     from whisper_spark.contract import Run
-    from whisper_spark.staging.rows import RunResult
+    from whisper_spark.staging.result import RunResult
     from whisper_spark.storage.objects import ObjectStorage
 
 
@@ -166,7 +166,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         """Submit the job unless its work is done, and tell what it did."""
         from airflow_whisper.hooks.object_storage import object_storage
         from airflow_whisper.hooks.spark_submit import check_spark_connection
-        from whisper_spark.staging.rows import finished_result, nothing_done
+        from whisper_spark.staging.result import finished_result, nothing_done
         from whisper_spark.storage.parquet import read_manifest
 
         check_spark_connection(self.conn_id, self.deploy_mode)
@@ -238,7 +238,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         :raises AirflowException: when spark-submit fails; the message ends with its last lines.
         :raises StagingError: when it succeeds without leaving a complete result.
         """
-        from whisper_spark.staging.rows import StagingError, finished_result
+        from whisper_spark.staging.result import StagingError, finished_result
 
         self._task_instance = context.get("ti")
         attempt_id = uuid.uuid4().hex
@@ -355,7 +355,7 @@ def _speed_options(options: WhisperOptions, changes: Mapping[str, Any] | str | N
 
 
 def _write_empty_result(run: Run, storage: ObjectStorage) -> RunResult:
-    from whisper_spark.staging.rows import RunResult
+    from whisper_spark.staging.result import RunResult
 
     result = RunResult(
         manifest_uri=run.manifest_uri,

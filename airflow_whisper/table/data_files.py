@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_whisper.hooks.catalog import read_data_file
-from airflow_whisper.table.schema import TABLE_PROPERTIES, RegistrationError
+from airflow_whisper.table.errors import RegistrationError
+from airflow_whisper.table.read import read_data_file
+from airflow_whisper.table.schema import TABLE_PROPERTIES
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.table.data_files import batch_rows
+from airflow_whisper.table.errors import RegistrationError
 from airflow_whisper.table.replace import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
-from airflow_whisper.table.schema import RegistrationError
 from whisper_spark.contract import Run, partition_path
-from whisper_spark.staging.rows import read_result
+from whisper_spark.staging.result import read_result
 from whisper_spark.storage.objects import ObjectNotFound
 from whisper_spark.storage.parquet import open_parquet
 

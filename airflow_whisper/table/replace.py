@@ -22,17 +22,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_whisper.hooks.catalog import read_data_file, scan_partition
 from airflow_whisper.table.commit import passing_errors, pin
 from airflow_whisper.table.data_files import DataFileWriter, read_rows
+from airflow_whisper.table.errors import PartitionConflictError, RegistrationError, TableMismatchError
+from airflow_whisper.table.read import read_data_file, scan_partition
 from airflow_whisper.table.row_states import BASE, NOW, Ledger, Verdict, open_ledger
-from airflow_whisper.table.schema import (
-    STATE_COLUMNS,
-    PartitionConflictError,
-    RegistrationError,
-    TableMismatchError,
-    ensure_table,
-)
+from airflow_whisper.table.schema import STATE_COLUMNS, ensure_table
 from whisper_spark.contract import partition_path
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_whisper.table.schema import RegistrationError
+from airflow_whisper.table.errors import RegistrationError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from airflow_whisper.table.errors import RegistrationError, TableMismatchError
 from whisper_spark.contract import transcript_schema
 
 if TYPE_CHECKING:
@@ -36,26 +37,6 @@ TABLE_PROPERTIES: dict[str, str] = {
     "write.metadata.previous-versions-max": "100",
 }
 """Properties of a new table. An existing table keeps its own."""
-
-
-class CatalogError(Exception):
-    """The table of transcripts cannot be used as asked. Base of what the catalog side raises."""
-
-
-class CatalogConnectionError(CatalogError):
-    """The Airflow connection of the catalog is missing, of another type, or unusable."""
-
-
-class TableMismatchError(CatalogError):
-    """A table of that name exists and cannot hold transcripts of this partition."""
-
-
-class PartitionConflictError(CatalogError):
-    """Another run changed the same rows of the partition after this run had compared it with the source."""
-
-
-class RegistrationError(CatalogError):
-    """What was staged is not what the manifest asks for, or the commit could not be made."""
 
 
 def check_table_name(table: str) -> None:

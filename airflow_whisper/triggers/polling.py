@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
-from airflow_whisper.table.schema import CatalogError
+from airflow_whisper.table.errors import CatalogError
 from airflow_whisper.watch.watcher import SourceWatch, WatchedSource
 from whisper_spark.storage.objects import StorageError
 

@@ -10,7 +10,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
-from airflow_whisper.table.schema import CatalogConnectionError, TableMismatchError
+from airflow_whisper.table.errors import CatalogConnectionError, TableMismatchError
 from airflow_whisper.triggers.polling import WatchThread, trying
 from airflow_whisper.watch.pending import BatchRules
 from airflow_whisper.watch.watcher import WatchedSource
@@ -29,7 +29,8 @@ class TableFiles:
 
     def files(self, partition: Mapping[str, str]) -> Iterator[tuple[str, str | None]] | None:
         """URI and etag of each row of a partition; ``None`` when it is as at the last call."""
-        from airflow_whisper.hooks.catalog import current_snapshot_id, open_catalog
+        from airflow_whisper.hooks.catalog import open_catalog
+        from airflow_whisper.table.read import current_snapshot_id
 
         catalog = open_catalog(self._catalog_conn_id)
         snapshot_id = current_snapshot_id(catalog, self._table)
@@ -41,7 +42,7 @@ class TableFiles:
     def _rows(
         self, catalog: Any, partition: Mapping[str, str], path: str, snapshot_id: int | None
     ) -> Iterator[tuple[str, str | None]]:
-        from airflow_whisper.hooks.catalog import partition_rows
+        from airflow_whisper.table.read import partition_rows
 
         names = ("audio_uri", "audio_etag")
         for batch in partition_rows(catalog, self._table, partition, columns=names, snapshot_id=snapshot_id):

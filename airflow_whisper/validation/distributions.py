@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from whisper_spark.staging.rows import RunResult
+    from whisper_spark.staging.result import RunResult
 
 DURATION_EDGES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
 """Seconds of audio. Steps grow with the duration: collections hold prompts of a second and calls of hours."""

@@ -25,7 +25,7 @@ from airflow_whisper.validation.checks import (
 )
 from airflow_whisper.validation.distributions import Distributions, Throughput
 from whisper_spark.contract import QUALITY_FLAGS, Run, partition_path
-from whisper_spark.staging.rows import RunResult, StagingError, read_result
+from whisper_spark.staging.result import RunResult, StagingError, read_result
 
 if TYPE_CHECKING:
     import numpy as np

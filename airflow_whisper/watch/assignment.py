@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from airflow_whisper.discovery.manifest import is_audio
+from airflow_whisper.discovery.listing import is_audio
 from airflow_whisper.watch.partition_templates import Partitioning, modified_partition
 from airflow_whisper.watch.pending import NEVER, File
 from whisper_spark.contract import partition_path

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_whisper.discovery.listing import read_ahead
-from airflow_whisper.discovery.manifest import check_locations
+from airflow_whisper.discovery.locations import check_locations
 from airflow_whisper.hooks.object_storage import object_storage, storage_config
 from airflow_whisper.watch.assignment import Sorter
 from airflow_whisper.watch.cursor import MemoryStore

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.progress.reports import PROGRESS_SECONDS
 from whisper_spark.spark.conf import spark_defaults
-from whisper_spark.staging.rows import FLUSH_SECONDS, RunResult, StagingError
+from whisper_spark.staging.result import RunResult, StagingError
+from whisper_spark.staging.rows import FLUSH_SECONDS
 from whisper_spark.storage.credentials import PLACES, SECRET_PREFIX, from_property
 from whisper_spark.storage.objects import ObjectStorage, StorageError, normalise_uri
 from whisper_spark.storage.parquet import read_manifest

@@ -25,7 +25,7 @@ from whisper_spark.spark.conf import spark_defaults
 from whisper_spark.spark.dataframes import deal, manifest_rows
 from whisper_spark.spark.run import Attempt
 from whisper_spark.spark.task import Job
-from whisper_spark.staging.rows import RunResult, StagingError, read_result, staged_files
+from whisper_spark.staging.result import RunResult, StagingError, read_result, staged_files
 from whisper_spark.storage.credentials import PLACES
 from whisper_spark.storage.objects import ObjectStorage
 from whisper_spark.storage.parquet import read_manifest

@@ -14,7 +14,7 @@ from spark_cluster import write_run
 from standin_engine import LOG_SUFFIX
 
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.staging.rows import staged_files
+from whisper_spark.staging.result import staged_files
 from whisper_spark.storage.objects import ObjectStorage
 
 pytestmark = pytest.mark.timeout(900)

@@ -148,7 +148,7 @@ def write_run(
 
 def staged_table(run: Run, storage: ObjectStorage | None = None) -> pa.Table:
     """All staged rows of a run."""
-    from whisper_spark.staging.rows import staged_files
+    from whisper_spark.staging.result import staged_files
     from whisper_spark.storage.parquet import open_parquet
 
     storage = storage or ObjectStorage()

@@ -16,7 +16,8 @@ from whisper_spark.contract import (
     run_folder,
     transcript_schema,
 )
-from whisper_spark.staging.rows import RunResult, StagedFile, staged_file_uri, write_table
+from whisper_spark.staging.result import RunResult, StagedFile, staged_file_uri
+from whisper_spark.staging.rows import write_table
 from whisper_spark.storage.objects import ObjectStorage
 
 PARTITION = {"dt": "2026-11-01"}

@@ -25,7 +25,7 @@ from whisper_spark.contract import (
 )
 from whisper_spark.decoding.quality import compression_ratio
 from whisper_spark.decoding.quality_gate import WindowText
-from whisper_spark.staging.rows import RunResult, StagedFile
+from whisper_spark.staging.result import RunResult, StagedFile
 
 OPTIONS = WhisperOptions(model="base")
 PARTITION = {"dt": "2026-11-01"}

@@ -10,9 +10,9 @@ from typing import BinaryIO, Protocol
 
 from whisper_spark.audio.decode import AudioError, Samples, open_audio
 from whisper_spark.audio.features import Features, LogMel
+from whisper_spark.audio.files import AudioFile, FileError
 from whisper_spark.audio.windows import ChunkMap, Window, WindowPacker
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.engine.batching import AudioFile, FileError
 from whisper_spark.progress.counters import stage, timed
 from whisper_spark.storage.objects import ObjectChanged, ObjectForbidden, ObjectNotFound, ObjectStorage
 

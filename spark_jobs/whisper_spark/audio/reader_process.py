@@ -20,35 +20,15 @@ from multiprocessing.connection import Connection
 from threadpoolctl import threadpool_limits
 
 from whisper_spark.audio.features import LogMel
+from whisper_spark.audio.files import AudioFile, FileError
 from whisper_spark.audio.reader import FileReader, Part, Reader, opened_from
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.decoding.model import Device, available_cores
-from whisper_spark.engine.batching import AudioFile, FileError
 from whisper_spark.progress.counters import Progress, charge
 from whisper_spark.storage.objects import ObjectStorage
 
 log = logging.getLogger(__name__)
 
 _COMMAND = "from whisper_spark.audio.reader_process import serve; serve()"
-
-MOST_READERS = 16
-"""Files that are read at the same time, whatever ``prefetch_files`` says."""
-
-_LEAST_CORES = 6
-# Fewer cores, each of which reads at about 290 times real time, are kept busy by threads as well.
-
-
-def reader_processes(options: WhisperOptions, device: Device) -> int:
-    """How many processes are to read files, at most ``prefetch_files``; 0: threads do.
-
-    A process takes some 100 MB and a second to start, which only a GPU is worth.
-    """
-    if options.prefetch_processes is not None:
-        return min(options.prefetch_processes, options.prefetch_files)
-    cores = available_cores()
-    if device.kind != "cuda" or cores < _LEAST_CORES:
-        return 0
-    return min(cores, options.prefetch_files, MOST_READERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,41 +5,20 @@ Everything here streams: memory does not grow with the length of the file.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from whisper_spark.audio.vad import (
+    FixedSegmenter,
+    Region,
+    Samples,
+    Segmenter,
+    SpeechSegmenter,
+    window_samples,
+)
 from whisper_spark.contract import SAMPLE_RATE, WhisperOptions
-
-Samples = npt.NDArray[np.float32]
-
-FRAME = 512
-"""Samples per frame of the Silero VAD at 16 kHz (32 ms)."""
-
-_CONTEXT = 64
-# Samples of the previous frame that Silero wants in front of each frame.
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A stretch of one channel that is worth transcribing. All in samples at 16 kHz.
-
-    :param start: its first sample in the file.
-    :param samples: float32, mono.
-    :param lead: how many of the first samples are padding before the speech.
-    :param tail: how many of the last samples are padding behind it.
-    """
-
-    start: int
-    samples: Samples
-    lead: int = 0
-    tail: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,30 +90,12 @@ class Window:
     map: ChunkMap
 
 
-class Segmenter(Protocol):
-    """Decides which stretches of one channel are worth transcribing."""
-
-    speech_samples: int
-
-    def push(self, samples: Samples) -> Iterator[Region]:
-        """Regions that are complete now."""
-        ...
-
-    def finish(self) -> Iterator[Region]:
-        """The regions that the end of the file completes."""
-        ...
-
-
-def _window_samples(options: WhisperOptions) -> int:
-    return int(options.chunk_length * SAMPLE_RATE)
-
-
 class WindowPacker:
     """Packs the speech of one channel into windows of at most ``options.chunk_length`` seconds, in order."""
 
     def __init__(self, options: WhisperOptions) -> None:
         self._segment: Segmenter = SpeechSegmenter(options) if options.vad else FixedSegmenter(options)
-        self._limit = _window_samples(options)
+        self._limit = window_samples(options)
         self._pieces: list[Region] = []
         self._length = 0
 
@@ -172,213 +133,3 @@ def _window(pieces: list[Region]) -> Window:
         chunks.append(Chunk(*(value / SAMPLE_RATE for value in in_samples)))
         offset += len(piece.samples)
     return Window(np.concatenate([piece.samples for piece in pieces]), ChunkMap(tuple(chunks)))
-
-
-class _Tape:
-    """The samples that may still be needed, addressed by their position in the file."""
-
-    def __init__(self) -> None:
-        self.start = 0
-        self._samples: Samples = np.zeros(0, np.float32)
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self._samples)
-
-    def append(self, samples: Samples) -> None:
-        self._samples = np.concatenate([self._samples, samples])
-
-    def cut(self, start: int, end: int) -> Samples:
-        return self._samples[max(start - self.start, 0) : max(end - self.start, 0)].copy()
-
-    def forget(self, before: int) -> None:
-        before = min(before, self.end)
-        if before > self.start:
-            self._samples = self._samples[before - self.start :].copy()
-            self.start = before
-
-
-_AUDIBLE = 1e-4
-# Full scale is 1; 16-bit audio ends at 3e-5. Whisper invents words for digital silence.
-
-
-class FixedSegmenter:
-    """Without voice detection: windows of almost full length, cut where their last seconds are quietest."""
-
-    _STEP = SAMPLE_RATE // 50  # 20 ms: shorter than any pause between words
-
-    def __init__(self, options: WhisperOptions) -> None:
-        self.speech_samples = 0
-        self._window = _window_samples(options)
-        self._search = min(5 * SAMPLE_RATE, self._window // 2 // self._STEP * self._STEP)
-        self._tape = _Tape()
-
-    def push(self, samples: Samples) -> Iterator[Region]:
-        """Regions that are complete now."""
-        self._tape.append(samples)
-        while self._tape.end - self._tape.start > self._window:
-            end = self._tape.start + self._window
-            tail = self._tape.cut(end - self._search, end)
-            energy = np.square(tail).reshape(-1, self._STEP).sum(axis=1)
-            quietest = int(energy.argmin()) * self._STEP + self._STEP // 2
-            yield from self._take(end - self._search + quietest)
-
-    def finish(self) -> Iterator[Region]:
-        """The regions that the end of the file completes."""
-        yield from self._take(self._tape.end)
-
-    def _take(self, end: int) -> Iterator[Region]:
-        region = Region(self._tape.start, self._tape.cut(self._tape.start, end))
-        self._tape.forget(end)
-        if len(region.samples) and float(np.abs(region.samples).max()) >= _AUDIBLE:
-            self.speech_samples += len(region.samples)
-            yield region
-
-
-class SpeechSegmenter:
-    """Silero VAD as a stream: hysteresis on its probabilities, padding, and a limit on length.
-
-    A region opens at a frame whose speech probability reaches ``vad_threshold`` and closes when it stays
-    0.15 lower (Silero's own hysteresis) for ``vad_min_silence_ms``. Both sides get
-    ``vad_speech_pad_ms``, or half the pause where two paddings would overlap. A region that would not fit
-    into a window is cut at its least speech-like moment in the second half.
-    """
-
-    def __init__(self, options: WhisperOptions) -> None:
-        self.speech_samples = 0
-        self._vad = _VoiceDetector()
-        self._open_at = options.vad_threshold
-        self._close_at = max(options.vad_threshold - 0.15, 0.01)
-        self._min_silence = max(1, options.vad_min_silence_ms * SAMPLE_RATE // 1000)
-        self._pad = options.vad_speech_pad_ms * SAMPLE_RATE // 1000
-        self._limit = max(_window_samples(options) - 2 * self._pad, _window_samples(options) // 2)
-        self._tape = _Tape()
-        self._frame = 0  # index of the next frame
-        self._start: int | None = None  # first sample of the open region
-        self._silence: int | None = None  # where a pause in the open region began
-        self._probabilities: list[float] = []  # of the open region, a value a frame
-        self._waiting: tuple[int, int, int] | None = None
-        # Closed: start with padding, start, end. How much padding follows depends on what comes next.
-        self._left = 0  # first sample that the padding of the next region may take
-
-    def push(self, samples: Samples) -> Iterator[Region]:
-        """Regions that are complete now."""
-        self._tape.append(samples)
-        yield from self._read(self._vad.push(samples))
-
-    def finish(self) -> Iterator[Region]:
-        """The regions that the end of the file completes."""
-        yield from self._read(self._vad.finish())
-        if self._start is not None:
-            end = self._tape.end if self._silence is None else self._silence
-            self._close(self._start, min(end, self._tape.end))
-        if self._waiting is not None:
-            yield self._emit(self._waiting, min(self._waiting[2] + self._pad, self._tape.end))
-
-    def _read(self, probabilities: npt.NDArray[np.float32]) -> Iterator[Region]:
-        for probability in probabilities.tolist():
-            position = self._frame * FRAME
-            self._frame += 1
-            if self._start is None:
-                yield from self._outside(probability, position)
-            else:
-                yield from self._inside(probability, position, self._start)
-        if self._start is None and self._waiting is None:
-            self._tape.forget(self._frame * FRAME - self._pad)
-
-    def _outside(self, probability: float, position: int) -> Iterator[Region]:
-        if probability >= self._open_at:
-            if self._waiting is not None:
-                half = (position - self._waiting[2]) // 2
-                yield self._emit(self._waiting, self._waiting[2] + min(self._pad, half))
-            self._start, self._silence, self._probabilities = position, None, [probability]
-        elif self._waiting is not None and position - self._waiting[2] >= 2 * self._pad:
-            yield self._emit(self._waiting, self._waiting[2] + self._pad)
-
-    def _inside(self, probability: float, position: int, start: int) -> Iterator[Region]:
-        self._probabilities.append(probability)
-        if probability >= self._open_at:
-            self._silence = None
-        elif probability < self._close_at and self._silence is None:
-            self._silence = position
-        if self._silence is not None and position + FRAME - self._silence >= self._min_silence:
-            self._close(start, self._silence)
-        elif position + FRAME - start > self._limit:
-            yield from self._split(start)
-
-    def _split(self, start: int) -> Iterator[Region]:
-        values = np.array(self._probabilities)
-        smooth = np.convolve(values, np.ones(3) / 3, mode="same")
-        half = len(values) // 2
-        cut = half + int(smooth[half:-1].argmin())
-        kept = self._probabilities[cut:]
-        seam = start + cut * FRAME
-        yield self._emit(self._close(start, seam), seam)  # no padding at the seam: nothing is heard twice
-        self._start, self._silence, self._probabilities = seam, None, kept
-
-    def _close(self, start: int, end: int) -> tuple[int, int, int]:
-        self.speech_samples += end - start
-        self._waiting = (max(self._left, start - self._pad, 0), start, end)
-        self._start = self._silence = None
-        return self._waiting
-
-    def _emit(self, closed: tuple[int, int, int], end: int) -> Region:
-        padded, speech_start, speech_end = closed
-        self._waiting, self._left = None, end
-        samples = self._tape.cut(padded, end)
-        self._tape.forget(end)
-        return Region(padded, samples, speech_start - padded, max(end - speech_end, 0))
-
-
-class _VoiceDetector:
-    """Speech probability of each 32 ms frame, with Silero's state carried from block to block."""
-
-    def __init__(self) -> None:
-        self._session = _silero()
-        self._h = np.zeros((1, 1, 128), np.float32)
-        self._c = np.zeros((1, 1, 128), np.float32)
-        self._context = np.zeros(_CONTEXT, np.float32)
-        self._rest = np.zeros(0, np.float32)
-
-    def push(self, samples: Samples) -> npt.NDArray[np.float32]:
-        samples = np.concatenate([self._rest, samples]) if len(self._rest) else samples
-        whole = len(samples) // FRAME * FRAME
-        self._rest = samples[whole:].copy()
-        return self._run(samples[:whole])
-
-    def finish(self) -> npt.NDArray[np.float32]:
-        rest, self._rest = self._rest, np.zeros(0, np.float32)
-        return self._run(np.pad(rest, (0, FRAME - len(rest)))) if len(rest) else np.zeros(0, np.float32)
-
-    def _run(self, samples: Samples) -> npt.NDArray[np.float32]:
-        if not len(samples):
-            return np.zeros(0, np.float32)
-        stream = np.concatenate([self._context, samples])
-        frames = np.lib.stride_tricks.sliding_window_view(stream, _CONTEXT + FRAME)[::FRAME]
-        self._context = stream[-_CONTEXT:]
-        inputs = {"input": np.ascontiguousarray(frames), "h": self._h, "c": self._c}
-        output, self._h, self._c = self._session.run(None, inputs)
-        return np.asarray(output, np.float32).reshape(-1)
-
-
-_silero_lock = threading.Lock()
-
-
-def _silero() -> Any:
-    with _silero_lock:
-        return _load_silero()
-
-
-@lru_cache(maxsize=1)
-def _load_silero() -> Any:
-    """The Silero v6 network that faster-whisper ships (MIT)."""
-    import onnxruntime
-    from faster_whisper.utils import get_assets_path
-
-    settings = onnxruntime.SessionOptions()
-    settings.inter_op_num_threads = 1  # Parallelism comes from files, not from inside one file.
-    settings.intra_op_num_threads = 1
-    settings.enable_cpu_mem_arena = False
-    settings.log_severity_level = 4
-    path = Path(get_assets_path()) / "silero_vad_v6.onnx"
-    return onnxruntime.InferenceSession(str(path), sess_options=settings, providers=["CPUExecutionProvider"])

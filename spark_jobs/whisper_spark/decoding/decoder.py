@@ -21,8 +21,9 @@ import numpy as np
 from whisper_spark.audio.features import FULL_FRAMES, Features, LogMel
 from whisper_spark.audio.windows import ChunkMap
 from whisper_spark.contract import WhisperOptions, Word
+from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.encoder_output import Encoded, storage_view
-from whisper_spark.decoding.model import Device, load_weights
+from whisper_spark.decoding.model import load_weights
 from whisper_spark.decoding.quality import compression_ratio
 from whisper_spark.decoding.quality_gate import (
     WindowText,

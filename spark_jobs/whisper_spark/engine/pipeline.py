@@ -19,15 +19,16 @@ from functools import partial
 import numpy as np
 
 from whisper_spark.audio.features import FULL_FRAMES, Features
+from whisper_spark.audio.files import AudioFile, FileError
 from whisper_spark.audio.reader import Finished, Opened, Reader, ReadWindow
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding.decoder import WindowDecoder, WindowTask, context_frames
+from whisper_spark.decoding.device import UnusableDeviceError
 from whisper_spark.decoding.encoder_output import Encoded
-from whisper_spark.decoding.model import UnusableDeviceError
 from whisper_spark.decoding.previous_text import PreviousText
 from whisper_spark.decoding.quality import MIN_LANGUAGE_PROBABILITY
 from whisper_spark.decoding.quality_gate import WindowText
-from whisper_spark.engine.batching import AudioFile, Batches, FileError, FileWork, Job, Step
+from whisper_spark.engine.batching import Batches, FileWork, Job, Step
 from whisper_spark.progress.counters import Progress, count, stage
 
 log = logging.getLogger(__name__)

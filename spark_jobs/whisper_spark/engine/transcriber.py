@@ -14,17 +14,20 @@ from os import PathLike, fspath
 
 from threadpoolctl import threadpool_limits
 
+from whisper_spark.audio.files import AudioFile
 from whisper_spark.audio.reader import FileReader, Reader, opened_from
-from whisper_spark.audio.reader_process import MOST_READERS, ReaderProcess, reader_processes
+from whisper_spark.audio.reader_process import ReaderProcess
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.decoding.decoder import WindowDecoder
-from whisper_spark.decoding.model import ModelError, UnusableDeviceError, choose_device, find_model
+from whisper_spark.decoding.device import UnusableDeviceError, choose_device
+from whisper_spark.decoding.model import ModelError, find_model
 from whisper_spark.decoding.quality import quality_flags
 from whisper_spark.decoding.quality_gate import WindowText, is_silence
 from whisper_spark.decoding.segments import join_texts, numbered, split_into_segments
-from whisper_spark.engine.batching import AudioFile, FileWork
+from whisper_spark.engine.batching import FileWork
 from whisper_spark.engine.malloc import keep_freed_memory, release_freed_memory
 from whisper_spark.engine.pipeline import Pipeline
+from whisper_spark.engine.readers import MOST_READERS, reader_processes
 from whisper_spark.progress.counters import Progress, stage
 from whisper_spark.storage.objects import ObjectStorage, normalise_uri
 

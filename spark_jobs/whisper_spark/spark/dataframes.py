@@ -15,7 +15,8 @@ from pyspark.sql import functions as F  # noqa: N812 - as in Spark's own documen
 from pyspark.sql.window import Window
 
 from whisper_spark.contract import FINAL_ERRORS, Run
-from whisper_spark.staging.rows import INDEX_COLUMNS, StagedFile, StagedRows, read_index, read_rows
+from whisper_spark.staging.result import StagedFile
+from whisper_spark.staging.rows import INDEX_COLUMNS, StagedRows, read_index, read_rows
 from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage
 from whisper_spark.storage.parquet import open_parquet
 

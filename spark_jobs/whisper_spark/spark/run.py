@@ -29,7 +29,7 @@ from whisper_spark.spark.dataframes import (
     staged_index,
 )
 from whisper_spark.spark.task import INPUT_COLUMNS, Job, Sums, transcriber
-from whisper_spark.staging.rows import (
+from whisper_spark.staging.result import (
     RunResult,
     StagedFile,
     StagingError,

@@ -21,11 +21,12 @@ from speech import Clip
 
 from whisper_spark import WhisperOptions
 from whisper_spark.audio.features import LogMel
+from whisper_spark.audio.files import FileError
 from whisper_spark.audio.reader import FileReader, Finished, Part, ReadWindow, opened_from
-from whisper_spark.audio.reader_process import ReaderProcess, reader_processes
+from whisper_spark.audio.reader_process import ReaderProcess
 from whisper_spark.decoding import model
-from whisper_spark.decoding.model import Device
-from whisper_spark.engine.batching import FileError
+from whisper_spark.decoding.device import Device
+from whisper_spark.engine.readers import reader_processes
 from whisper_spark.engine.transcriber import AudioFile, Engine
 from whisper_spark.storage.objects import ObjectStorage
 
@@ -133,7 +134,7 @@ def test_processes_end_with_whoever_started_them(librivox: list[Clip]) -> None:
     script = f"""
 import time
 from whisper_spark import WhisperOptions
-from whisper_spark.engine.batching import AudioFile
+from whisper_spark.audio.files import AudioFile
 from whisper_spark.audio.reader_process import ReaderProcess
 
 parts = ReaderProcess(WhisperOptions(), {BANDS}, {{}}, None).read(AudioFile("file://{librivox[0].path}"))

@@ -11,13 +11,8 @@ from recordings import RATE, Samples, call, samples_of, silence
 from speech import Clip
 
 from whisper_spark import WhisperOptions
-from whisper_spark.audio.windows import (
-    FixedSegmenter,
-    SpeechSegmenter,
-    Window,
-    WindowPacker,
-    _VoiceDetector,
-)
+from whisper_spark.audio.vad import FixedSegmenter, SpeechSegmenter, _VoiceDetector
+from whisper_spark.audio.windows import Window, WindowPacker
 
 
 def windows(samples: Samples, options: WhisperOptions | None = None, block: int = 10 * RATE) -> list[Window]:

@@ -14,7 +14,8 @@ from note import write_block
 
 from whisper_spark import WhisperOptions
 from whisper_spark.decoding import model
-from whisper_spark.decoding.model import Device, UnusableDeviceError, choose_device, load_weights
+from whisper_spark.decoding.device import Device, UnusableDeviceError, choose_device
+from whisper_spark.decoding.model import load_weights
 
 
 @pytest.fixture

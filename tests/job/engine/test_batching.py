@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from whisper_spark.audio.files import AudioFile
 from whisper_spark.audio.windows import Chunk, ChunkMap
 from whisper_spark.decoding.decoder import WindowTask
 from whisper_spark.engine import batching as jobs
-from whisper_spark.engine.batching import AudioFile, Batches, FileWork, Job, Step
+from whisper_spark.engine.batching import Batches, FileWork, Job, Step
 
 WORK = FileWork(AudioFile("file:///a.wav"))
 

@@ -21,7 +21,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
 from whisper_spark.decoding.decoder import WindowDecoder
-from whisper_spark.decoding.model import UnusableDeviceError
+from whisper_spark.decoding.device import UnusableDeviceError
 from whisper_spark.engine.transcriber import AudioFile, Engine, get_engine
 from whisper_spark.storage.objects import ObjectStorage
 

@@ -17,18 +17,15 @@ from whisper_spark import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.contract import Run, run_folder, transcript_schema
 from whisper_spark.job import parser, speed_options
 from whisper_spark.spark.conf import local_cores, slots, spark_defaults, task_count
-from whisper_spark.staging.rows import (
+from whisper_spark.staging.result import (
     RunResult,
     StagedFile,
-    StagedRows,
     StagingError,
     finished_result,
-    read_index,
     read_result,
-    read_rows,
     staged_files,
-    task_index,
 )
+from whisper_spark.staging.rows import StagedRows, read_index, read_rows, task_index
 from whisper_spark.storage.credentials import from_property, redaction_regex, to_properties
 from whisper_spark.storage.objects import ObjectStorage, StorageError
 

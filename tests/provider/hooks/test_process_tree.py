@@ -25,7 +25,7 @@ from standin_engine import LOG_SUFFIX
 from airflow_whisper.hooks.process_tree import ProcessTree
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from whisper_spark.contract import Run, WhisperOptions
-from whisper_spark.staging.rows import staged_files
+from whisper_spark.staging.result import staged_files
 from whisper_spark.storage.objects import ObjectStorage
 
 STANDIN = Path(__file__).parents[2] / "support" / "standin_engine.py"

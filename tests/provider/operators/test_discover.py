@@ -17,10 +17,11 @@ from airflow.sdk.exceptions import AirflowSkipException
 from servers import S3Server
 
 from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
-from airflow_whisper.discovery.manifest import source_root
-from airflow_whisper.hooks.catalog import current_snapshot_id, open_catalog
+from airflow_whisper.discovery.locations import source_root
+from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.operators.discover import DiscoverAudioOperator
+from airflow_whisper.table.read import current_snapshot_id
 from airflow_whisper.table.schema import ensure_table
 from whisper_spark.contract import (
     FINAL_ERRORS,

@@ -13,9 +13,11 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from transcripts import PARTITION, make_transcript_rows, stage_run
 
-from airflow_whisper.hooks.catalog import RegistrationError, current_rows, open_catalog
+from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
+from airflow_whisper.table.errors import RegistrationError
 from airflow_whisper.table.publish import register_run, result_of
+from airflow_whisper.table.read import current_rows
 from whisper_spark.contract import Run
 from whisper_spark.storage.objects import ObjectStorage
 

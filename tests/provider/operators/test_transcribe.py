@@ -29,7 +29,7 @@ from airflow_whisper.hooks.spark_submit import client_environment, spark_submit_
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.progress import reports as progress_reports
-from whisper_spark.staging.rows import StagingError, read_result, staged_files
+from whisper_spark.staging.result import StagingError, read_result, staged_files
 from whisper_spark.storage.objects import ObjectStorage
 
 OPTIONS = WhisperOptions(model="base")

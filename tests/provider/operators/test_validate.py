@@ -20,7 +20,8 @@ from whisper_spark.contract import (
     Run,
     transcript_schema,
 )
-from whisper_spark.staging.rows import staged_file_uri, write_table
+from whisper_spark.staging.result import staged_file_uri
+from whisper_spark.staging.rows import write_table
 from whisper_spark.storage.objects import ObjectNotFound
 
 

@@ -16,7 +16,7 @@ from airflow_whisper.report.page import link, message_page, report_page, text
 from airflow_whisper.validation.distributions import CONFIDENCE_EDGES, DURATION_EDGES_S, Histogram, Throughput
 from airflow_whisper.validation.run import Report, Summary, validate_run, write_report
 from whisper_spark.contract import Run
-from whisper_spark.staging.rows import RunResult, read_result
+from whisper_spark.staging.result import RunResult, read_result
 
 HOSTILE = [
     "<script>alert(1)</script>.wav",

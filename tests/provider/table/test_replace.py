@@ -26,22 +26,18 @@ from pyiceberg.table import Table
 from pyiceberg.types import IntegerType, LongType, StringType
 from transcripts import OPTIONS, PARTITION, make_manifest_rows, make_transcript_rows
 
-from airflow_whisper.hooks.catalog import (
-    STATE_COLUMNS,
+from airflow_whisper.hooks.catalog import open_catalog
+from airflow_whisper.table import replace as replacement
+from airflow_whisper.table import schema as tables
+from airflow_whisper.table.errors import (
     CatalogConnectionError,
     PartitionConflictError,
     RegistrationError,
     TableMismatchError,
-    check_table_name,
-    current_rows,
-    current_snapshot_id,
-    open_catalog,
-    partition_rows,
 )
-from airflow_whisper.table import replace as replacement
-from airflow_whisper.table import schema as tables
+from airflow_whisper.table.read import current_rows, current_snapshot_id, partition_rows
 from airflow_whisper.table.replace import PartitionChange, Registered, replace_rows
-from airflow_whisper.table.schema import ensure_table
+from airflow_whisper.table.schema import STATE_COLUMNS, check_table_name, ensure_table
 from whisper_spark.contract import WhisperOptions, partition_path, transcript_schema
 
 TABLE = "speech.transcripts"

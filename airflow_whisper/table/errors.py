@@ -1,0 +1,28 @@
+"""What may go wrong with the catalog and the table. A message says what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+class CatalogError(Exception):
+    """The table of transcripts cannot be used as asked. Base of what the catalog side raises."""
+
+
+class CatalogConnectionError(CatalogError):
+    """The Airflow connection of the catalog is missing, of another type, or unusable."""
+
+
+class TableMismatchError(CatalogError):
+    """A table of that name exists and cannot hold transcripts of this partition."""
+
+
+class PartitionConflictError(CatalogError):
+    """Another run changed the same rows of the partition after this run had compared it with the source."""
+
+
+class RegistrationError(CatalogError):
+    """What was staged is not what the manifest asks for, or the commit could not be made."""

@@ -1,0 +1,203 @@
+"""A run's result, and the files of staged rows that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from whisper_spark.contract import Run
+
+if TYPE_CHECKING:
+    from whisper_spark.storage.objects import ObjectStorage
+
+
+_ROW_FILE = re.compile(r"^(?P<origin>part|reused|kept)-.*-n(?P<rows>\d+)\.parquet$")
+
+
+class StagingError(RuntimeError):
+    """Staging does not hold what it should. The message names the run and says what to do."""
+
+
+# --- result ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """One Parquet file of staged rows: its URI, its rows, its size in bytes."""
+
+    uri: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What one run left in staging. ``RUN/result.json``, written after everything it speaks of.
+
+    :param manifest_uri: manifest of the run.
+    :param manifest_id: the same as :attr:`Run.manifest_id`.
+    :param fingerprint: of the options that the rows were made with.
+    :param attempt_id: chosen by whoever started the job, to recognise the result of this very attempt.
+    :param staged: every file of staged rows; together they hold exactly one row per manifest row.
+    :param files: rows in the manifest.
+    :param ok: rows with a transcript.
+    :param errors: rows with an error.
+    :param error_codes: rows per error code.
+    :param languages: transcripts per language.
+    :param audio_seconds: seconds of audio in all rows.
+    :param speech_seconds: seconds of detected speech in all rows.
+    :param transcribed: files that this attempt transcribed.
+    :param resumed: rows that earlier attempts of this run had staged.
+    :param reused: rows taken from other runs of the same partition and options.
+    :param transcribed_audio_seconds: seconds of audio that this attempt transcribed.
+    :param transcribe_seconds: wall time of that, in seconds, model loading included.
+    :param real_time_factor: ``transcribed_audio_seconds / transcribe_seconds``: seconds of audio per
+        second of wall time, the whole cluster together. ``None`` when nothing was transcribed.
+    :param windows: windows that this attempt decoded.
+    :param retried_windows: of these, how many were decoded more than once.
+    :param flags: files that this attempt transcribed for each quality flag.
+    :param stage_seconds: seconds of all its threads together in each of :data:`progress.STAGES`.
+    :param device_busy: share of their time, 0 to 1, in which the threads of the device had work.
+        These five count tasks that ended well; ``None`` or nothing when no task did.
+    :param wall_seconds: from the start of the job to this result, in seconds.
+    :param spark_app_id: ``None`` when there was nothing to do for Spark.
+    :param engine_version: of the rows; ``None`` without rows.
+    :param finished_at: ISO 8601, UTC.
+    """
+
+    manifest_uri: str
+    manifest_id: str
+    fingerprint: str
+    attempt_id: str
+    staged: tuple[StagedFile, ...] = ()
+    files: int = 0
+    ok: int = 0
+    errors: int = 0
+    error_codes: Mapping[str, int] = field(default_factory=dict)
+    languages: Mapping[str, int] = field(default_factory=dict)
+    audio_seconds: float = 0.0
+    speech_seconds: float = 0.0
+    transcribed: int = 0
+    resumed: int = 0
+    reused: int = 0
+    transcribed_audio_seconds: float = 0.0
+    transcribe_seconds: float = 0.0
+    real_time_factor: float | None = None
+    windows: int = 0
+    retried_windows: int = 0
+    flags: Mapping[str, int] = field(default_factory=dict)
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    device_busy: float | None = None
+    wall_seconds: float = 0.0
+    spark_app_id: str | None = None
+    engine_version: str | None = None
+    finished_at: str = ""
+
+    def to_json(self) -> str:
+        """All fields as one JSON object, keys sorted."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RunResult:
+        """The inverse of :meth:`to_json`.
+
+        :raises ValueError: when the text is no result. Fields of later releases are ignored.
+        """
+        try:
+            values = json.loads(text)
+            known = {f.name for f in dataclasses.fields(cls)}
+            values = {key: value for key, value in values.items() if key in known}
+            values["staged"] = tuple(StagedFile(**file) for file in values.get("staged", ()))
+            return cls(**values)
+        except (AttributeError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"this is no result of the transcription job: {error}") from error
+
+    @property
+    def reused_fraction(self) -> float:
+        """Share of the rows that this attempt did not have to transcribe, 0 to 1."""
+        return (self.resumed + self.reused) / self.files if self.files else 0.0
+
+
+def read_result(run: Run, storage: ObjectStorage) -> RunResult:
+    """The result of a run.
+
+    :raises ObjectNotFound: when the job has not finished yet.
+    :raises StagingError: when the result is of another manifest, or not readable.
+    """
+    try:
+        result = RunResult.from_json(storage.read_bytes(run.result_uri))
+    except ValueError as error:
+        raise StagingError(f"{run.result_uri}: {error}. Delete it and run the transcription again") from error
+    if result.manifest_id != run.manifest_id:
+        raise StagingError(
+            f"{run.result_uri} belongs to manifest {result.manifest_id}, not to {run.manifest_id}. "
+            "Two runs share one folder in staging: give each table its own staging URI"
+        )
+    return result
+
+
+def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
+    """The result of a run whose staged files are all in place, else ``None``.
+
+    Looks at the files, because a result alone proves nothing once a lifecycle rule or a person
+    has tidied up staging.
+    """
+    from whisper_spark.storage.objects import ObjectNotFound
+
+    try:
+        result = read_result(run, storage)
+    except (ObjectNotFound, StagingError):
+        return None
+    there = {file.uri: file.bytes for file in staged_files(storage, run.rows_uri)}
+    return result if there == {file.uri: file.bytes for file in result.staged} else None
+
+
+def nothing_done(result: RunResult) -> RunResult:
+    """The result of an attempt that found a finished run and had nothing to do."""
+    return dataclasses.replace(
+        result,
+        transcribed=0,
+        resumed=result.files,
+        reused=0,
+        transcribed_audio_seconds=0.0,
+        transcribe_seconds=0.0,
+        real_time_factor=None,
+        windows=0,
+        retried_windows=0,
+        flags={},
+        stage_seconds={},
+        device_busy=None,
+    )
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def staged_files(storage: ObjectStorage, folder_uri: str) -> list[StagedFile]:
+    """All files of staged rows below a folder, sorted by URI. Empty when there is no such folder.
+
+    Row counts come from the names, so that this costs one listing and no reads.
+    """
+    files = []
+    for batch in storage.list(folder_uri):
+        for uri, size in zip(
+            batch.column("audio_uri").to_pylist(), batch.column("audio_bytes").to_pylist(), strict=True
+        ):
+            match = _ROW_FILE.match(uri.rsplit("/", 1)[1])
+            if match and uri.rsplit("/", 2)[1] == "rows":
+                files.append(StagedFile(uri, int(match["rows"]), size))
+    return sorted(files, key=lambda file: file.uri)
+
+
+def staged_file_uri(rows_uri: str, origin: str, name: str, rows: int) -> str:
+    """A new, unique URI for a file of staged rows.
+
+    :param origin: ``"part"`` for rows just transcribed, ``"reused"`` for rows of another run, ``"kept"``
+        for what is left of a file after superseded rows were taken out.
+    """
+    return f"{rows_uri}/{origin}-{name}-{uuid.uuid4().hex[:12]}-n{rows}.parquet"
