@@ -46,9 +46,10 @@ bench: setup java ## speed and word errors of every way to run Whisper; BENCH_AR
 bench-gpu: setup ## the engine on one GPU, from object storage; BENCH_ARGS="--help"
 	$(PY) benchmarks/gpu.py $(BENCH_ARGS)
 
-lint: setup ## style
+lint: setup ## style, and the layers in pyproject.toml
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports --no-cache
 
 format: setup ## mend style
 	$(PY) -m ruff check --fix .

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_whisper.operators.templates import is_final, text
+from airflow_whisper.templates import is_final, text
 from airflow_whisper.watch.partition_templates import check_formats, modified_partition
 from whisper_spark.contract import WhisperOptions, check_partition, partition_path
 

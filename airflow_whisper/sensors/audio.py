@@ -12,8 +12,8 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.configuration import conf
 
 from airflow_whisper.events import check_map_length
-from airflow_whisper.operators.templates import is_final, text
 from airflow_whisper.table.schema import check_table_name
+from airflow_whisper.templates import is_final, text
 from airflow_whisper.triggers.sensor import AudioToTranscribeTrigger, TableFiles
 from airflow_whisper.watch.pending import BatchRules
 from airflow_whisper.watch.watcher import SourceWatch, WatchedSource, extension_tuple

@@ -1,0 +1,65 @@
+"""Every name that users, DAGs and Airflow's database hold keeps its path."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+# What README, docs and example DAGs import, and what design and entry points promise.
+DOORS = {
+    "airflow_whisper": ["WhisperOptions", "__version__", "transcribe_partition"],
+    "airflow_whisper.catalog": ["current_rows", "load_table", "open_catalog", "partition_rows"],
+    "airflow_whisper.events": ["arrived_partitions", "pending_events"],
+    "airflow_whisper.get_provider_info": ["get_provider_info"],
+    "airflow_whisper.links": ["ReportLink", "SparkUILink", "TableLink"],
+    "airflow_whisper.operators.discover": ["DiscoverAudioOperator"],
+    "airflow_whisper.operators.register": ["RegisterTranscriptsOperator"],
+    "airflow_whisper.operators.transcribe": ["WhisperTranscribeOperator"],
+    "airflow_whisper.operators.validate": ["ValidateTranscriptsOperator"],
+    "airflow_whisper.plugin": ["WhisperPlugin"],
+    "airflow_whisper.sensors.audio": ["NewAudioSensor"],
+    "airflow_whisper.settings": ["connection", "default_args", "locations", "setting", "staging"],
+    "airflow_whisper.storage": ["object_storage"],
+    "airflow_whisper.task_groups": ["transcribe_partition"],
+    "airflow_whisper.triggers.audio": ["NewAudioTrigger"],
+    "airflow_whisper.triggers.sensor": ["AudioToTranscribeTrigger"],
+    "whisper_spark": ["Segment", "Transcript", "WhisperOptions", "Word", "transcribe_files", "whisper_udf"],
+    "whisper_spark.contract": [
+        "ERROR_CODES",
+        "QUALITY_FLAGS",
+        "Run",
+        "WhisperOptions",
+        "manifest_schema",
+        "parse_partition_path",
+        "partition_path",
+        "transcript_schema",
+    ],
+    "whisper_spark.job": ["main"],
+    "whisper_spark.options": ["KNOWN_MODELS", "LANGUAGES", "WhisperOptions"],
+    "whisper_spark.parquet": ["open_parquet", "read_manifest", "read_run"],
+    "whisper_spark.udf": ["whisper_udf"],
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [(m, name) for m, names in DOORS.items() for name in names])
+def test_documented_name_imports_from_its_path(module: str, name: str) -> None:
+    assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "airflow_whisper.links.ReportLink",
+        "airflow_whisper.links.SparkUILink",
+        "airflow_whisper.links.TableLink",
+        "airflow_whisper.operators.transcribe.WhisperTranscribeOperator",
+        "airflow_whisper.sensors.audio.NewAudioSensor",
+        "airflow_whisper.triggers.audio.NewAudioTrigger",
+        "airflow_whisper.triggers.sensor.AudioToTranscribeTrigger",
+    ],
+)
+def test_class_that_airflow_stores_says_the_path_it_is_stored_under(path: str) -> None:
+    module, name = path.rsplit(".", 1)
+    stored = getattr(importlib.import_module(module), name)
+    assert f"{stored.__module__}.{stored.__qualname__}" == path
