@@ -7,12 +7,11 @@ instead of memory.
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from airflow_whisper.scratch import ScratchDatabase
 from whisper_spark.contract import CHANGES, FINAL_ERRORS
 
 if TYPE_CHECKING:
@@ -22,10 +21,6 @@ ROW_GROUP = 10_000
 """Rows in one row group of a manifest: about what one read of it holds in memory."""
 
 _TABLES = """
-PRAGMA journal_mode = OFF;
-PRAGMA synchronous = OFF;
-PRAGMA temp_store = FILE;
-PRAGMA cache_size = -65536;
 CREATE TABLE listing (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER);
 CREATE TABLE rows (uri TEXT, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER, fingerprint TEXT);
 CREATE TABLE listed (uri TEXT PRIMARY KEY, etag TEXT, bytes INTEGER, modified INTEGER) WITHOUT ROWID;
@@ -132,37 +127,24 @@ class Comparison:
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="whisper-discover-")
-        self.folder = Path(self._folder.name)
-        self._db = sqlite3.connect(self.folder / "compare.db", isolation_level=None)
-        self._db.executescript(_TABLES)
+        self._db = ScratchDatabase("whisper-discover-", _TABLES)
+        self.folder = self._db.folder
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
-        self._folder.cleanup()
 
     def add_listing(self, batches: Iterable[pa.RecordBatch]) -> int:
         """Takes in audio files, as :meth:`ObjectStorage.list` gives them. Returns how many there were."""
-        return self._insert("listing", batches, ("audio_uri", "audio_etag", "audio_bytes", "last_modified"))
+        columns = ("audio_uri", "audio_etag", "audio_bytes", "last_modified")
+        return self._db.insert("listing", batches, columns)
 
     def add_rows(self, batches: Iterable[pa.RecordBatch]) -> int:
         """Takes in rows of the table, as :func:`catalog.current_rows` gives them. Returns how many."""
         columns = ("audio_uri", "audio_etag", "status", "error_code", "attempt", "fingerprint")
-        return self._insert("rows", batches, columns)
-
-    def _insert(self, table: str, batches: Iterable[pa.RecordBatch], columns: tuple[str, ...]) -> int:
-        count = 0
-        statement = f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
-        self._db.execute("BEGIN")
-        for batch in batches:
-            values = [_plain(batch.column(name)) for name in columns]
-            self._db.executemany(statement, zip(*values, strict=True))
-            count += batch.num_rows
-        self._db.execute("COMMIT")
-        return count
+        return self._db.insert("rows", batches, columns)
 
     def compare(self, fingerprint: str, rules: Rules) -> Counts:
         """Decides about every file. Call it once, after everything was added.
@@ -171,9 +153,9 @@ class Comparison:
         :raises ValueError: when the table holds two rows for one file.
         """
         try:
-            self._db.executescript("BEGIN;" + _SORT + "COMMIT;")
+            self._db.script(_SORT)
         except sqlite3.IntegrityError:
-            uri = self._db.execute("SELECT uri FROM rows GROUP BY uri HAVING count(*) > 1 LIMIT 1").fetchone()
+            uri = self._db.first("SELECT uri FROM rows GROUP BY uri HAVING count(*) > 1 LIMIT 1")
             raise ValueError(
                 f"the table holds more than one row for {uri[0] if uri else 'a file'}, which no run of this "
                 "operator writes: delete the surplus rows of this partition"
@@ -183,12 +165,11 @@ class Comparison:
             "retranscribe": rules.on_stale == "retranscribe",
             "max_attempts": rules.max_attempts,
         }
-        self._db.execute("BEGIN")
-        self._db.execute(_COMPARE, values)
-        self._db.execute(
-            "INSERT INTO gone SELECT uri FROM held WHERE uri NOT IN (SELECT uri FROM listed) ORDER BY uri"
-        )
-        self._db.execute("COMMIT")
+        with self._db.transaction():
+            self._db.execute(_COMPARE, values)
+            self._db.execute(
+                "INSERT INTO gone SELECT uri FROM held WHERE uri NOT IN (SELECT uri FROM listed) ORDER BY uri"
+            )
         return self._counts(rules)
 
     def _counts(self, rules: Rules) -> Counts:
@@ -199,35 +180,22 @@ class Comparison:
         ):
             counts[change] = files
             audio_bytes += (total or 0) if change in CHANGES else 0
-        (gone,) = self._db.execute("SELECT count(*) FROM gone").fetchone()
+        (gone,) = self._db.first("SELECT count(*) FROM gone")
         counts["removed" if rules.on_removed == "delete" else "kept_removed"] = gone
         replaced = ", ".join(f"'{change}'" for change in CHANGES)
         deleted = "SELECT uri FROM gone UNION ALL" if rules.on_removed == "delete" else ""
-        (errors,) = self._db.execute(
+        (errors,) = self._db.first(
             "SELECT count(*) FROM held WHERE status <> 'ok' AND uri NOT IN "  # noqa: S608
             f"({deleted} SELECT uri FROM files WHERE change IN ({replaced}))"
-        ).fetchone()
+        )
         return Counts(counts, audio_bytes, errors)
 
     def files(self) -> Iterator[list[tuple[Any, ...]]]:
         """Files to transcribe, largest first: (uri, etag, bytes, modified µs, change, attempt), in lists."""
         changes = ", ".join(f"'{change}'" for change in CHANGES)
-        yield from self._chunks(f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid")  # noqa: S608
+        query = f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid"  # noqa: S608
+        return self._db.chunks(query, size=ROW_GROUP)
 
     def gone(self) -> Iterator[list[tuple[Any, ...]]]:
         """Rows whose audio is gone: (uri,), in lists."""
-        yield from self._chunks("SELECT uri FROM gone ORDER BY rowid")
-
-    def _chunks(self, query: str) -> Iterator[list[tuple[Any, ...]]]:
-        cursor = self._db.execute(query)
-        while chunk := cursor.fetchmany(ROW_GROUP):
-            yield chunk
-
-
-def _plain(column: pa.Array) -> list[Any]:
-    import pyarrow as pa
-
-    values: list[Any] = (
-        column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
-    ).to_pylist()
-    return values
+        return self._db.chunks("SELECT uri FROM gone ORDER BY rowid", size=ROW_GROUP)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airflow_whisper.scratch import ScratchDatabase
 from airflow_whisper.table.errors import RegistrationError
 
 if TYPE_CHECKING:
@@ -89,24 +88,15 @@ class Verdict:
 @contextmanager
 def open_ledger() -> Iterator[Ledger]:
     """A ledger in a temporary file, which is deleted at the end."""
-    with tempfile.TemporaryDirectory(prefix="whisper-register-") as folder:
-        connection = sqlite3.connect(Path(folder, "ledger.db"), isolation_level=None)
-        try:
-            # Nothing in here outlives the process, so durability would be paid for in vain.
-            connection.executescript(
-                "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;"
-                "PRAGMA cache_size = -65536;" + _CREATE
-            )
-            yield Ledger(connection)
-        finally:
-            connection.close()
+    with ScratchDatabase("whisper-register-", _CREATE) as database:
+        yield Ledger(database)
 
 
 class Ledger:
     """The files of one run: wanted, found in the partition, staged. Made by :func:`open_ledger`."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
+    def __init__(self, database: ScratchDatabase) -> None:
+        self._db = database
 
     def want(self, manifest: Iterable[pa.RecordBatch]) -> None:
         """Note the rows of a manifest.
@@ -129,8 +119,7 @@ class Ledger:
 
     def _insert_wanted(self, rows: Iterable[tuple[object, ...]]) -> None:
         try:
-            with self._transaction():
-                self._db.executemany("INSERT INTO wanted VALUES (?, ?, ?, ?, 0)", rows)
+            self._db.run_for_each("INSERT INTO wanted VALUES (?, ?, ?, ?, 0)", rows)
         except sqlite3.IntegrityError as error:
             raise RegistrationError(
                 f"the manifest asks for the same file twice, or for a file without a URI ({error}): "
@@ -139,7 +128,7 @@ class Ledger:
 
     def forget_found(self) -> None:
         """Start over with the states of the partition."""
-        self._db.executescript("DROP INDEX IF EXISTS found_uri; DELETE FROM found;")
+        self._db.script("DROP INDEX IF EXISTS found_uri; DELETE FROM found")
 
     def find(
         self, state: int, file: int, rows: Iterable[pa.RecordBatch], *, untouched: bool
@@ -152,16 +141,15 @@ class Ledger:
         :param untouched: the data file was there already when discovery looked.
         :return: rows in the file, and how many of them are wanted.
         """
-        total, before = 0, self._db.total_changes
+        total = found = 0
         names = ("audio_etag", "status", "attempt", "fingerprint")
         for batch in rows:
             total += batch.num_rows
             same = (repeat(value, batch.num_rows) for value in (state, file, untouched))
             columns = (batch.column(name).to_pylist() for name in names)
             uris = batch.column("audio_uri").to_pylist()
-            with self._transaction():
-                self._db.executemany(_FIND, zip(uris, *same, *columns, strict=True))
-        return total, self._db.total_changes - before
+            found += self._db.run_for_each(_FIND, zip(uris, *same, *columns, strict=True))
+        return total, found
 
     def verdict(self, fingerprint: str, *, base_known: bool) -> Verdict:
         """Compare what is wanted with what was found.
@@ -171,7 +159,7 @@ class Ledger:
         """
         self._db.execute("CREATE INDEX IF NOT EXISTS found_uri ON found (uri, state)")
         parameters = {"fingerprint": fingerprint, "base_known": base_known, "examples": _EXAMPLES}
-        wanted, pending, touched, examples = self._db.execute(_VERDICT, parameters).fetchone()
+        wanted, pending, touched, examples = self._db.first(_VERDICT, parameters)
         return Verdict(wanted, pending, touched, tuple(json.loads(examples)))
 
     def found_in(self, file: int) -> list[str]:
@@ -182,25 +170,23 @@ class Ledger:
     def removed_rows(self) -> int:
         """Rows of the partition as it is now that are to be deleted and not replaced."""
         query = "SELECT COUNT(*) FROM found JOIN wanted USING (uri) WHERE state = ? AND change = 'removed'"
-        return int(self._db.execute(query, (NOW,)).fetchone()[0])
+        return int(self._db.first(query, (NOW,))[0])
 
     def stage(self, uris: list[str]) -> None:
         """Note staged rows, each of which has to be wanted and not staged before.
 
         :raises RegistrationError: when one is not.
         """
-        before = self._db.total_changes
-        with self._transaction():
-            self._db.executemany(
-                "UPDATE wanted SET staged = 1 WHERE uri = ? AND staged = 0 AND change <> 'removed'",
-                ((uri,) for uri in uris),
-            )
-        if self._db.total_changes - before != len(uris):
+        staged = self._db.run_for_each(
+            "UPDATE wanted SET staged = 1 WHERE uri = ? AND staged = 0 AND change <> 'removed'",
+            ((uri,) for uri in uris),
+        )
+        if staged != len(uris):
             raise RegistrationError(self._staging_problem(uris))
 
     def _staging_problem(self, uris: list[str]) -> str:
         query = "SELECT 1 FROM wanted WHERE uri = ? AND change <> 'removed'"
-        strange = [uri for uri in uris if not self._db.execute(query, (uri,)).fetchone()]
+        strange = [uri for uri in uris if not self._db.first(query, (uri,))]
         what = "is not in the manifest" if strange else "is staged more than once"
         example = strange[0] if strange else next((u for u in uris if uris.count(u) > 1), uris[0])
         return f"a staged row {what}, for example {example}: run the validate task, and see its report"
@@ -208,19 +194,10 @@ class Ledger:
     def check_all_staged(self) -> None:
         """:raises RegistrationError: when a manifest row has no staged row."""
         missing = "FROM wanted WHERE staged = 0 AND change <> 'removed'"
-        (count,) = self._db.execute(f"SELECT COUNT(*) {missing}").fetchone()
+        (count,) = self._db.first(f"SELECT COUNT(*) {missing}")
         if count:
-            (example,) = self._db.execute(f"SELECT uri {missing} LIMIT 1").fetchone()
+            (example,) = self._db.first(f"SELECT uri {missing} LIMIT 1")
             raise RegistrationError(
                 f"{count} files of the manifest have no staged row, for example {example}: run the "
                 "transcribe task again, which does only what is missing"
             )
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN")
-        try:
-            yield
-        finally:
-            # With the journal off there is no way back; after a failure the ledger is thrown away.
-            self._db.execute("COMMIT")

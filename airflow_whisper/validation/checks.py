@@ -7,12 +7,12 @@ than ten thousand.
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from airflow_whisper.scratch import ScratchDatabase
 from whisper_spark.contract import ERROR_CODES, QUALITY_FLAGS, Run, partition_path, transcript_schema
 
 if TYPE_CHECKING:
@@ -152,12 +152,8 @@ class Completeness:
 
     def __init__(self) -> None:
         self._rows = {"manifest": 0, "staged": 0}
-        # No name: a private database, in memory while small, then in SQLite's temporary folder.
-        self._database = sqlite3.connect("", isolation_level=None)
-        for setting in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
-            self._database.execute(f"PRAGMA {setting}")
-        self._database.execute("CREATE TABLE seen (uri TEXT, etag TEXT, staged INTEGER)")
-        self._database.execute("BEGIN")
+        tables = "CREATE TABLE seen (uri TEXT, etag TEXT, staged INTEGER)"
+        self._database = ScratchDatabase("whisper-validate-", tables)
 
     def add_manifest(self, batch: pa.RecordBatch) -> None:
         """Take ``audio_uri`` and ``audio_etag`` of manifest rows."""
@@ -169,10 +165,7 @@ class Completeness:
 
     def _add(self, batch: pa.RecordBatch, side: str) -> None:
         staged = side == "staged"
-        columns = (batch.column(name).to_pylist() for name in ("audio_uri", "audio_etag"))
-        rows = ((uri, etag, staged) for uri, etag in zip(*columns, strict=True))
-        self._database.executemany("INSERT INTO seen VALUES (?, ?, ?)", rows)
-        self._rows[side] += batch.num_rows
+        self._rows[side] += self._database.insert("seen", [batch], ("audio_uri", "audio_etag"), [staged])
 
     def result(self) -> Check:
         """The outcome. Ends the accumulator and frees its disk space."""

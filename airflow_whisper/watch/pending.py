@@ -6,13 +6,10 @@ What has to survive the process is small: :meth:`Arrivals.floor` and :meth:`Arri
 
 from __future__ import annotations
 
-import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from airflow_whisper.scratch import ScratchDatabase
 from whisper_spark.contract import parse_partition_path
 
 MAX_PARTITIONS = 100
@@ -29,10 +26,6 @@ File = tuple[str, str | None, int, int, str]
 """URI, etag, bytes, time of modification in microseconds, canonical partition."""
 
 _TABLES = """
-PRAGMA journal_mode = OFF;
-PRAGMA synchronous = OFF;
-PRAGMA temp_store = FILE;
-PRAGMA cache_size = -16384;
 CREATE TABLE reported (uri TEXT PRIMARY KEY, etag TEXT, modified INTEGER) WITHOUT ROWID;
 CREATE TABLE waiting (uri TEXT PRIMARY KEY, etag TEXT, bytes INTEGER, modified INTEGER, partition TEXT,
                       polls INTEGER) WITHOUT ROWID;
@@ -126,21 +119,18 @@ class Arrivals:
         self.floor = NEVER
         self.reports = 0
         """Files reported by this object."""
-        self._folder = tempfile.TemporaryDirectory(prefix="whisper-arrivals-")
-        self._db = sqlite3.connect(Path(self._folder.name) / "arrivals.db", isolation_level=None)
-        self._db.executescript(_TABLES)
+        # A triggerer has many watches, so each gets little memory.
+        self._db = ScratchDatabase("whisper-arrivals-", _TABLES, cache_mib=16)
 
     def close(self) -> None:
         """Removes the temporary files."""
         self._db.close()
-        self._folder.cleanup()
 
     # --- what was reported -------------------------------------------------------------------------------
 
     def add_reported(self, files: Iterable[tuple[str, str | None, int]]) -> None:
         """Takes in what needs no report: URI, etag, and time of modification in microseconds."""
-        with self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO reported VALUES (?, ?, ?)", files)
+        self._db.run_for_each("INSERT OR REPLACE INTO reported VALUES (?, ?, ?)", files)
 
     def reported(self) -> Iterator[tuple[str, str | None, int]]:
         """What was reported and modified after :attr:`floor`, newest first."""
@@ -148,7 +138,7 @@ class Arrivals:
 
     def reported_count(self) -> int:
         """How many files :meth:`reported` gives."""
-        return int(self._db.execute("SELECT count(*) FROM reported").fetchone()[0])
+        return int(self._db.first("SELECT count(*) FROM reported")[0])
 
     def raise_floor(self, floor: int) -> None:
         """Forgets what was reported and modified at or before ``floor``, but not what is still to be
@@ -156,7 +146,7 @@ class Arrivals:
 
         Call it when everything modified by then has been observed.
         """
-        (oldest,) = self._db.execute("SELECT min(modified) FROM waiting").fetchone()
+        (oldest,) = self._db.first("SELECT min(modified) FROM waiting")
         if oldest is not None:
             # Not reported yet: after a restart it has to be found above the floor again.
             floor = min(floor, oldest - 1)
@@ -173,9 +163,8 @@ class Arrivals:
         """
         self._db.execute("DELETE FROM listed")
         for chunk in files:
-            with self._transaction():
-                self._db.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?)", chunk)
-        with self._transaction():
+            self._db.run_for_each("INSERT INTO listed VALUES (?, ?, ?, ?, ?)", chunk)
+        with self._db.transaction():
             if self.reported_count():
                 self._db.execute(_DROP_REPORTED.format(table="listed"))
             self._db.execute("DELETE FROM waiting WHERE uri NOT IN (SELECT uri FROM listed)")
@@ -185,13 +174,13 @@ class Arrivals:
 
     def _give_back_space(self) -> None:
         # A watch runs for months, and its first listing may have been a large one.
-        (free,), (pages,) = (self._db.execute(f"PRAGMA {name}").fetchone() for name in _PAGE_COUNTS)
+        (free,), (pages,) = (self._db.first(f"PRAGMA {name}") for name in _PAGE_COUNTS)
         if free > _MOST_FREE_PAGES and free > pages // 2:
             self._db.execute("VACUUM")
 
     def disk_bytes(self) -> int:
         """Size of the temporary files."""
-        return sum(path.stat().st_size for path in Path(self._folder.name).iterdir())
+        return sum(path.stat().st_size for path in self._db.folder.iterdir())
 
     def drop_reported(self) -> None:
         """Ends the waiting for files that meanwhile were added as reported."""
@@ -207,12 +196,11 @@ class Arrivals:
 
     def add_waiting(self, files: Iterable[tuple[str, str | None, int, int, str, int]]) -> None:
         """Goes on with what :meth:`waiting` gave earlier."""
-        with self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?)", files)
+        self._db.run_for_each("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?)", files)
 
     def waiting_count(self) -> int:
         """How many files are not reported yet."""
-        return int(self._db.execute("SELECT count(*) FROM waiting").fetchone()[0])
+        return int(self._db.first("SELECT count(*) FROM waiting")[0])
 
     # --- what is to be reported --------------------------------------------------------------------------
 
@@ -230,12 +218,8 @@ class Arrivals:
             batch = self._batch_at(position)
             position += len(batch.files)
             self.reports += len(batch.files)
-            with self._transaction():
-                self._db.executemany("DELETE FROM waiting WHERE uri = ?", ((f[0],) for f in batch.files))
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO reported VALUES (?, ?, ?)",
-                    ((uri, etag, modified) for uri, etag, _, modified, _ in batch.files),
-                )
+            self._db.run_for_each("DELETE FROM waiting WHERE uri = ?", ((f[0],) for f in batch.files))
+            self.add_reported((uri, etag, modified) for uri, etag, _, modified, _ in batch.files)
             yield batch
 
     def ready_partitions(self, now: int) -> list[tuple[str, int, int]]:
@@ -259,7 +243,7 @@ class Arrivals:
         if count - position >= self.rules.min_files:
             return True
         query = "SELECT modified FROM ready WHERE rowid = ?"
-        (modified,) = self._db.execute(query, (position + 1,)).fetchone()
+        (modified,) = self._db.first(query, (position + 1,))
         return bool(modified <= now - int(self.rules.max_wait * 1e6))
 
     def _batch_at(self, position: int) -> Batch:
@@ -272,12 +256,3 @@ class Arrivals:
                 break
             files.append(file)
         return Batch(tuple(files))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN")
-        try:
-            yield
-        finally:
-            # With the journal off there is no way back; an exception comes from a listing, before any change.
-            self._db.execute("COMMIT")
