@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         "--tasks",
         type=_positive(int),
         metavar="N",
-        help="Spark tasks to spread the files over (default: one for each task that can run at the same "
+        help="Spark tasks to divide the files among (default: one for each task that can run at the same "
         "time, four for many files)",
     )
     result.add_argument(
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "--attempt-id",
         default="",
         metavar="ID",
-        help="copied to the result, for whoever has to tell results of several attempts apart",
+        help="copied to the result, to tell the results of several job runs apart",
     )
     result.add_argument(
         "--engine", default="whisper_spark.engine.transcriber:get_engine", help=argparse.SUPPRESS
@@ -166,10 +166,10 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
     spark = _session(spark_defaults(conf, options))
     try:
         # Only now, because these need the session's Python path.
-        from whisper_spark.spark.run import Attempt
-        from whisper_spark.spark.task import Job
+        from whisper_spark.spark.run import JobRun
+        from whisper_spark.spark.task import JobSpec
 
-        job = Job(
+        job = JobSpec(
             run=run,
             options=options,
             credentials=credentials,
@@ -180,7 +180,7 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
             engine=arguments.engine,
         )
         row_groups = [manifest.row_group(group).num_rows for group in range(manifest.num_row_groups)]
-        result = Attempt(spark, job, row_groups, started).run()
+        result = JobRun(spark, job, row_groups, started).run()
     finally:
         spark.stop()
     return result

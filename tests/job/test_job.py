@@ -22,9 +22,9 @@ from standin_engine import LOG_SUFFIX
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.progress.reports import JobSize
 from whisper_spark.spark.conf import spark_defaults
-from whisper_spark.spark.dataframes import deal, manifest_rows
-from whisper_spark.spark.run import Attempt
-from whisper_spark.spark.task import Job
+from whisper_spark.spark.dataframes import manifest_rows, partitioned_by_size
+from whisper_spark.spark.run import JobRun
+from whisper_spark.spark.task import JobSpec
 from whisper_spark.staging.result import RunResult, StagingError, read_result, staged_files
 from whisper_spark.storage.credentials import PLACES
 from whisper_spark.storage.objects import ObjectStorage
@@ -75,10 +75,10 @@ class Workbench:
     def manifest(self, audio: list[str], **fields: Any) -> Run:
         return write_run(f"file://{self.folder}/staging", audio, OPTIONS, **fields)
 
-    def attempt(self, run: Run, **fields: Any) -> RunResult:
+    def job_run(self, run: Run, **fields: Any) -> RunResult:
         """What the job does, without spark-submit."""
         _, metadata = read_manifest(run.manifest_uri, self.storage)
-        job = Job(
+        job = JobSpec(
             run=run,
             options=run.options,
             credentials={place: {} for place in PLACES},
@@ -86,7 +86,7 @@ class Workbench:
             **{"flush_seconds": 0.2, **fields},
         )
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        result = Attempt(self.spark, job, groups, time.monotonic()).run()
+        result = JobRun(self.spark, job, groups, time.monotonic()).run()
         assert result == read_result(run, self.storage)
         return result
 
@@ -110,7 +110,7 @@ def test_every_file_gets_one_row_and_the_result_adds_them_up(bench: Workbench) -
     audio = [bench.audio(name, size=100 * number) for number, name in enumerate(names)]
     audio.append(bench.audio("broken.wav", "error"))
     run = bench.manifest(audio, row_group_size=2)
-    result = bench.attempt(run, attempt_id="first")
+    result = bench.job_run(run, attempt_id="first")
 
     rows = bench.rows(run)
     assert sorted(rows) == sorted(audio)
@@ -128,7 +128,7 @@ def test_every_file_gets_one_row_and_the_result_adds_them_up(bench: Workbench) -
     assert list(result.staged) == staged_files(bench.storage, run.rows_uri)
     assert sum(file.rows for file in result.staged) == 7
 
-    again = bench.attempt(run, attempt_id="second")
+    again = bench.job_run(run, attempt_id="second")
     assert (again.transcribed, again.resumed, again.attempt_id) == (0, 7, "second")
     assert (again.ok, again.staged) == (result.ok, result.staged)
     assert [bench.times_transcribed(uri) for uri in audio] == [1] * 7
@@ -137,13 +137,13 @@ def test_every_file_gets_one_row_and_the_result_adds_them_up(bench: Workbench) -
 def test_run_that_lost_a_staged_file_transcribes_only_what_was_in_it(bench: Workbench) -> None:
     audio = [bench.audio(f"{number}.wav", size=number) for number in range(6)]
     run = bench.manifest(audio)
-    first = bench.attempt(run, tasks=3)
+    first = bench.job_run(run, tasks=3)
     before = bench.rows(run)
     bench.storage.delete([first.staged[0].uri])
     lost = before.keys() - bench.rows(run).keys()
     assert 0 < len(lost) < 6
 
-    second = bench.attempt(run)
+    second = bench.job_run(run)
     assert (second.transcribed, second.resumed) == (len(lost), 6 - len(lost))
     after = bench.rows(run)
     assert {uri for uri in audio if after[uri] != before[uri]} == lost
@@ -153,12 +153,12 @@ def test_error_that_may_pass_is_tried_again_and_superseded(bench: Workbench) -> 
     flaky = bench.audio("flaky.wav", f"error-once {bench.folder}/tried")
     broken = bench.audio("broken.wav", "error")
     run = bench.manifest([flaky, broken, bench.audio("good.wav")])
-    first = bench.attempt(run)
+    first = bench.job_run(run)
     assert first.error_codes == {"corrupt": 1, "internal": 1}
     # As if the job had been killed before it was through.
     bench.storage.delete([run.result_uri])
 
-    second = bench.attempt(run)
+    second = bench.job_run(run)
     assert second.error_codes == {"corrupt": 1}
     assert (second.transcribed, second.resumed) == (1, 2)
     assert bench.rows(run)[flaky]["status"] == "ok"
@@ -168,12 +168,12 @@ def test_error_that_may_pass_is_tried_again_and_superseded(bench: Workbench) -> 
 def test_rows_of_another_run_of_the_partition_are_taken_over(bench: Workbench) -> None:
     kept, changed = bench.audio("kept.wav"), bench.audio("changed.wav")
     flaky = bench.audio("flaky.wav", f"error-once {bench.folder}/tried")
-    bench.attempt(bench.manifest([kept, changed, flaky], manifest_id="a" * 32))
+    bench.job_run(bench.manifest([kept, changed, flaky], manifest_id="a" * 32))
     bench.audio("changed.wav", size=5000)
     late = bench.audio("late.wav")
 
     run = bench.manifest([kept, changed, flaky, late], manifest_id="b" * 32)
-    result = bench.attempt(run)
+    result = bench.job_run(run)
     assert (result.reused, result.transcribed) == (1, 3)
     assert bench.times_transcribed(kept) == 1
     assert bench.times_transcribed(changed) == 2
@@ -185,24 +185,24 @@ def test_rows_of_another_run_of_the_partition_are_taken_over(bench: Workbench) -
 
 def test_rows_of_other_options_or_partitions_are_not_taken_over(bench: Workbench) -> None:
     audio = bench.audio("a.wav")
-    bench.attempt(bench.manifest([audio], manifest_id="a" * 32, partition={"dt": "2026-10-31"}))
-    assert bench.attempt(bench.manifest([audio], manifest_id="b" * 32)).reused == 0
+    bench.job_run(bench.manifest([audio], manifest_id="a" * 32, partition={"dt": "2026-10-31"}))
+    assert bench.job_run(bench.manifest([audio], manifest_id="b" * 32)).reused == 0
     assert bench.times_transcribed(audio) == 2
 
 
 def test_rows_that_are_there_twice_or_not_asked_for_are_removed(bench: Workbench) -> None:
     audio = [bench.audio(f"{number}.wav") for number in range(4)]
     run = bench.manifest(audio)
-    bench.attempt(run)
+    bench.job_run(run)
     stranger = bench.audio("stranger.wav")
     other = bench.manifest([stranger, *audio[:2]], manifest_id="c" * 32, partition={"dt": "elsewhere"})
-    bench.attempt(other)
+    bench.job_run(other)
     for path in Path(other.rows_uri.removeprefix("file://")).iterdir():
         shutil.copy(path, run.rows_uri.removeprefix("file://"))
     bench.storage.delete([run.result_uri])
     latest = {uri: row["transcribed_at"] for uri, row in bench.rows(other).items()}
 
-    result = bench.attempt(run)
+    result = bench.job_run(run)
     rows = bench.rows(run)
     assert sorted(rows) == sorted(audio)
     assert rows[audio[0]]["transcribed_at"] == latest[audio[0]]
@@ -216,7 +216,7 @@ def test_worker_that_dies_is_replaced_and_pays_for_nothing_twice(bench: Workbenc
     deadly = bench.audio("3.wav", f"crash-once {bench.folder}/crashed", size=2800)
     last = bench.audio("4.wav")
     run = bench.manifest([first, second, deadly, last])
-    result = bench.attempt(run, tasks=1)
+    result = bench.job_run(run, tasks=1)
     assert (bench.folder / "crashed").exists()
     assert (result.ok, result.transcribed) == (4, 4)
     assert sorted(bench.rows(run)) == sorted([first, second, deadly, last])
@@ -226,20 +226,20 @@ def test_worker_that_dies_is_replaced_and_pays_for_nothing_twice(bench: Workbenc
 
 def test_missing_rows_fail_the_job_with_examples(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     there, lost = bench.audio("there.wav"), bench.audio("lost.wav")
-    bench.attempt(bench.manifest([there], manifest_id="a" * 32))
+    bench.job_run(bench.manifest([there], manifest_id="a" * 32))
     run = bench.manifest([there, lost], manifest_id="b" * 32)
-    monkeypatch.setattr(Attempt, "_transcribe", lambda *_: None)
+    monkeypatch.setattr(JobRun, "_transcribe", lambda *_: None)
     with pytest.raises(StagingError, match=r"1 of 2 files have no row in .*lost\.wav"):
-        bench.attempt(run)
+        bench.job_run(run)
     assert not bench.storage.exists(run.result_uri)
 
 
 def test_manifest_without_audio_gives_an_empty_result(bench: Workbench) -> None:
-    result = bench.attempt(bench.manifest([]))
+    result = bench.job_run(bench.manifest([]))
     assert (result.files, result.staged, result.transcribed) == (0, (), 0)
 
 
-def dealt(bench: Workbench, run: Run, tasks: int, only: range | None = None) -> dict[int, list[int]]:
+def sizes_by_task(bench: Workbench, run: Run, tasks: int, only: range | None = None) -> dict[int, list[int]]:
     """Bytes of the files that each task gets, in its order."""
     _, metadata = read_manifest(run.manifest_uri, bench.storage)
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -247,35 +247,37 @@ def dealt(bench: Workbench, run: Run, tasks: int, only: range | None = None) -> 
     if only is not None:
         rows = rows.where(F.col("position").isin(list(only)))
     groups = {row["row_group"]: row["count"] for row in rows.groupBy("row_group").count().collect()}
-    shares: dict[int, list[int]] = {}
+    parts: dict[int, list[int]] = {}
     for row in (
-        deal(rows, groups, tasks).select(F.spark_partition_id().alias("task"), "audio_bytes").collect()
+        partitioned_by_size(rows, groups, tasks)
+        .select(F.spark_partition_id().alias("task"), "audio_bytes")
+        .collect()
     ):
-        shares.setdefault(row["task"], []).append(row["audio_bytes"])
-    return shares
+        parts.setdefault(row["task"], []).append(row["audio_bytes"])
+    return parts
 
 
-def test_files_are_dealt_to_tasks_by_bytes_with_the_largest_first(bench: Workbench) -> None:
+def test_files_are_partitioned_by_bytes_with_the_largest_first(bench: Workbench) -> None:
     sizes = [10_000, 9_000, *range(1, 60)]
     run = bench.manifest([bench.audio(f"{n}.wav", size=n) for n in sizes], row_group_size=10)
-    shares = dealt(bench, run, tasks=4)
-    assert sorted(shares) == [0, 1, 2, 3]
-    assert Counter(size for share in shares.values() for size in share) == Counter(sizes)
-    assert all(share == sorted(share, reverse=True) for share in shares.values())
-    totals = sorted(sum(share) for share in shares.values())
+    parts = sizes_by_task(bench, run, tasks=4)
+    assert sorted(parts) == [0, 1, 2, 3]
+    assert Counter(size for part in parts.values() for size in part) == Counter(sizes)
+    assert all(part == sorted(part, reverse=True) for part in parts.values())
+    totals = sorted(sum(part) for part in parts.values())
     assert totals[-1] - totals[0] <= 10_000
 
     # Tasks know how many that are without counting.
     told = JobSize(len(sizes), sum(sizes), 4)
-    assert [told.share(task).files for task in range(4)] == [len(shares[task]) for task in range(4)]
+    assert [told.of_task(task).files for task in range(4)] == [len(parts[task]) for task in range(4)]
 
-    # The files of one task that failed are spread over all tasks again.
+    # The files of one task that failed are divided among all tasks again.
     left = range(1, 61, 4)
-    again = dealt(bench, run, tasks=4, only=left)
-    assert {len(share) for share in again.values()} <= {len(left) // 4, len(left) // 4 + 1}
+    again = sizes_by_task(bench, run, tasks=4, only=left)
+    assert {len(part) for part in again.values()} <= {len(left) // 4, len(left) // 4 + 1}
     assert sorted(again) == [0, 1, 2, 3]
     told = JobSize(len(left), 0, 4)
-    assert [told.share(task).files for task in range(4)] == [len(again[task]) for task in range(4)]
+    assert [told.of_task(task).files for task in range(4)] == [len(again[task]) for task in range(4)]
 
 
 def test_log_tells_how_far_each_task_is_while_it_runs(
@@ -285,7 +287,7 @@ def test_log_tells_how_far_each_task_is_while_it_runs(
     audio = [bench.audio(f"{number}.wav", "sleep 0.4", size=1000) for number in range(9)]
     broken = bench.audio("broken.wav", "error", size=1000)
     run = bench.manifest([*audio, broken])
-    result = bench.attempt(run, tasks=2, progress_seconds=0.1)
+    result = bench.job_run(run, tasks=2, progress_seconds=0.1)
     lines = [record.getMessage() for record in caplog.records]
     for task in (0, 1):
         told = [line for line in lines if re.match(rf"task {task}: [1-4] of 5 files, \d+ s of audio, ", line)]
@@ -305,7 +307,7 @@ def test_retry_of_a_task_leaves_out_what_it_had_done(
     audio = [bench.audio(f"{number}.wav", size=3000 - number) for number in range(2)]
     audio += [bench.audio("deadly.wav", f"crash-once {bench.folder}/crashed", size=2000)]
     audio += [bench.audio(f"late-{number}.wav", "sleep 0.4", size=1000) for number in range(3)]
-    bench.attempt(bench.manifest(audio), tasks=1, progress_seconds=0.1)
+    bench.job_run(bench.manifest(audio), tasks=1, progress_seconds=0.1)
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("task 0: ")]
     assert any(line.startswith("task 0: 2 of 6 files") for line in lines), lines
     assert any(line.startswith("task 0: 2 of 4 files") for line in lines), lines

@@ -156,7 +156,7 @@ class Snapshot:
     :param total_files: files of the whole pass, without those left out; ``None`` when unknown.
     :param audio_bytes: of finished files, and of the finished part of files under way.
     :param total_bytes: the same in bytes.
-    :param left_out: files that needed no work, because an earlier attempt had done it; not in ``files``.
+    :param left_out: files that an earlier attempt of the Spark task had finished; not in ``files``.
     :param left_out_bytes: bytes of those.
     :param audio_seconds: transcribed so far, the finished part of files under way included.
     :param speech_seconds: speech in finished files.
@@ -305,7 +305,7 @@ class Progress:
             _thread.record = outer
 
     def leave_out(self, audio_bytes: int | None) -> None:
-        """A file of the pass needs no work, because an earlier attempt did it."""
+        """A file of the pass needs no work, because an earlier attempt of the Spark task did it."""
         with self._lock:
             self._left_out += 1
             self._left_out_bytes += audio_bytes or 0

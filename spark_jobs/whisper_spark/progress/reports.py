@@ -44,12 +44,12 @@ _JOB = "job.json"
 
 
 def reports_folder(run_uri: str) -> str:
-    """Folder of the reports of all attempts of a run."""
+    """Folder of the reports of all job runs of a run."""
     return f"{run_uri}/progress"
 
 
 def report_folder(run_uri: str, attempt_id: str) -> str:
-    """Folder of the reports of one attempt."""
+    """Folder of the reports of one job run."""
     return f"{reports_folder(run_uri)}/{re.sub(r'[^0-9A-Za-z_-]', '_', attempt_id)}"
 
 
@@ -112,15 +112,15 @@ class JobSize:
 
     :param files: files to transcribe.
     :param audio_bytes: their bytes, 0 when unknown.
-    :param tasks: Spark tasks that share them.
+    :param tasks: Spark tasks among which they are divided.
     """
 
     files: int
     audio_bytes: int
     tasks: int
 
-    def share(self, task: int) -> JobSize:
-        """What ``spread.deal`` gives to one task: its files exactly, its bytes about."""
+    def of_task(self, task: int) -> JobSize:
+        """What ``dataframes.partitioned_by_size`` gives to a task: its files exactly, its bytes roughly."""
         rounds, rest = divmod(self.files, self.tasks)
         back = rounds % 2 == 1  # the last round, which is not complete, goes from the last task to the first
         extra = task >= self.tasks - rest if back else task < rest

@@ -84,7 +84,7 @@ def slots(conf: Mapping[str, str], parallelism: int) -> int:
 
 
 def task_count(files: int, slots: int) -> int:
-    """Tasks to spread files over.
+    """Tasks to divide files among.
 
     Few, because a task's pipeline runs empty at its end; more than slots once there are many files, so
     that a lost task costs less and fast executors take over from slow ones.

@@ -114,28 +114,28 @@ def reusable(pending: DataFrame, siblings: DataFrame) -> DataFrame:
     return ranked(matches).where("rank = 1")
 
 
-def deal(rows: DataFrame, row_groups: Mapping[int, int], tasks: int) -> DataFrame:
-    """Spread files over tasks by bytes: each task gets about the same, and its largest file first.
+def partitioned_by_size(rows: DataFrame, row_groups: Mapping[int, int], tasks: int) -> DataFrame:
+    """Partition files by bytes, one partition a task: about the same for each, its largest file first.
 
-    The manifest is sorted by size. Its rows are dealt like cards, back and forth (0 1 2 2 1 0 0 1 2 ...),
+    The manifest is sorted by size. Its rows go to the tasks in turn, back and forth (0 1 2 2 1 0 0 1 2 ...),
     which keeps the tasks within the size of one file of each other.
 
     :param rows: of :func:`manifest_rows`, any subset.
     :param row_groups: how many of them are in each row group.
     """
     # Ranks count these rows only. With the positions in the whole manifest, the files of a task that
-    # failed would all be dealt to one task again.
+    # failed would all go to one task again.
     counts = [row_groups.get(group, 0) for group in range(max(row_groups, default=0) + 1)]
     starts = list(itertools.accumulate(counts, initial=0))
     in_group = Window.partitionBy("row_group").orderBy("position")
-    dealt = (
+    assigned = (
         rows.withColumn("rank", F.lit(starts)[F.col("row_group")] + F.row_number().over(in_group) - 1)
-        .withColumn("seat", F.col("rank") % tasks)
+        .withColumn("turn", F.col("rank") % tasks)
         .withColumn("back", F.floor(F.col("rank") / tasks) % 2 == 1)
-        .withColumn("task", F.when(F.col("back"), tasks - 1 - F.col("seat")).otherwise(F.col("seat")))
+        .withColumn("task", F.when(F.col("back"), tasks - 1 - F.col("turn")).otherwise(F.col("turn")))
     )
     # The number of partitions is asked for, so adaptive execution leaves it alone.
-    return dealt.repartitionById(tasks, F.col("task").cast("int")).sortWithinPartitions("rank")
+    return assigned.repartitionById(tasks, F.col("task").cast("int")).sortWithinPartitions("rank")
 
 
 def copy_rows(
@@ -185,7 +185,7 @@ def drop_rows(
                     for batch in read_rows(storage, uri, keep, run.partition) if keep else ():
                         staged.add_batch(batch)
             except ObjectNotFound:
-                continue  # an earlier try of this task came as far as deleting it
+                continue  # an earlier attempt of this Spark task came as far as deleting it
             storage.delete([uri])
             changed += 1
         yield _count(changed)

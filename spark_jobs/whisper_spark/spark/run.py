@@ -1,4 +1,4 @@
-"""One attempt to complete a run: take what is there, transcribe the rest, leave one row for each file."""
+"""One run of the job on a manifest: take what is there, transcribe the rest, leave one row for each file."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from whisper_spark.progress.reports import JobSize, ProgressLog, clear_reports, 
 from whisper_spark.spark.conf import slots, task_count
 from whisper_spark.spark.dataframes import (
     copy_rows,
-    deal,
     drop_rows,
     is_final,
     manifest_rows,
+    partitioned_by_size,
     ranked,
     reusable,
     staged_index,
 )
-from whisper_spark.spark.task import INPUT_COLUMNS, Job, Sums, transcriber
+from whisper_spark.spark.task import INPUT_COLUMNS, JobSpec, Sums, transcriber
 from whisper_spark.staging.result import (
     RunResult,
     StagedFile,
@@ -47,14 +47,14 @@ _CLEANUPS = 3
 # Each one removes everything superfluous; more than one is needed only when executors die meanwhile.
 
 
-class Attempt:
+class JobRun:
     """Works through a run with one Spark session and counts what it did.
 
     :param row_groups: rows in each row group of the manifest.
     :param started: ``time.monotonic()`` at the start of the job.
     """
 
-    def __init__(self, spark: SparkSession, job: Job, row_groups: Sequence[int], started: float) -> None:
+    def __init__(self, spark: SparkSession, job: JobSpec, row_groups: Sequence[int], started: float) -> None:
         self._spark = spark
         self._job = job
         self._run = job.run
@@ -122,14 +122,14 @@ class Attempt:
         return staged_index(self._spark, files, self._job.staging, 4 * self._slots)
 
     def _without_staged(self, manifest: DataFrame) -> DataFrame:
-        """What earlier attempts of this run have not settled."""
+        """What earlier job runs have not settled."""
         files = staged_files(self._storage, self._run.rows_uri)
         if not files:
             return manifest
         done = self._index(files).where(is_final()).select("audio_uri")
         pending = manifest.join(done, "audio_uri", "left_anti").persist()
         self._count(resumed=self._files - pending.count())
-        log.info("%s files were staged by earlier attempts", f"{self._result.resumed:,}")
+        log.info("%s files were staged by earlier runs of this job", f"{self._result.resumed:,}")
         return pending
 
     def _without_reusable(self, pending: DataFrame) -> DataFrame:
@@ -162,7 +162,7 @@ class Attempt:
         sums = self._spark.sparkContext.accumulator({}, Sums())
         statistics = transcriber(self._job, size, sums)(*INPUT_COLUMNS)
         told = (
-            deal(pending, groups, tasks)
+            partitioned_by_size(pending, groups, tasks)
             .select(statistics.alias("file"))
             .select("file.*")
             .agg(F.count("*").alias("files"), F.sum("duration_s").alias("seconds"))
@@ -188,7 +188,7 @@ class Attempt:
     @contextlib.contextmanager
     def _progress(self, size: JobSize) -> Iterator[None]:
         """Prints how far the tasks are, and leaves nothing of that in staging."""
-        clear_reports(self._storage, reports_folder(self._run.run_uri))  # of attempts that were killed
+        clear_reports(self._storage, reports_folder(self._run.run_uri))  # of job runs that were killed
         folder, every = self._job.progress_uri, self._job.progress_seconds
         with contextlib.suppress(StorageError):
             size.write(self._storage, folder)
@@ -215,7 +215,7 @@ class Attempt:
             if not drop_rows(superfluous, files, self._run, self._job.staging, self._job.id):
                 return self._summary(index, files)
         raise StagingError(
-            f"{self._run.rows_uri} still holds superfluous rows after {_CLEANUPS} attempts to remove them. "
+            f"{self._run.rows_uri} still holds superfluous rows after {_CLEANUPS} passes to remove them. "
             "Something else writes there: let only one job at a time work on a run"
         )
 

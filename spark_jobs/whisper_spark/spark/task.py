@@ -1,4 +1,4 @@
-"""What one Spark task does: transcribe its share of the files and make each row durable as it goes."""
+"""What one Spark task does: transcribe the files of its partition and make each row durable as it goes."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _ROWS_A_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one invocation of the job was asked to do. Travels to the executors inside the tasks.
+class JobSpec:
+    """What one run of the job was asked to do. Travels to the executors inside the tasks.
 
     :param options: those of the run, with other values for what only changes speed.
     :param credentials: obstore configuration for each of ``credentials.PLACES``; empty: ambient.
-    :param id: unique to this invocation; part of the names of the files it stages.
+    :param id: unique to this job run; part of the names of the files it stages.
     :param attempt_id: copied to the result.
     :param tasks: number of tasks; ``None`` picks one.
     :param flush_seconds: finished rows wait no longer than this.
@@ -69,7 +69,7 @@ class Job:
 
     @property
     def progress_uri(self) -> str:
-        """Folder where the tasks of this invocation report."""
+        """Folder where the tasks of this job run report."""
         return report_folder(self.run.run_uri, self.attempt_id or self.id)
 
 
@@ -87,7 +87,7 @@ class Sums(AccumulatorParam[dict[str, float]]):
         return {name: value1.get(name, 0) + value2.get(name, 0) for name in {**value1, **value2}}
 
 
-def transcriber(job: Job, size: JobSize, sums: Accumulator[dict[str, float]]) -> Any:
+def transcriber(job: JobSpec, size: JobSize, sums: Accumulator[dict[str, float]]) -> Any:
     """The Pandas UDF of the job: :data:`INPUT_COLUMNS` to a struct of :data:`STATISTICS`.
 
     Gives one struct for each file, in order of completion and not of the input: the struct names its file.
@@ -100,14 +100,14 @@ def transcriber(job: Job, size: JobSize, sums: Accumulator[dict[str, float]]) ->
     create: Any = pandas_udf  # its stubs know no struct of several columns in
 
     def transcribe(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        yield from transcribe_share(job, size, sums, batches)
+        yield from transcribe_partition(job, size, sums, batches)
 
     # Not deterministic, so that the optimiser never evaluates it twice.
     return create(transcribe, STATISTICS_DDL).asNondeterministic()
 
 
-def transcribe_share(
-    job: Job,
+def transcribe_partition(
+    job: JobSpec,
     size: JobSize,
     sums: Accumulator[dict[str, float]],
     batches: Iterator[tuple[pd.Series, ...]],
@@ -115,7 +115,7 @@ def transcribe_share(
     """Transcribe the files of one task; a frame of :data:`STATISTICS` for every few of them.
 
     A task that Spark runs again, because an executor died or its output was lost, goes on after the rows
-    that its earlier attempts staged.
+    that earlier attempts of the same Spark task staged.
 
     :raises Exception: what the engine raises for an unusable device or model, and
         :class:`whisper_spark.storage.objects.StorageError` when staging cannot be written.
@@ -125,8 +125,8 @@ def transcribe_share(
     staging = ObjectStorage(job.staging)
     earlier = task_index(staging, job.run.rows_uri, name)
     ready: list[dict[str, Any]] = []  # appended to by the engine's reading thread, too
-    share = size.share(task)
-    progress = Progress(share.files, share.audio_bytes or None)
+    part = size.of_task(task)
+    progress = Progress(part.files, part.audio_bytes or None)
 
     def files() -> Iterator[Any]:
         for file in _audio_files(batches):
@@ -177,7 +177,7 @@ def _audio_files(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[Any]:
 def _partition() -> int:
     context = TaskContext.get()
     if context is None:
-        raise RuntimeError("transcribe_share runs inside Spark tasks only; use transcribe_files elsewhere")
+        raise RuntimeError("this runs inside Spark tasks only; use transcribe_files elsewhere")
     return context.partitionId()
 
 

@@ -42,7 +42,7 @@ class RunResult:
     :param manifest_uri: manifest of the run.
     :param manifest_id: the same as :attr:`Run.manifest_id`.
     :param fingerprint: of the options that the rows were made with.
-    :param attempt_id: chosen by whoever started the job, to recognise the result of this very attempt.
+    :param attempt_id: chosen by whoever started the job, to recognise the result of this very job run.
     :param staged: every file of staged rows; together they hold exactly one row per manifest row.
     :param files: rows in the manifest.
     :param ok: rows with a transcript.
@@ -51,16 +51,16 @@ class RunResult:
     :param languages: transcripts per language.
     :param audio_seconds: seconds of audio in all rows.
     :param speech_seconds: seconds of detected speech in all rows.
-    :param transcribed: files that this attempt transcribed.
-    :param resumed: rows that earlier attempts of this run had staged.
+    :param transcribed: files that this job run transcribed.
+    :param resumed: rows that earlier job runs of this manifest had staged.
     :param reused: rows taken from other runs of the same partition and options.
-    :param transcribed_audio_seconds: seconds of audio that this attempt transcribed.
+    :param transcribed_audio_seconds: seconds of audio that this job run transcribed.
     :param transcribe_seconds: wall time of that, in seconds, model loading included.
     :param real_time_factor: ``transcribed_audio_seconds / transcribe_seconds``: seconds of audio per
         second of wall time, the whole cluster together. ``None`` when nothing was transcribed.
-    :param windows: windows that this attempt decoded.
+    :param windows: windows that this job run decoded.
     :param retried_windows: of these, how many were decoded more than once.
-    :param flags: files that this attempt transcribed for each quality flag.
+    :param flags: files that this job run transcribed for each quality flag.
     :param stage_seconds: seconds of all its threads together in each of :data:`progress.STAGES`.
     :param device_busy: share of their time, 0 to 1, in which the threads of the device had work.
         These five count tasks that ended well; ``None`` or nothing when no task did.
@@ -117,11 +117,6 @@ class RunResult:
         except (AttributeError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is no result of the transcription job: {error}") from error
 
-    @property
-    def reused_fraction(self) -> float:
-        """Share of the rows that this attempt did not have to transcribe, 0 to 1."""
-        return (self.resumed + self.reused) / self.files if self.files else 0.0
-
 
 def read_result(run: Run, storage: ObjectStorage) -> RunResult:
     """The result of a run.
@@ -158,7 +153,7 @@ def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
 
 
 def nothing_done(result: RunResult) -> RunResult:
-    """The result of an attempt that found a finished run and had nothing to do."""
+    """The result of a job run that found a finished run and had nothing to do."""
     return dataclasses.replace(
         result,
         transcribed=0,

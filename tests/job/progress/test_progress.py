@@ -148,7 +148,7 @@ def test_long_file_counts_while_it_is_under_way(clock: Clock) -> None:
     assert progress.snapshot().audio_seconds == 36_000
 
 
-def test_what_an_earlier_attempt_did_is_no_speed(clock: Clock) -> None:
+def test_what_an_earlier_task_attempt_did_is_not_counted_as_speed(clock: Clock) -> None:
     progress = Progress(files=3, audio_bytes=300)
     progress.leave_out(100)
     progress.start()
