@@ -34,7 +34,7 @@ def pin(table: Table, snapshot_id: int) -> None:
 
 
 def passing_errors() -> tuple[type[Exception], ...]:
-    """What a commit may raise that another try can mend."""
+    """What a commit may raise that another try may not meet again."""
     from pyiceberg.exceptions import (
         CommitFailedException,
         CommitStateUnknownException,

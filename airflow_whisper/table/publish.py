@@ -83,7 +83,7 @@ def _check_report(run: Run, storage: ObjectStorage, report_uri: str) -> None:
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RegistrationError(
-            f"{report_uri} is no validation report: run the validate task again"
+            f"{report_uri} is not a validation report: run the validate task again"
         ) from error
     if manifest_id != run.manifest_id:
         raise RegistrationError(
@@ -92,7 +92,7 @@ def _check_report(run: Run, storage: ObjectStorage, report_uri: str) -> None:
         )
     if passed is not True:
         raise RegistrationError(
-            f"validation failed, so nothing is registered: see {report_uri}. Once its cause is mended, "
+            f"validation failed, so nothing is registered: see {report_uri}. Once its cause is fixed, "
             "clear the discover task"
         )
 

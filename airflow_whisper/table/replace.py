@@ -26,7 +26,7 @@ from airflow_whisper.table.commit import passing_errors, pin
 from airflow_whisper.table.data_files import DataFileWriter, read_rows
 from airflow_whisper.table.errors import PartitionConflictError, RegistrationError, TableMismatchError
 from airflow_whisper.table.read import read_data_file, scan_partition
-from airflow_whisper.table.row_states import BASE, NOW, Ledger, Verdict, open_ledger
+from airflow_whisper.table.row_states import BASE, NOW, RowStates, Verdict, open_row_states
 from airflow_whisper.table.schema import STATE_COLUMNS, ensure_table
 from whisper_spark.contract import partition_path
 
@@ -116,8 +116,8 @@ def replace_rows(catalog: Catalog, table: str, change: PartitionChange) -> Regis
     loaded = ensure_table(catalog, table, change.partition)
     if (snapshot := _snapshot_of(loaded, change.idempotency_key)) is not None:
         return _registered(loaded, snapshot.snapshot_id, _properties(snapshot), again=True)
-    with open_ledger() as ledger:
-        return _Replacement(catalog, loaded, change, ledger).run()
+    with open_row_states() as states:
+        return _Replacement(catalog, loaded, change, states).run()
 
 
 def _snapshot_of(table: Table, key: str) -> Snapshot | None:
@@ -166,8 +166,8 @@ class _Counts:
 class _Replacement:
     """One change on its way into the table."""
 
-    def __init__(self, catalog: Catalog, table: Table, change: PartitionChange, ledger: Ledger) -> None:
-        self._catalog, self._table, self._change, self._ledger = catalog, table, change, ledger
+    def __init__(self, catalog: Catalog, table: Table, change: PartitionChange, states: RowStates) -> None:
+        self._catalog, self._table, self._change, self._states = catalog, table, change, states
         self._writer = DataFileWriter(table, change.partition)
         self._plan: _Plan | None = None
         self._counts = _Counts()
@@ -176,8 +176,8 @@ class _Replacement:
         self._unsure_on: list[int | None] = []
 
     def run(self) -> Registered | None:
-        self._ledger.want(self._change.manifest)
-        self._ledger.want_removed(self._change.removed)
+        self._states.want(self._change.manifest)
+        self._states.want_removed(self._change.removed)
         try:
             # First, because a conflict is better found before everything is copied than after.
             plan = self._make_plan(self._table)
@@ -193,7 +193,7 @@ class _Replacement:
 
     def _copy_and_commit(self) -> Registered | None:
         added = self._writer.write(self._staged_rows())
-        self._ledger.check_all_staged()
+        self._states.check_all_staged()
         deadline = time.monotonic() + COMMIT_SECONDS
         for attempt in itertools.count(1):
             try:
@@ -265,7 +265,7 @@ class _Replacement:
         import pyarrow.compute as pc
 
         for batch in self._change.rows:
-            self._ledger.stage(batch.column("audio_uri").to_pylist())
+            self._states.stage(batch.column("audio_uri").to_pylist())
             self._counts.rows += batch.num_rows
             self._counts.errors += pc.sum(pc.equal(batch.column("status"), "error")).as_py() or 0
             self._counts.audio_seconds += pc.sum(batch.column("duration_s")).as_py() or 0.0
@@ -284,7 +284,7 @@ class _Replacement:
             self._writer.discard(self._plan.rewritten)
             self._plan = None
         affected = self._find(table, tasks)
-        verdict = self._ledger.verdict(self._change.fingerprint, base_known=self._base_known(table))
+        verdict = self._states.verdict(self._change.fingerprint, base_known=self._base_known(table))
         if not verdict.pending:
             return None
         if verdict.touched:
@@ -295,24 +295,24 @@ class _Replacement:
             files=files,
             dropped=[task.file for _, task, _ in affected],
             rewritten=self._writer.write(kept),
-            removed=self._ledger.removed_rows(),
+            removed=self._states.removed_rows(),
         )
         return self._plan
 
     def _find(self, table: Table, tasks: list[FileScanTask]) -> list[tuple[int, FileScanTask, bool]]:
-        """Fills the ledger. Returns the data files with affected rows, and whether all their rows are."""
-        self._ledger.forget_found()
+        """Fills the row states. Returns the data files with affected rows, and whether all their rows are."""
+        self._states.forget_found()
         base = {_identity(task): task for task in self._base_tasks(table)}
         scan = scan_partition(table, self._change.partition, columns=STATE_COLUMNS)
         affected = []
         for number, task in enumerate(tasks):
             untouched = base.pop(_identity(task), None) is not None
             rows = read_data_file(table, scan, task)
-            total, wanted = self._ledger.find(NOW, number, rows, untouched=untouched)
+            total, wanted = self._states.find(NOW, number, rows, untouched=untouched)
             if wanted:
                 affected.append((number, task, wanted == total))
         for number, task in enumerate(base.values()):
-            self._ledger.find(BASE, number, read_data_file(table, scan, task), untouched=False)
+            self._states.find(BASE, number, read_data_file(table, scan, task), untouched=False)
         return affected
 
     def _kept(self, table: Table, number: int, task: FileScanTask) -> Iterator[pa.RecordBatch]:
@@ -320,7 +320,7 @@ class _Replacement:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        affected = pa.array(self._ledger.found_in(number), pa.large_string())
+        affected = pa.array(self._states.found_in(number), pa.large_string())
         for batch in read_rows(table, scan_partition(table, self._change.partition), task):
             uris = batch.column("audio_uri").cast(pa.large_string())
             yield batch.filter(pc.invert(pc.is_in(uris, value_set=affected)))

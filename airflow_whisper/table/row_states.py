@@ -86,14 +86,14 @@ class Verdict:
 
 
 @contextmanager
-def open_ledger() -> Iterator[Ledger]:
-    """A ledger in a temporary file, which is deleted at the end."""
+def open_row_states() -> Iterator[RowStates]:
+    """Row states in a temporary file, which is deleted at the end."""
     with ScratchDatabase("whisper-register-", _CREATE) as database:
-        yield Ledger(database)
+        yield RowStates(database)
 
 
-class Ledger:
-    """The files of one run: wanted, found in the partition, staged. Made by :func:`open_ledger`."""
+class RowStates:
+    """The files of one run: wanted, found in the partition, staged. Made by :func:`open_row_states`."""
 
     def __init__(self, database: ScratchDatabase) -> None:
         self._db = database

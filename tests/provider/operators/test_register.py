@@ -131,8 +131,8 @@ def test_run_that_is_not_ready_is_refused(tmp_path: Path, missing: str, message:
         ({"passed": False}, "validation failed, so nothing is registered"),
         ({"passed": True, "manifest_id": "0" * 32}, "is about manifest 0000"),
         ({"passed": "true"}, "validation failed"),
-        ({}, "is no validation report"),
-        ([], "is no validation report"),
+        ({}, "is not a validation report"),
+        ([], "is not a validation report"),
     ],
 )
 def test_run_without_a_passing_report_of_its_own_is_refused(

@@ -1,0 +1,102 @@
+"""Catalogs from Airflow connections, and the embedded one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lakes import (
+    TABLE,
+    change,
+    data_files_on_disk,
+    uris,
+)
+from pyiceberg.catalog.sql import SqlCatalog
+
+from airflow_whisper.hooks.catalog import open_catalog
+from airflow_whisper.table.errors import (
+    CatalogConnectionError,
+)
+from airflow_whisper.table.replace import replace_rows
+
+
+def test_embedded_catalog_lies_in_the_folder_of_the_variable(catalog_env: SimpleNamespace) -> None:
+    replace_rows(open_catalog(None), TABLE, change(["a"]))
+    assert (catalog_env.warehouse / "catalog.db").is_file()
+    assert data_files_on_disk(catalog_env.warehouse)
+    # What the documentation tells people to paste must find the same table.
+    folder = catalog_env.warehouse
+    own = SqlCatalog("whisper", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}")
+    assert own.load_table(TABLE).scan().count() == 1
+
+
+def test_embedded_catalog_defaults_to_airflow_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIRFLOW_WHISPER_WAREHOUSE", raising=False)
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "home of airflow"))
+    replace_rows(open_catalog(None), TABLE, change(["a"]))
+    assert (tmp_path / "home of airflow" / "whisper_warehouse" / "catalog.db").is_file()
+    assert uris(open_catalog(None)) == ["a"]
+
+
+@pytest.mark.parametrize("folder", ["s3://lake/warehouse", "/tmp/a#b", "/tmp/a?b"])
+def test_embedded_catalog_refuses_a_folder_it_cannot_use(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_WHISPER_WAREHOUSE", folder)
+    with pytest.raises(CatalogConnectionError, match="AIRFLOW_WHISPER_WAREHOUSE"):
+        open_catalog(None)
+
+
+def test_missing_connection_says_how_to_create_it() -> None:
+    with pytest.raises(
+        CatalogConnectionError, match=r"airflow connections add no_such_catalog --conn-type iceberg"
+    ):
+        open_catalog("no_such_catalog")
+
+
+def test_connection_of_another_type_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_LAKE", json.dumps({"conn_type": "aws", "login": "k", "password": "s3cret-s3cret"})
+    )
+    with pytest.raises(CatalogConnectionError, match="is of type 'aws'") as refused:
+        open_catalog("lake")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_iceberg_connection_reaches_a_rest_catalog_that_checks_signatures(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", s3.lake().connection)
+    registered = replace_rows(open_catalog("lake"), TABLE, change(["a", "b"]))
+    assert registered is not None
+    assert registered.table_location.startswith("s3://")
+    assert uris(open_catalog("lake")) == ["a", "b"]
+
+
+def test_iceberg_connection_reaches_a_sql_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lake").mkdir()
+    extra = {"type": "sql", "uri": f"sqlite:///{tmp_path}/lake/c.db", "warehouse": f"file://{tmp_path}/lake"}
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps({"conn_type": "iceberg", "extra": extra}))
+    replace_rows(open_catalog("lake"), TABLE, change(["a"]))
+    assert uris(open_catalog("lake")) == ["a"]
+
+
+def test_secrets_of_a_connection_are_masked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    masked: list[str] = []
+    monkeypatch.setattr("airflow.sdk.log.mask_secret", lambda secret, name=None: masked.append(str(secret)))
+    extra = {
+        "type": "sql",
+        "uri": f"sqlite:///{tmp_path}/c.db",
+        "s3.secret-access-key": "storage-secret",
+        "token-refresh-enabled": "true",
+        "auth": {"oauth2": {"client_secret": "oauth-secret"}},
+        "backup": "postgresql://user:database-secret@host/db",
+    }
+    connection = {"conn_type": "iceberg", "password": "catalog-secret", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps(connection))
+    open_catalog("lake")
+    assert {"storage-secret", "oauth-secret", "database-secret", "catalog-secret"} <= set(masked)
+    assert "true" not in masked  # would black out half of every log
