@@ -24,7 +24,7 @@ from whisper_spark.contract import (
     transcript_schema,
 )
 from whisper_spark.decoding.quality import compression_ratio
-from whisper_spark.decoding.quality_gate import WindowText
+from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.staging.result import RunResult, StagedFile
 
 OPTIONS = WhisperOptions(model="base")
@@ -158,6 +158,8 @@ def stage_run(
 def window_text(text: str, **changes: Any) -> WindowText:
     """What was heard in one window of English: sure of itself, and past the quality gate."""
     base = WindowText(
+        channel=0,
+        number=0,
         tokens=tuple(range(len(text.split()) + 2)),
         text=text,
         language="en",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from whisper_spark.audio.decode import AudioError, Samples, open_audio
-from whisper_spark.audio.features import Features, LogMel
+from whisper_spark.audio.features import LogMel
 from whisper_spark.audio.files import AudioFile, FileError
-from whisper_spark.audio.windows import ChunkMap, Window, WindowPacker
+from whisper_spark.audio.windows import Window, WindowPacker
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.progress.counters import stage, timed
 from whisper_spark.storage.objects import ObjectChanged, ObjectForbidden, ObjectNotFound, ObjectStorage
@@ -38,19 +38,6 @@ class Opened:
     declared_s: float | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ReadWindow:
-    """A window of a file.
-
-    :param channel: 0, or the channel when they are split.
-    :param features: log-mel features, float32 of shape (mel bands, frames), 10 ms a frame.
-    """
-
-    channel: int
-    features: Features
-    map: ChunkMap
-
-
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The whole file has been read. Lengths in seconds.
@@ -63,7 +50,7 @@ class Finished:
     truncated: bool
 
 
-Part = Opened | ReadWindow | Finished | FileError
+Part = Opened | Window | Finished | FileError
 
 
 class Reader(Protocol):
@@ -124,11 +111,9 @@ class FileReader:
         with stage("decode"), self._turns:
             audio = open_audio(stream, split=split, max_duration_s=options.max_duration_s)
         yield Opened(size, audio.channels, audio.declared_s)
-        packers = [WindowPacker(options) for _ in range(audio.channels if split else 1)]
-        for channel, window in _windows(timed("decode", self._in_turn(audio.blocks())), packers):
-            with stage("features"):
-                features = self._features(window.samples)
-            yield ReadWindow(channel, features, window.map)
+        channels = range(audio.channels if split else 1)
+        packers = [WindowPacker(options, self._features, channel) for channel in channels]
+        yield from _windows(timed("decode", self._in_turn(audio.blocks())), packers)
         speech_s = sum(packer.speech_seconds for packer in packers)
         yield Finished(audio.decoded_s, speech_s, audio.truncated)
 
@@ -153,11 +138,9 @@ def opened_from(storage: ObjectStorage) -> Callable[[AudioFile], tuple[BinaryIO,
     return open_file
 
 
-def _windows(blocks: Iterable[Samples], packers: list[WindowPacker]) -> Iterator[tuple[int, Window]]:
+def _windows(blocks: Iterable[Samples], packers: list[WindowPacker]) -> Iterator[Window]:
     for block in blocks:
         for channel, packer in enumerate(packers):
-            for window in timed("vad", packer.push(block[channel])):
-                yield channel, window
-    for channel, packer in enumerate(packers):
-        for window in timed("vad", packer.finish()):
-            yield channel, window
+            yield from timed("vad", packer.push(block[channel]))
+    for packer in packers:
+        yield from timed("vad", packer.finish())

@@ -1,15 +1,16 @@
-"""Blocks of samples -> speech regions -> windows of limited length, each with its chunk map.
+"""Blocks of samples -> speech regions -> windows of limited length.
 
 Everything here streams: memory does not grow with the length of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from whisper_spark.audio.features import Features
 from whisper_spark.audio.vad import (
     FixedSegmenter,
     Region,
@@ -19,6 +20,11 @@ from whisper_spark.audio.vad import (
     window_samples,
 )
 from whisper_spark.contract import SAMPLE_RATE, WhisperOptions
+from whisper_spark.progress.counters import stage
+
+# Seconds that a word may reach over the border of detected speech: the detector needs a few 32 ms frames
+# to notice an onset, and soft consonants at either end stay below its threshold.
+_REACH = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +83,46 @@ class ChunkMap:
         return first, min(max(end + shift, first), high)
 
 
-_REACH = 0.15
-# Seconds that a word may reach over the border of detected speech: the detector needs a few 32 ms frames
-# to notice an onset, and soft consonants at either end stay below its threshold.
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """What Whisper sees at once, at most ``chunk_length`` seconds: ``samples`` is float32 mono at 16 kHz."""
+    """Speech of one channel that Whisper sees at once, at most ``chunk_length`` seconds of it.
 
-    samples: Samples
+    :param channel: 0, or the channel when they are split.
+    :param number: its place among the windows of its channel, from 0.
+    :param map: where its chunks come from.
+    :param features: log-mel features, float32 of shape (mel bands, frames), 10 ms a frame, unpadded.
+    """
+
+    channel: int
+    number: int
     map: ChunkMap
+    features: Features
+
+    @property
+    def frames(self) -> int:
+        """Frames of features, 10 ms each."""
+        return int(self.features.shape[-1])
+
+    @property
+    def end(self) -> float:
+        """Where it ends in the file, in seconds."""
+        last = self.map.chunks[-1]
+        return last.start + last.length
 
 
 class WindowPacker:
-    """Packs the speech of one channel into windows of at most ``options.chunk_length`` seconds, in order."""
+    """Packs the speech of one channel into windows of at most ``options.chunk_length`` seconds, in order.
 
-    def __init__(self, options: WhisperOptions) -> None:
+    :param features: makes features of samples, see :class:`~whisper_spark.audio.features.LogMel`.
+    :param channel: of the windows.
+    """
+
+    def __init__(
+        self, options: WhisperOptions, features: Callable[[Samples], Features], channel: int = 0
+    ) -> None:
+        self._features = features
+        self._channel = channel
+        self._number = 0
         self._segment: Segmenter = SpeechSegmenter(options) if options.vad else FixedSegmenter(options)
         self._limit = window_samples(options)
         self._pieces: list[Region] = []
@@ -123,13 +152,17 @@ class WindowPacker:
 
     def _take(self) -> Window:
         pieces, self._pieces, self._length = self._pieces, [], 0
-        return _window(pieces)
+        with stage("features"):
+            features = self._features(np.concatenate([piece.samples for piece in pieces]))
+        window = Window(self._channel, self._number, _map_of(pieces), features)
+        self._number += 1
+        return window
 
 
-def _window(pieces: list[Region]) -> Window:
+def _map_of(pieces: list[Region]) -> ChunkMap:
     chunks, offset = [], 0
     for piece in pieces:
         in_samples = (offset, piece.start, len(piece.samples), piece.lead, piece.tail)
         chunks.append(Chunk(*(value / SAMPLE_RATE for value in in_samples)))
         offset += len(piece.samples)
-    return Window(np.concatenate([piece.samples for piece in pieces]), ChunkMap(tuple(chunks)))
+    return ChunkMap(tuple(chunks))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from whisper_spark.decoding.quality_gate import WindowText
+from whisper_spark.decoding.window_text import WindowText
 
 LONGEST = 60
 """Tokens of previous text that a window is given at most. Whisper takes up to 223 (openai/whisper

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from whisper_spark.audio.windows import ChunkMap
 from whisper_spark.contract import WhisperOptions, Word
@@ -18,6 +17,7 @@ from whisper_spark.decoding.quality import (
     repeated_phrase,
     unlikely_rate,
 )
+from whisper_spark.decoding.window_text import WindowText
 
 AGREEMENT = 0.9
 """Share of words in which two tries must agree to confirm each other."""
@@ -34,36 +34,6 @@ seconds, 2.5 and 1.2, and both lacked words."""
 
 MOST_TOKENS_PER_SECOND = 8.0
 """Of detected speech. Conversation has 3 to 5; a loop fills a window with many more."""
-
-
-@dataclass(frozen=True, slots=True)
-class WindowText:
-    """What was said in one window.
-
-    :param tokens: text tokens, without special ones.
-    :param avg_logprob: log probability of a token, on average.
-    :param no_speech_prob: probability that nothing was said.
-    :param capped: all tokens that were allowed are used up.
-    :param reliable: passed the quality gate.
-    :param start: first moment of speech in it, in seconds of the file.
-    :param end: last moment of speech in it, in seconds of the file.
-    :param words: with times in the file; ``None`` when word timestamps are off.
-    :param incomplete: the words leave out detected speech; unknown, and ``False``, without words.
-    """
-
-    tokens: tuple[int, ...]
-    text: str
-    language: str
-    avg_logprob: float
-    no_speech_prob: float
-    compression_ratio: float
-    temperature: float
-    capped: bool
-    reliable: bool
-    start: float
-    end: float
-    words: tuple[Word, ...] | None = None
-    incomplete: bool = False
 
 
 def is_reliable(text: WindowText, speech_s: float, options: WhisperOptions) -> bool:

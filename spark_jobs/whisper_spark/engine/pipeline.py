@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,22 +19,33 @@ import numpy as np
 
 from whisper_spark.audio.features import FULL_FRAMES, Features
 from whisper_spark.audio.files import AudioFile, FileError
-from whisper_spark.audio.reader import Finished, Opened, Reader, ReadWindow
+from whisper_spark.audio.reader import Finished, Opened, Reader
+from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.decoding.decoder import WindowDecoder, WindowTask, context_frames
+from whisper_spark.decoding.contexts import context_frames
+from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import UnusableDeviceError
 from whisper_spark.decoding.encoder_output import Encoded
 from whisper_spark.decoding.previous_text import PreviousText
 from whisper_spark.decoding.quality import MIN_LANGUAGE_PROBABILITY
-from whisper_spark.decoding.quality_gate import WindowText
-from whisper_spark.engine.batching import Batches, FileWork, Job, Step
+from whisper_spark.decoding.window_text import WindowText
+from whisper_spark.engine.batching import Batches
+from whisper_spark.engine.work import FileWork, QueuedWindow, Step
 from whisper_spark.progress.counters import Progress, count, stage
 
 log = logging.getLogger(__name__)
 
-_HEAD = 2
 # Windows that vote on the language of a file: 40 seconds of speech by default. They travel in one batch,
 # so that the encoder runs once; whatever the size of batches, so that it does not decide on the language.
+_VOTERS = 2
+
+# For each decoder: one that it takes next, and others of different length to choose from. The more windows
+# wait, the more of them are of equal length; 32 MiB are about two minutes of work for a CPU.
+_BATCHES_AHEAD = 4
+_LEAST_AHEAD_BYTES = 32 * 1024 * 1024
+
+# How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
+_PATIENCE_SECONDS = 0.2
 
 
 class Pipeline:
@@ -133,16 +143,14 @@ class Pipeline:
         """Hand over the windows of a file as they come."""
         if not self._decoder.multilingual:
             work.language = "en"
-        head: list[Job] = []
-        numbers: Counter[int] = Counter()  # windows so far, by channel
+        head: list[Window] = []
         for part in reader.read(work.file):
             if self._stopped:
                 return
             match part:
-                case ReadWindow():
-                    head.append(self._job(work, part, numbers[part.channel]))
-                    numbers[part.channel] += 1
-                    if work.issued or work.language or len(head) == _HEAD:
+                case Window():
+                    head.append(part)
+                    if work.issued or work.language or len(head) == _VOTERS:
                         self._put(work, head)
                         head = []
                 case Opened():
@@ -159,27 +167,21 @@ class Pipeline:
             work.read = True
             self._finish_if_complete(work)
 
-    def _job(self, work: FileWork, window: ReadWindow, number: int) -> Job:
-        alone = number == 0 or not self._options.condition_on_previous_text
-        features = window.features
-        task = WindowTask(features, window.map, context_frames(features.shape[1]), alone)
-        return Job(work, window.channel, number, task)
-
-    def _put(self, work: FileWork, jobs: list[Job]) -> None:
+    def _put(self, work: FileWork, windows: list[Window]) -> None:
         """Make windows ready for the device, then wait while too much is.
 
         Waiting comes after: a thread that waits never holds back work, so the device can always go on.
         """
-        context = max(job.task.context for job in jobs)  # those that vote travel together
-        jobs = [replace(job, task=replace(job.task, context=context)) for job in jobs]
+        context = max(context_frames(window.frames) for window in windows)  # those that vote share a batch
+        queued = [QueuedWindow(work, window, context) for window in windows]
         with self._state:
             first = work.issued == 0
-            work.issued += len(jobs)
-            self._bytes += sum(job.size for job in jobs)
+            work.issued += len(queued)
+            self._bytes += sum(item.size for item in queued)
             if first or work.language:
-                self._ready.add(jobs)
+                self._ready.add(queued)
             else:
-                work.held.extend(jobs)
+                work.waiting_for_language.extend(queued)
             self._state.notify_all()
             self._blocked += 1
             with stage("blocked"):
@@ -198,7 +200,7 @@ class Pipeline:
             self._decode_batch(batch)
         self._done.put(None)
 
-    def _next_batch(self) -> list[Job]:
+    def _next_batch(self) -> list[QueuedWindow]:
         """Windows of equal context from any files; empty when there will be no more."""
         with self._state, stage("idle"):
             patient = True
@@ -215,9 +217,9 @@ class Pipeline:
     def _finished(self) -> bool:
         return self._reading == 0 and self._bytes == 0
 
-    def _decode_batch(self, batch: list[Job]) -> None:
+    def _decode_batch(self, batch: list[QueuedWindow]) -> None:
         try:
-            results: list[WindowText | FileError | Job] = list(self._decoded(batch))
+            results: list[WindowText | FileError | QueuedWindow] = list(self._decoded(batch))
         except Exception as error:  # whatever it is, it must not take other files' windows with it
             if _device_is_lost(error):
                 raise UnusableDeviceError(f"{self._decoder.device.name} failed: {error}") from error
@@ -228,29 +230,31 @@ class Pipeline:
                 return
             log.exception("cannot decode a window of %s", batch[0].work.file.uri)
             results = [_decoding_error(error)]
-        count("windows", sum(job.step is Step.FIRST for job in batch))
-        count("retried_windows", sum(isinstance(r, Job) and r.step is Step.SUSPECT for r in results))
+        again = [result for result in results if isinstance(result, QueuedWindow)]
+        count("windows", sum(item.step is Step.FIRST for item in batch))
+        count("retried_windows", sum(item.step is Step.RETRY for item in again))
         pairs = list(zip(batch, results, strict=True))
-        self._progress.heard({j.work.file.uri: j.end for j, result in pairs if not isinstance(result, Job)})
+        done = [item for item, result in pairs if not isinstance(result, QueuedWindow)]
+        self._progress.heard({item.work.file.uri: item.window.end for item in done})
         with self._state:
-            for job, result in pairs:
-                self._settle(job, result)
-            for work in {id(job.work): job.work for job in batch}.values():
+            for item, result in pairs:
+                self._settle(item, result)
+            for work in {id(item.work): item.work for item in batch}.values():
                 self._release(work)
             self._state.notify_all()
 
-    def _settle(self, job: Job, result: WindowText | FileError | Job) -> None:
+    def _settle(self, item: QueuedWindow, result: WindowText | FileError | QueuedWindow) -> None:
         """Keep what came of a window, or put it back into the queue."""
-        work = job.work
-        self._bytes -= job.size
-        if job.step is Step.FIRST:
-            text = result.text if isinstance(result, Job) else result
-            previous = work.previous.setdefault(job.channel, PreviousText())
-            previous.add(job.number, text if isinstance(text, WindowText) else None)
-        if isinstance(result, Job):
+        work, window = item.work, item.window
+        self._bytes -= item.size
+        if item.step is Step.FIRST:
+            text = result.text if isinstance(result, QueuedWindow) else result
+            previous = work.previous.setdefault(window.channel, PreviousText())
+            previous.add(window.number, text if isinstance(text, WindowText) else None)
+        if isinstance(result, QueuedWindow):
             self._bytes += result.size
-            if result.step is Step.UNSURE:
-                work.unsure.append(result)
+            if result.step is Step.REFINE:
+                work.waiting_for_text.append(result)
             else:
                 self._ready.add([result])
             return
@@ -258,81 +262,83 @@ class Pipeline:
         if isinstance(result, FileError):
             work.error = work.error or result
         else:
-            work.texts.append((job.channel, job.number, result))
+            work.texts.append(result)
         self._finish_if_complete(work)
 
     def _release(self, work: FileWork) -> None:
         """The windows of a file that waited for its language, or for the text before them."""
-        if work.held and (work.language or work.error):
+        if work.waiting_for_language and (work.language or work.error):
             work.language = work.language or "en"  # never used: the file has failed
-            for job in work.held:
-                self._ready.add([job])
-            work.held = []
-        waiting, work.unsure = work.unsure, []
-        for job in waiting:
-            previous = work.previous[job.channel]
+            for item in work.waiting_for_language:
+                self._ready.add([item])
+            work.waiting_for_language = []
+        waiting, work.waiting_for_text = work.waiting_for_text, []
+        for item in waiting:
+            previous, number = work.previous[item.window.channel], item.window.number
             if not self._options.condition_on_previous_text:
-                self._ready.add([job])
-            elif previous.is_known(job.number):
-                language = job.text.language if job.text else ""
-                self._ready.add([replace(job, before=previous.tokens(job.number, language))])
+                self._ready.add([item])
+            elif previous.is_known(number):
+                language = item.text.language if item.text else ""
+                self._ready.add([replace(item, before=previous.tokens(number, language))])
             else:
-                work.unsure.append(job)
+                work.waiting_for_text.append(item)
 
-    def _decoded(self, batch: list[Job]) -> Iterator[WindowText | Job]:
+    def _decoded(self, batch: list[QueuedWindow]) -> Iterator[WindowText | QueuedWindow]:
         """The text of each window, or the window as it is to be decoded once more."""
-        tasks = [job.task for job in batch]
-        texts = [job.text for job in batch if job.text]
+        windows = [item.window for item in batch]
+        texts = [item.text for item in batch if item.text]
         unsure: dict[int, Features] = {}
         match batch[0].step:
             case Step.FIRST:
-                texts, unsure = self._first_texts(batch, tasks)
-            case Step.UNSURE:
-                encoded = np.concatenate([job.encoded for job in batch if job.encoded is not None])
-                texts = self._decoder.refine(encoded, tasks, texts, [job.before for job in batch])
-            case Step.SUSPECT:
+                texts, unsure = self._first_texts(batch, windows)
+            case Step.REFINE:
+                encoded = np.concatenate([item.encoded for item in batch if item.encoded is not None])
+                texts = self._decoder.refine(encoded, windows, texts, [item.before for item in batch])
+            case Step.RETRY:
                 with stage("retry", whole=True):
-                    texts = self._decoder.retry(tasks, texts)
-        for i, (job, text) in enumerate(zip(batch, texts, strict=True)):
+                    texts = self._decoder.retry(windows, texts, [item.context for item in batch])
+        for i, (item, text) in enumerate(zip(batch, texts, strict=True)):
             if i in unsure:
-                yield replace(job, step=Step.UNSURE, text=text, encoded=unsure[i])
-            elif text.reliable or job.step is Step.SUSPECT:
+                yield replace(item, step=Step.REFINE, text=text, encoded=unsure[i])
+            elif text.reliable or item.step is Step.RETRY:
                 yield text
             else:
-                yield replace(job, step=Step.SUSPECT, text=text, encoded=None, before=())
+                yield replace(item, step=Step.RETRY, text=text, encoded=None, before=())
 
     def _first_texts(
-        self, batch: list[Job], tasks: list[WindowTask]
+        self, batch: list[QueuedWindow], windows: list[Window]
     ) -> tuple[list[WindowText], dict[int, Features]]:
         """Texts, and what the encoder gave for those that greedy decoding is unsure of, by position."""
         with stage("encode"):
-            encoded = self._decoder.encode(tasks)
+            encoded = self._decoder.encode(windows, batch[0].context)
         with stage("language"):
             languages, known = self._languages(encoded, batch)
-        texts = self._decoder.transcribe(encoded, tasks, languages, known)
-        unsure = [i for i, text in enumerate(texts) if self._decoder.is_unsure(text, tasks[i])]
+        texts = self._decoder.transcribe(encoded, windows, languages, known)
+        unsure = [i for i, text in enumerate(texts) if self._decoder.is_unsure(text)]
         if not unsure:
             return texts, {}
         rows = encoded.on_host
         return texts, {i: rows[i : i + 1].copy() for i in unsure}  # copies, or all rows stay in memory
 
-    def _languages(self, encoded: Encoded, batch: list[Job]) -> tuple[list[str], dict[int, WindowText]]:
+    def _languages(
+        self, encoded: Encoded, batch: list[QueuedWindow]
+    ) -> tuple[list[str], dict[int, WindowText]]:
         """A language for each window, and the texts that were needed to decide.
 
         It is that of its file, decided by vote where it is not known yet. With ``multilingual`` a window
         has its own, unless that is uncertain.
         """
-        tasks = [job.task for job in batch]
-        open_ = {id(job.work): job.work for job in batch if not job.work.language}
-        members = [[i for i, job in enumerate(batch) if id(job.work) == key] for key in open_]
+        windows = [item.window for item in batch]
+        open_ = {id(item.work): item.work for item in batch if not item.work.language}
+        members = [[i for i, item in enumerate(batch) if id(item.work) == key] for key in open_]
         known: dict[int, WindowText] = {}
         if open_:
-            decisions = self._decoder.languages_of_files(encoded, tasks, members)
+            decisions = self._decoder.languages_of_files(encoded, windows, members)
             with self._state:
                 for work, decision in zip(open_.values(), decisions, strict=True):
                     work.language, work.language_probability = decision.language, decision.probability
                     known.update(decision.texts)
-        languages = [job.work.language or "" for job in batch]
+        languages = [item.work.language or "" for item in batch]
         if self._options.multilingual:
             for i, row in enumerate(self._decoder.language_probabilities(encoded)):
                 language, probability = max(row.items(), key=lambda item: item[1])
@@ -341,16 +347,7 @@ class Pipeline:
         return languages, known
 
 
-_BATCHES_AHEAD = 4
-_LEAST_AHEAD_BYTES = 32 * 1024 * 1024
-# For each decoder: one that it takes next, and others of different length to choose from. The more windows
-# wait, the more of them are of equal length; 32 MiB are about two minutes of work for a CPU.
-
-_PATIENCE_SECONDS = 0.2
-# How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
-
-
-def _halves(batch: list[Job]) -> Iterator[list[Job]]:
+def _halves(batch: list[QueuedWindow]) -> Iterator[list[QueuedWindow]]:
     middle = len(batch) // 2
     yield batch[:middle]
     yield batch[middle:]

@@ -22,12 +22,13 @@ from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import UnusableDeviceError, choose_device
 from whisper_spark.decoding.model import ModelError, find_model
 from whisper_spark.decoding.quality import quality_flags
-from whisper_spark.decoding.quality_gate import WindowText, is_silence
+from whisper_spark.decoding.quality_gate import is_silence
 from whisper_spark.decoding.segments import join_texts, numbered, split_into_segments
-from whisper_spark.engine.batching import FileWork
+from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.engine.malloc import keep_freed_memory, release_freed_memory
 from whisper_spark.engine.pipeline import Pipeline
 from whisper_spark.engine.readers import MOST_READERS, reader_processes
+from whisper_spark.engine.work import FileWork
 from whisper_spark.progress.counters import Progress, stage
 from whisper_spark.storage.objects import ObjectStorage, normalise_uri
 
@@ -123,11 +124,11 @@ class Engine:
                 error_code=work.error.code,
                 error_message=work.error.message[:_MESSAGE_CHARS],
             )
-        texts = sorted(work.texts, key=lambda item: item[:2])
-        spoken = [item for item in texts if not is_silence(item[2], self.options)]
+        texts = sorted(work.texts, key=lambda text: (text.channel, text.number))
+        spoken = [text for text in texts if not is_silence(text, self.options)]
         split = self.options.channels == "split"
         segments = numbered(
-            s for channel, _, text in spoken for s in _segments(text, channel if split else None)
+            segment for text in spoken for segment in _segments(text, text.channel if split else None)
         )
         language = (self.options.multilingual and _main_language(segments)) or work.language
         transcript = replace(
@@ -151,7 +152,7 @@ class Engine:
         plain = WhisperOptions(model=self.options.model, vad=False)  # whatever the user's options refuse
         reader = FileReader(plain, self._decoder.features, lambda _: (BytesIO(data), len(data)))
         works = list(Pipeline([clip], self._decoder, plain, [reader]))
-        text = " ".join(text.text for work in works for _, _, text in work.texts)
+        text = " ".join(text.text for work in works for text in work.texts)
         problem = None
         if works and works[0].error:
             problem = f"it failed: {works[0].error.message}"
@@ -197,16 +198,16 @@ def _segment(
     )
 
 
-def _engine_flags(work: FileWork, spoken: list[tuple[int, int, WindowText]]) -> tuple[str, ...]:
+def _engine_flags(work: FileWork, spoken: list[WindowText]) -> tuple[str, ...]:
     flags = []
-    said = any(text.text for _, _, text in spoken)
-    if not said and not any(_empty_by_mistake(text) for _, _, text in work.texts):
+    said = any(text.text for text in spoken)
+    if not said and not any(_empty_by_mistake(text) for text in work.texts):
         flags.append("no_speech")
     if work.truncated:
         flags.append("truncated")
-    if any(text.capped for _, _, text in spoken):
+    if any(text.capped for text in spoken):
         flags.append("token_limit")
-    if said and any(_misses_speech(text) for _, _, text in spoken):
+    if said and any(_misses_speech(text) for text in spoken):
         flags.append("missed_speech")
     return tuple(flags)
 

@@ -22,8 +22,9 @@ from speech import Clip
 from whisper_spark import WhisperOptions
 from whisper_spark.audio.features import LogMel
 from whisper_spark.audio.files import FileError
-from whisper_spark.audio.reader import FileReader, Finished, Part, ReadWindow, opened_from
+from whisper_spark.audio.reader import FileReader, Finished, Part, opened_from
 from whisper_spark.audio.reader_process import ReaderProcess
+from whisper_spark.audio.windows import Window
 from whisper_spark.decoding import model
 from whisper_spark.decoding.device import Device
 from whisper_spark.engine.readers import reader_processes
@@ -59,7 +60,7 @@ def readers() -> list[psutil.Process]:
 
 
 def comparable(parts: Iterator[Part]) -> list[Any]:
-    return [(p.channel, p.features.tobytes(), p.map) if isinstance(p, ReadWindow) else p for p in parts]
+    return [(p.channel, p.number, p.features.tobytes(), p.map) if isinstance(p, Window) else p for p in parts]
 
 
 def test_a_process_reads_what_a_thread_reads(

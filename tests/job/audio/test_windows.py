@@ -16,7 +16,7 @@ from whisper_spark.audio.windows import Window, WindowPacker
 
 
 def windows(samples: Samples, options: WhisperOptions | None = None, block: int = 10 * RATE) -> list[Window]:
-    packer = WindowPacker(options or WhisperOptions())
+    packer = WindowPacker(options or WhisperOptions(), lambda samples: samples)  # a window of plain samples
     blocks = [samples[i : i + block] for i in range(0, len(samples), block)]
     return [*itertools.chain.from_iterable(packer.push(b) for b in blocks), *packer.finish()]
 
@@ -50,7 +50,7 @@ def test_every_window_fits_and_its_map_leads_back_to_the_file(sentences: Samples
         for chunk in window.map.chunks:
             offset, start, length = (round(x * RATE) for x in (chunk.offset, chunk.start, chunk.length))
             np.testing.assert_array_equal(
-                window.samples[offset : offset + length], sentences[start : start + length]
+                window.features[offset : offset + length], sentences[start : start + length]
             )
 
 
@@ -77,7 +77,7 @@ def test_speech_without_any_pause_is_cut_but_not_lost(librivox: list[Clip]) -> N
 def test_without_voice_detection_everything_audible_is_transcribed(sentences: Samples) -> None:
     audible = sentences + np.float32(0.001)
     cut = windows(audible, WhisperOptions(vad=False, chunk_length=15.0))
-    np.testing.assert_array_equal(np.concatenate([w.samples for w in cut]), audible)
+    np.testing.assert_array_equal(np.concatenate([w.features for w in cut]), audible)
     assert all(w.map.seconds <= 15 for w in cut)
 
 

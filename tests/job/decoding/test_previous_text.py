@@ -7,7 +7,7 @@ import random
 from transcripts import window_text
 
 from whisper_spark.decoding.previous_text import LONGEST, PreviousText
-from whisper_spark.decoding.quality_gate import WindowText
+from whisper_spark.decoding.window_text import WindowText
 
 
 def window(*tokens: int, **changes: object) -> WindowText:

@@ -10,7 +10,6 @@ from transcripts import window_text as heard
 from whisper_spark import WhisperOptions, Word
 from whisper_spark.audio.windows import Chunk, ChunkMap
 from whisper_spark.decoding.quality_gate import (
-    WindowText,
     confirmed,
     credibility,
     is_echo,
@@ -19,6 +18,7 @@ from whisper_spark.decoding.quality_gate import (
     is_unsure,
     misses_speech,
 )
+from whisper_spark.decoding.window_text import WindowText
 
 OPTIONS = WhisperOptions(model="base")
 SENTENCE = "Please leave your message after the tone."

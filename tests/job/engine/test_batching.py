@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 
 from whisper_spark.audio.files import AudioFile
-from whisper_spark.audio.windows import Chunk, ChunkMap
-from whisper_spark.decoding.decoder import WindowTask
-from whisper_spark.engine import batching as jobs
-from whisper_spark.engine.batching import Batches, FileWork, Job, Step
+from whisper_spark.audio.windows import Chunk, ChunkMap, Window
+from whisper_spark.engine import batching
+from whisper_spark.engine.batching import Batches
+from whisper_spark.engine.work import FileWork, QueuedWindow, Step
 
 WORK = FileWork(AudioFile("file:///a.wav"))
 
 
-def window(number: int, context: int = 1000, step: Step = Step.FIRST, before: int = 0) -> Job:
+def window(number: int, context: int = 1000, step: Step = Step.FIRST, before: int = 0) -> QueuedWindow:
     features = np.zeros((80, context - 300), np.float32)
-    task = WindowTask(features, ChunkMap((Chunk(0.0, 0.0, 7.0),)), context)
-    return Job(WORK, 0, number, task, step, before=tuple(range(before)))
+    own = Window(0, number, ChunkMap((Chunk(0.0, 0.0, 7.0),)), features)
+    return QueuedWindow(WORK, own, context, step, before=tuple(range(before)))
 
 
 def taken(batches: Batches, shares: int = 1) -> list[int]:
     key, _ = batches.best()
     assert key is not None
-    return [job.number for job in batches.take(key, shares)]
+    return [queued.window.number for queued in batches.take(key, shares)]
 
 
 def test_a_batch_holds_as_many_windows_as_there_is_room_for() -> None:
@@ -43,12 +43,12 @@ def test_only_equal_windows_share_a_batch() -> None:
     unlike = [
         window(0),
         window(1, context=1200),
-        window(2, step=Step.UNSURE),
-        window(3, step=Step.UNSURE, before=20),
-        window(4, step=Step.SUSPECT),
+        window(2, step=Step.REFINE),
+        window(3, step=Step.REFINE, before=20),
+        window(4, step=Step.RETRY),
     ]
-    for job in unlike:
-        batches.add([job])
+    for queued in unlike:
+        batches.add([queued])
     assert sorted(tuple(taken(batches)) for _ in unlike) == [(0,), (1,), (2,), (3,), (4,)]
 
 
@@ -75,7 +75,7 @@ def test_a_batch_is_not_split_while_there_is_other_work_for_the_other_decoder() 
 def test_what_has_waited_too_long_goes_before_what_would_fill_a_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jobs, "_LONGEST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(batching, "_LONGEST_WAIT_SECONDS", 0.0)
     batches = Batches(room=2000)
     batches.add([window(0, context=1200)])
     for number in (1, 2):

@@ -14,20 +14,19 @@ PROGRAM = """
 import json, resource, sys
 import numpy as np
 from whisper_spark import WhisperOptions
-from whisper_spark.decoding.decoder import WindowTask
 from whisper_spark.engine.transcriber import AudioFile, get_engine
 from whisper_spark.audio.features import FULL_FRAMES
-from whisper_spark.audio.windows import Chunk, ChunkMap
+from whisper_spark.audio.windows import Chunk, ChunkMap, Window
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 model, clip = sys.argv[1:]
 engine = get_engine(WhisperOptions(model=model, num_workers=1))
-window = WindowTask(np.zeros((80, FULL_FRAMES), np.float32), ChunkMap((Chunk(0.0, 0.0, 30.0),)), FULL_FRAMES)
-engine._decoder.encode([window])
+window = Window(0, 0, ChunkMap((Chunk(0.0, 0.0, 30.0),)), np.zeros((80, FULL_FRAMES), np.float32))
+engine._decoder.encode([window], FULL_FRAMES)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-engine._decoder.encode([window])
+engine._decoder.encode([window], FULL_FRAMES)
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 kept = resident()
 list(engine.transcribe([AudioFile(clip)]))

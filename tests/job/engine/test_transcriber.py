@@ -20,8 +20,12 @@ from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
+from whisper_spark.audio.windows import Window
+from whisper_spark.decoding import decoder
 from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import UnusableDeviceError
+from whisper_spark.decoding.quality_gate import is_unsure
+from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.engine.transcriber import AudioFile, Engine, get_engine
 from whisper_spark.storage.objects import ObjectStorage
 
@@ -125,20 +129,18 @@ def test_text_before_a_window_makes_it_surer_and_does_not_depend_on_the_order_of
 def test_only_the_first_window_of_a_file_is_taken_for_one_without_text_before_it(
     librivox: list[Clip], options: WhisperOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone: list[bool] = []
-    original = WindowDecoder.encode
+    seen: dict[int, bool] = {}
 
-    def encode(self: WindowDecoder, tasks: list, *, full: bool = False) -> object:
-        if not full:  # what is decoded again has been here before
-            alone.extend(task.alone for task in sorted(tasks, key=lambda task: task.map.chunks[0].start))
-        return original(self, tasks, full=full)
+    def record(text: WindowText, options: WhisperOptions, *, alone: bool) -> bool:
+        seen[text.number] = alone
+        return is_unsure(text, options, alone=alone)
 
     engine = get_engine(dataclasses.replace(options, chunk_length=5.0, num_workers=1))
-    monkeypatch.setattr(WindowDecoder, "encode", encode)
+    monkeypatch.setattr(decoder, "is_unsure", record)
     longest = max(librivox, key=lambda clip: clip.seconds)
     list(engine.transcribe([AudioFile(f"file://{longest.path}")]))
-    assert len(alone) > 1
-    assert alone == [True] + [False] * (len(alone) - 1)
+    assert len(seen) > 1
+    assert seen == {number: number == 0 for number in range(len(seen))}
 
 
 def test_the_end_of_a_recording_is_heard(speech: list[Clip], options: WhisperOptions) -> None:
@@ -363,10 +365,10 @@ def test_a_window_that_breaks_the_decoder_fails_only_its_file(
     longest = max(librivox, key=lambda clip: clip.seconds)
     original = WindowDecoder.encode
 
-    def encode(self: WindowDecoder, tasks: list, *, full: bool = False) -> object:
-        if any(task.map.seconds > longest.seconds - 1 for task in tasks):
+    def encode(self: WindowDecoder, windows: list[Window], frames: int) -> object:
+        if any(window.map.seconds > longest.seconds - 1 for window in windows):
             raise RuntimeError("CUDA failed with error out of memory")
-        return original(self, tasks, full=full)
+        return original(self, windows, frames)
 
     monkeypatch.setattr(WindowDecoder, "encode", encode)
     files = [AudioFile(f"file://{clip.path}") for clip in librivox]

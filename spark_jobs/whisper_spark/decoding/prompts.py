@@ -1,0 +1,59 @@
+"""What the decoder is told before it begins: language and task, hot words, and the text so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from whisper_spark.contract import WhisperOptions
+from whisper_spark.decoding.passes import MAX_LENGTH
+
+LONGEST_PROMPT = MAX_LENGTH // 2 - 1
+"""Tokens of hot words and previous text (openai/whisper ``n_text_ctx // 2 - 1``)."""
+
+
+class Prompts:
+    """The prompts and tokenizers of a model. Its methods may be called from several threads at once.
+
+    :param folder: the model's, with its ``tokenizer.json``.
+    :param multilingual: the model knows more than English.
+    """
+
+    def __init__(self, options: WhisperOptions, folder: Path, *, multilingual: bool) -> None:
+        import tokenizers
+
+        self._options = options
+        self._multilingual = multilingual
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._for_language = lru_cache(maxsize=None)(self._made_for)
+        self._given = self._given_tokens()
+
+    def tokenizer(self, language: str) -> Any:
+        """faster-whisper's tokenizer for a language."""
+        return self._for_language(language)
+
+    def tokens(self, language: str, *, timestamps: bool = False, before: Sequence[int] = ()) -> list[int]:
+        """The prompt of one window.
+
+        :param timestamps: the model is to write timestamps.
+        :param before: tokens of the text before the window; the last ones count.
+        """
+        tokenizer = self.tokenizer(language)
+        said = self._given[-LONGEST_PROMPT:]
+        said = [*said, *before[len(before) - min(len(before), LONGEST_PROMPT - len(said)) :]]
+        opening = [tokenizer.sot_prev, *said] if said else []
+        ending = [] if timestamps else [tokenizer.no_timestamps]
+        return [*opening, *tokenizer.sot_sequence, *ending]
+
+    def _made_for(self, language: str) -> Any:
+        from faster_whisper.tokenizer import Tokenizer
+
+        return Tokenizer(self._tokenizer, self._multilingual, task=self._options.task, language=language)
+
+    def _given_tokens(self) -> list[int]:
+        """Hot words and initial prompt, in the place where Whisper expects the text so far."""
+        tokenizer = self.tokenizer("en")
+        texts = [text.strip() for text in (self._options.hotwords, self._options.initial_prompt) if text]
+        return [token for text in texts for token in tokenizer.encode(" " + text)]
