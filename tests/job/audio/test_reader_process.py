@@ -25,7 +25,7 @@ from whisper_spark.audio.files import FileError
 from whisper_spark.audio.reader import FileReader, Finished, Part, opened_from
 from whisper_spark.audio.reader_process import ReaderProcess
 from whisper_spark.audio.windows import Window
-from whisper_spark.decoding import model
+from whisper_spark.decoding import device
 from whisper_spark.decoding.device import Device
 from whisper_spark.engine.readers import reader_processes
 from whisper_spark.engine.transcriber import AudioFile, Engine
@@ -166,6 +166,6 @@ def test_processes_read_where_a_gpu_has_cores(
     kind: str, cores: int, asked: int | None, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    monkeypatch.setattr(model, "_task_context", lambda: None)
+    monkeypatch.setattr(device, "_task_context", lambda: None)
     options = dataclasses.replace(OPTIONS, prefetch_processes=asked)
     assert reader_processes(options, Device(kind, 0, 1, 1)) == processes

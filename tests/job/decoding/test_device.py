@@ -13,7 +13,7 @@ import pytest
 from note import write_block
 
 from whisper_spark import WhisperOptions
-from whisper_spark.decoding import model
+from whisper_spark.decoding import device
 from whisper_spark.decoding.device import Device, UnusableDeviceError, choose_device
 from whisper_spark.decoding.model import load_weights
 
@@ -33,7 +33,7 @@ def spark_task(monkeypatch: pytest.MonkeyPatch, addresses: list[str] | None, par
     """Makes this process a Spark task with these GPUs and four cores."""
     resources = {} if addresses is None else {"gpu": SimpleNamespace(addresses=addresses)}
     task = SimpleNamespace(resources=lambda: resources, partitionId=lambda: partition, cpus=lambda: 4)
-    monkeypatch.setattr(model, "_task_context", lambda: task)
+    monkeypatch.setattr(device, "_task_context", lambda: task)
 
 
 @pytest.mark.parametrize(
