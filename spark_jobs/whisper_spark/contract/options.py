@@ -6,41 +6,19 @@ Needs nothing but the standard library, so that a DAG file can import it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
-import re
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-LANGUAGES: frozenset[str] = frozenset(
-    "af am ar as az ba be bg bn bo br bs ca cs cy da de el en es et eu fa fi fo fr gl gu ha haw he hi hr "
-    "ht hu hy id is it ja jw ka kk km kn ko la lb ln lo lt lv mg mi mk ml mn mr ms mt my ne nl nn no oc "
-    "pa pl ps pt ro ru sa sd si sk sl sn so sq sr su sv sw ta te tg th tk tl tr tt uk ur uz vi yi yo yue "
-    "zh".split()
-)
-"""Whisper's language codes (openai/whisper, ``whisper/tokenizer.py``)."""
+from whisper_spark.contract.names import COMPUTE_TYPES, KNOWN_MODELS, LANGUAGES
+from whisper_spark.contract.option_checks import check_values, did_you_mean, shown, typed
 
-KNOWN_MODELS: frozenset[str] = frozenset(
-    "tiny tiny.en base base.en small small.en medium medium.en large-v1 large-v2 large-v3 large "
-    "large-v3-turbo turbo distil-small.en distil-medium.en distil-large-v2 distil-large-v3 "
-    "distil-large-v3.5".split()
-)
-"""Names that faster-whisper resolves to a repository on the model hub (``faster_whisper.utils``)."""
+__all__ = ["COMPUTE_TYPES", "KNOWN_MODELS", "LANGUAGES", "WhisperOptions"]
 
-COMPUTE_TYPES: frozenset[str] = frozenset(
-    "auto default int8 int8_float32 int8_float16 int8_bfloat16 int16 float16 bfloat16 float32".split()
-)
-"""CTranslate2's weight types, and ``auto``: float16 on a GPU, int8 on a CPU."""
-
-_FINGERPRINT_VERSION = 3
 # Raise it whenever a default below changes, because defaults are left out of the fingerprint.
-
-_URI = re.compile(r"^(s3|s3a|gs|gcs|az|abfs|abfss|file)://", re.IGNORECASE)
-_HUB_REPO = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_FINGERPRINT_VERSION = 3
 
 
 def _speed(default: Any) -> Any:
@@ -77,7 +55,8 @@ class WhisperOptions:
         faster than the length of its window.
     :param channels: ``"mix"`` averages all channels; ``"split"`` transcribes each channel by itself and
         segments carry the channel, as calls with one speaker per channel need.
-    :param initial_prompt: text in the style and spelling wanted, given to every window.
+    :param initial_prompt: text in the style and spelling wanted, given to every window. Whisper sees the last
+        223 tokens of hot words and prompt together.
     :param hotwords: words to prefer, given to every window as part of the prompt.
     :param beam_size: beams for windows that greedy decoding is not sure of; 1 decodes greedily throughout.
         Five, Whisper's own default, cost more and spare no errors here (``benchmarks/RESULTS.md``).
@@ -92,13 +71,15 @@ class WhisperOptions:
     :param length_penalty: exponential length penalty of beam search.
     :param repetition_penalty: above 1 penalises tokens already used.
     :param no_repeat_ngram_size: forbid repeating n-grams of this size; 0 is off.
-    :param temperature: tried in turn for windows that fail the quality gate.
+    :param temperature: the first is that of all windows, the others are tried in turn for those that fail the
+        quality gate. One to twenty numbers from 0 to 1.
     :param compression_ratio_threshold: gzip ratio above which text counts as a loop (openai/whisper: 2.4).
     :param log_prob_threshold: average token log probability below which text is suspect (openai/whisper: -1).
     :param no_speech_threshold: no-speech probability above which a window with suspect text is silence
         (openai/whisper: 0.6).
     :param suppress_blank: forbid an empty first token.
-    :param suppress_tokens: token ids never to produce; -1 stands for Whisper's non-speech symbols.
+    :param suppress_tokens: token ids never to produce; -1 stands for Whisper's non-speech symbols. ``()`` or
+        ``None`` suppress nothing.
     :param max_duration_s: longer files (seconds) become an error row ``too_long``.
     :param compute_type: CTranslate2 weight type; ``"auto"`` is float16 on a GPU and int8 on a CPU.
     :param device: ``"auto"`` takes the GPU that Spark assigned, else a CPU. Not in the fingerprint.
@@ -156,18 +137,17 @@ class WhisperOptions:
     prefetch_processes: int | None = _speed(None)
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "suppress_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)):
-                value = (value,)
-            object.__setattr__(self, name, tuple(value))
-        _check_types(self)
-        _check_values(self)
+        hints = typing.get_type_hints(WhisperOptions)
+        values = {name: typed(name, getattr(self, name), hint) for name, hint in hints.items()}
+        check_values(values)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def fingerprint(self) -> str:
         """16 hex digits that name the text-changing part of these options.
 
-        Equal options give equal fingerprints on every machine and in every release. Fields at their
+        Equal options give equal fingerprints on every machine and in every release, however their values are
+        written: ``temperature=0`` is ``(0.0,)``. Fields at their
         default are left out, so that a release which adds a field does not make all transcripts stale.
         """
         changed = {
@@ -194,7 +174,7 @@ class WhisperOptions:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"Whisper options are not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"Whisper options must be a JSON object, got {type(values).__name__}")
@@ -209,94 +189,5 @@ class WhisperOptions:
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                raise ValueError(f"unknown Whisper option {name!r}{_did_you_mean(name, known)}")
+                raise ValueError(f"unknown Whisper option {shown(name)}{did_you_mean(str(name), known)}")
         return cls(**values)
-
-
-def _check_types(options: WhisperOptions) -> None:
-    """Annotations decide: JSON and Airflow Params bring strings where numbers are meant."""
-    hints = typing.get_type_hints(WhisperOptions)
-    for name, hint in hints.items():
-        value = getattr(options, name)
-        allowed = typing.get_args(hint) or (hint,)
-        if type(None) in allowed and value is None:
-            continue
-        if typing.get_origin(hint) is Literal:
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-            continue
-        if typing.get_origin(hint) is tuple:
-            number = (int, float) if allowed[0] is float else (int,)
-            if not value or not all(isinstance(v, number) and not isinstance(v, bool) for v in value):
-                raise ValueError(f"{name} must be a sequence of {allowed[0].__name__}s, got {value!r}")
-            continue
-        kinds = tuple(t for t in allowed if t is not type(None))
-        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-            object.__setattr__(options, name, float(value))
-            continue
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(t.__name__ for t in kinds)
-            raise ValueError(f"{name} must be {names}, got {value!r} of type {type(value).__name__}")
-
-
-def _check_values(options: WhisperOptions) -> None:
-    model = options.model
-    if not (model in KNOWN_MODELS or _URI.match(model) or _HUB_REPO.match(model) or _is_path(model)):
-        raise ValueError(
-            f"unknown model {model!r}{_did_you_mean(model, KNOWN_MODELS)}. Use one of "
-            f"{', '.join(sorted(KNOWN_MODELS))}, a hub repository 'org/name', an absolute path, "
-            "or a URI such as 's3://bucket/models/base/'"
-        )
-    if options.model_sha256 is not None and not _SHA256.match(options.model_sha256):
-        raise ValueError("model_sha256 must be 64 lower-case hex digits: the SHA-256 of model.bin")
-    if options.language is not None and options.language not in LANGUAGES:
-        raise ValueError(
-            f"unknown language {options.language!r}{_did_you_mean(options.language, LANGUAGES)}. "
-            "Use a Whisper language code such as 'en', or None to detect it for each file"
-        )
-    if options.language is not None and options.multilingual:
-        raise ValueError("language and multilingual contradict each other: leave one of them out")
-    if options.compute_type not in COMPUTE_TYPES:
-        raise ValueError(
-            f"compute_type must be one of {', '.join(sorted(COMPUTE_TYPES))}, got {options.compute_type!r}"
-        )
-    if not all(0.0 <= t <= 1.0 for t in options.temperature):
-        raise ValueError(f"temperature must lie between 0 and 1, got {options.temperature!r}")
-    for name, low, high in _RANGES:
-        value = getattr(options, name)
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
-            raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
-
-
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("vad_threshold", 0.01, 0.99),
-    ("vad_min_silence_ms", 0, 30_000),
-    ("vad_speech_pad_ms", 0, 5_000),
-    ("chunk_length", 5.0, 30.0),
-    ("beam_size", 1, 32),
-    ("best_of", 1, 32),
-    ("patience", 0.1, 10.0),
-    ("greedy_log_prob_threshold", -100.0, 0.0),
-    ("length_penalty", 0.0, 10.0),
-    ("repetition_penalty", 0.1, 10.0),
-    ("no_repeat_ngram_size", 0, 100),
-    ("compression_ratio_threshold", 0.1, 1_000.0),
-    ("log_prob_threshold", -100.0, 0.0),
-    ("no_speech_threshold", 0.0, 1.0),
-    ("max_duration_s", 1.0, 31_536_000.0),
-    ("batch_size", 1, 1_024),
-    ("cpu_threads", 1, 1_024),
-    ("num_workers", 1, 1_024),
-    ("prefetch_files", 1, 10_000),
-    ("prefetch_bytes", 4 * 1024 * 1024, 2**40),
-    ("prefetch_processes", 0, 256),
-)
-
-
-def _is_path(model: str) -> bool:
-    return model.startswith(("/", "./", "../", "~"))
-
-
-def _did_you_mean(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -40,6 +40,7 @@ from whisper_spark.decoding.quality_gate import (
     is_silence,
     is_unsure,
 )
+from whisper_spark.decoding.vocabulary import check_options, load_tokenizer
 from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.progress.counters import stage
 
@@ -48,14 +49,20 @@ _LARGE_BYTES = 1_000_000_000
 
 
 class WindowDecoder:
-    """A loaded model. Its methods may be called from several threads at once."""
+    """A loaded model. Its methods may be called from several threads at once.
+
+    :param folder: the model, see :func:`~whisper_spark.decoding.model.find_model`.
+    :raises ModelError: when it cannot be loaded, or lacks a token that the options need.
+    """
 
     def __init__(self, options: WhisperOptions, folder: Path, device: Device) -> None:
         self.options = options
         self.device = device
+        tokenizer = load_tokenizer(folder)
         self._model = load_weights(folder, options, device)
+        check_options(options, tokenizer, multilingual=self.multilingual)
         self._weights_bytes = (folder / "model.bin").stat().st_size
-        self._prompts = Prompts(options, folder, multilingual=self.multilingual)
+        self._prompts = Prompts(options, tokenizer, multilingual=self.multilingual)
         self._aligner = Aligner(options, self._model, self._prompts)
         self._first = first_pass(options)
         self._refining = refining_pass(options)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding.passes import MAX_LENGTH
+
+log = logging.getLogger(__name__)
 
 LONGEST_PROMPT = MAX_LENGTH // 2 - 1
 """Tokens of hot words and previous text (openai/whisper ``n_text_ctx // 2 - 1``)."""
@@ -17,16 +19,14 @@ LONGEST_PROMPT = MAX_LENGTH // 2 - 1
 class Prompts:
     """The prompts and tokenizers of a model. Its methods may be called from several threads at once.
 
-    :param folder: the model's, with its ``tokenizer.json``.
+    :param tokenizer: the model's ``tokenizers.Tokenizer``.
     :param multilingual: the model knows more than English.
     """
 
-    def __init__(self, options: WhisperOptions, folder: Path, *, multilingual: bool) -> None:
-        import tokenizers
-
+    def __init__(self, options: WhisperOptions, tokenizer: Any, *, multilingual: bool) -> None:
         self._options = options
         self._multilingual = multilingual
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = tokenizer
         self._for_language = lru_cache(maxsize=None)(self._made_for)
         self._given = self._given_tokens()
 
@@ -41,8 +41,8 @@ class Prompts:
         :param before: tokens of the text before the window; the last ones count.
         """
         tokenizer = self.tokenizer(language)
-        said = self._given[-LONGEST_PROMPT:]
-        said = [*said, *before[len(before) - min(len(before), LONGEST_PROMPT - len(said)) :]]
+        room = min(len(before), LONGEST_PROMPT - len(self._given))
+        said = [*self._given, *before[len(before) - room :]]
         opening = [tokenizer.sot_prev, *said] if said else []
         ending = [] if timestamps else [tokenizer.no_timestamps]
         return [*opening, *tokenizer.sot_sequence, *ending]
@@ -56,4 +56,12 @@ class Prompts:
         """Hot words and initial prompt, in the place where Whisper expects the text so far."""
         tokenizer = self.tokenizer("en")
         texts = [text.strip() for text in (self._options.hotwords, self._options.initial_prompt) if text]
-        return [token for text in texts for token in tokenizer.encode(" " + text)]
+        tokens = [token for text in texts for token in tokenizer.encode(" " + text)]
+        tokens = [token for token in tokens if token < tokenizer.eot]  # special ones would end the prompt
+        if len(tokens) > LONGEST_PROMPT:
+            log.warning(
+                "hotwords and initial_prompt are %d tokens long; Whisper sees the last %d of them",
+                len(tokens),
+                LONGEST_PROMPT,
+            )
+        return tokens[-LONGEST_PROMPT:]

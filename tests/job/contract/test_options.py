@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from faster_whisper import available_models
+from faster_whisper import available_models, tokenizer
 
 from whisper_spark import WhisperOptions
 from whisper_spark.contract import Run, check_partition, parse_partition_path, partition_path
+from whisper_spark.contract.names import LANGUAGES, language_code
 from whisper_spark.contract.options import KNOWN_MODELS
 
 
@@ -30,11 +31,95 @@ from whisper_spark.contract.options import KNOWN_MODELS
         ({"vad": "yes"}, "vad must be bool"),
         ({"model_sha256": "abc"}, "64 lower-case hex digits"),
         ({"max_duration_s": float("nan")}, "max_duration_s must be between"),
+        ({"language": "English"}, r"unknown language 'English' \(did you mean 'en'\?\)"),
+        ({"language": "en-US"}, "did you mean 'en'"),
+        ({"language": "EN"}, "did you mean 'en'"),
+        ({"language": "zh_TW"}, "did you mean 'zh'"),
+        ({"language": "castilian"}, "did you mean 'es'"),
+        ({"language": "nb"}, "did you mean 'no'"),
+        ({"model": "base.en", "language": "de"}, "'base.en' knows English only.*use 'base'"),
+        ({"model": "tiny.en", "multilingual": True}, "knows English only: leave out multilingual"),
+        ({"model": "/models/\x00"}, "without control characters"),
+        ({"revision": " "}, "revision must be"),
+        ({"temperature": ()}, "temperature must have 1 to 20 values, got 0"),
+        ({"temperature": None}, "temperature must be a sequence of floats, got None"),
+        ({"temperature": (0.0, float("nan"))}, "temperature must lie between"),
+        ({"temperature": True}, "temperature must be a sequence of floats, got True"),
+        ({"temperature": "0.0"}, "temperature must be a sequence of floats"),
+        ({"beam_size": True}, "beam_size must be int, got True"),
+        ({"suppress_tokens": (True,)}, "suppress_tokens must be a sequence of ints"),
+        ({"suppress_tokens": (1.0,)}, "suppress_tokens must be a sequence of ints"),
+        ({"suppress_tokens": (-2,)}, "suppress_tokens must hold token ids.*got -2"),
+        ({"suppress_tokens": (1_000_000_000,)}, "suppress_tokens must hold token ids.*got 1000000000"),
+        ({"hotwords": "\ud800"}, "hotwords must be text"),
+        ({"hotwords": "{{ params.words }}"}, r"template.*options=\{'hotwords': '\{\{ ... \}\}'"),
+        ({"language": "{% if x %}en{% endif %}"}, "Airflow renders none inside WhisperOptions"),
     ],
 )
 def test_a_wrong_option_fails_at_once_and_says_what_is_accepted(wrong: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         WhisperOptions(**wrong)
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"temperature": [0.0] * 1_000_000},
+        {"temperature": [10**400]},
+        {"suppress_tokens": [0] * (2**20 + 1)},
+        {"suppress_tokens": [2**63]},
+        {"suppress_tokens": [10**5000]},
+        {"initial_prompt": "word " * 2_000_000},
+        {"hotwords": "w" * 10_001},
+        {"model": "org/" + "m" * 10_000_000},
+        {"language": "e" * 10_000_000},
+        {"beam_size": 10**5000},
+        {"batch_size": 2**64},
+        {"patience": 10**400},
+        {"max_duration_s": -(10**400)},
+        {"length_penalty": float("inf")},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_absurd_values_are_refused_with_a_message_that_can_be_read(absurd: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(absurd))) as refused:
+        WhisperOptions(**absurd)
+    assert len(str(refused.value)) < 1_000
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", '{"beam_size": ' + "9" * 5000 + "}", "[]", "null"])
+def test_json_that_holds_no_options_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match="Whisper options"):
+        WhisperOptions.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "other"),
+    [
+        ("temperature", 0, (0.0,)),
+        ("temperature", [0, 0.5, 1], (0.0, 0.5, 1.0)),
+        ("temperature", (-0.0, 0.2), (0.0, 0.2)),
+        ("length_penalty", 2, 2.0),
+        ("length_penalty", -0.0, 0.0),
+        ("chunk_length", 15, 15.0),
+        ("suppress_tokens", 5, [5]),
+        ("suppress_tokens", None, []),
+        ("initial_prompt", " ", None),
+        ("hotwords", "", None),
+    ],
+)
+def test_equal_options_have_equal_fingerprints_however_they_are_written(
+    field: str, one: object, other: object
+) -> None:
+    first, second = WhisperOptions(**{field: one}), WhisperOptions(**{field: other})
+    assert first == second
+    assert first.to_json() == second.to_json()
+    assert first.fingerprint() == second.fingerprint()
+    assert WhisperOptions.from_json(first.to_json()).fingerprint() == first.fingerprint()
+
+
+def test_nothing_to_suppress_is_not_the_default() -> None:
+    assert WhisperOptions(suppress_tokens=()).fingerprint() != WhisperOptions().fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -56,6 +141,12 @@ def test_every_kind_of_model_location_is_accepted(model: str) -> None:
 
 def test_the_short_names_of_models_are_those_of_faster_whisper() -> None:
     assert set(available_models()) == KNOWN_MODELS
+
+
+def test_the_codes_of_languages_are_those_of_faster_whisper() -> None:
+    assert set(tokenizer._LANGUAGE_CODES) == LANGUAGES
+    assert all(language_code(code) == code for code in LANGUAGES)
+    assert language_code("Klingon") is None
 
 
 def test_options_survive_json() -> None:
@@ -85,6 +176,10 @@ def test_what_changes_only_speed_does_not_make_transcripts_stale() -> None:
         {"channels": "split"},
         {"beam_size": 4},
         {"hotwords": "x"},
+        {"temperature": (0.0,)},
+        {"suppress_tokens": ()},
+        {"suppress_tokens": (-1, 5)},
+        {"log_prob_threshold": None},
     ],
 )
 def test_what_changes_the_text_changes_the_fingerprint(change: dict) -> None:

@@ -1,0 +1,210 @@
+"""Checks of the values that :class:`~whisper_spark.contract.options.WhisperOptions` are given.
+
+Whatever is wrong is a ``ValueError`` that names the field, what it accepts and what it was given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from whisper_spark.contract.names import COMPUTE_TYPES, KNOWN_MODELS, LANGUAGES, language_code
+
+_URI = re.compile(r"^(s3|s3a|gs|gcs|az|abfs|abfss|file)://", re.IGNORECASE)
+_HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TEMPLATE = re.compile(r"\{\{|\{%")
+# Half of a surrogate pair is no text, and cannot be written as UTF-8.
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_SPACES = str.maketrans("\t\n\r", "   ")
+
+# Whisper sees 223 tokens of a prompt. This many characters are more than that in every script.
+_MOST_PROMPT_CHARS = 10_000
+_MOST_NAME_CHARS = 2_000
+_MOST_TEMPERATURES = 20
+# More than any model has; which tokens a model knows is checked when it is loaded.
+_MOST_TOKENS = 2**20
+
+# Text that means nothing when it is blank, which is what an unset variable of a template gives.
+_PROMPTS = ("initial_prompt", "hotwords")
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("vad_threshold", 0.01, 0.99),
+    ("vad_min_silence_ms", 0, 30_000),
+    ("vad_speech_pad_ms", 0, 5_000),
+    ("chunk_length", 5.0, 30.0),
+    ("beam_size", 1, 32),
+    ("best_of", 1, 32),
+    ("patience", 0.1, 10.0),
+    ("greedy_log_prob_threshold", -100.0, 0.0),
+    ("length_penalty", 0.0, 10.0),
+    ("repetition_penalty", 0.1, 10.0),
+    ("no_repeat_ngram_size", 0, 100),
+    ("compression_ratio_threshold", 0.1, 1_000.0),
+    ("log_prob_threshold", -100.0, 0.0),
+    ("no_speech_threshold", 0.0, 1.0),
+    ("max_duration_s", 1.0, 31_536_000.0),
+    ("batch_size", 1, 1_024),
+    ("cpu_threads", 1, 1_024),
+    ("num_workers", 1, 1_024),
+    ("prefetch_files", 1, 10_000),
+    ("prefetch_bytes", 4 * 1024 * 1024, 2**40),
+    ("prefetch_processes", 0, 256),
+)
+
+
+def typed(name: str, value: Any, hint: Any) -> Any:
+    """The value as its annotation wants it, so that equal values are written alike.
+
+    Nothing is converted but whole numbers to floats and sequences to tuples: JSON and Airflow Params bring
+    strings where numbers are meant, and those are refused.
+
+    :param hint: annotation of the field.
+    :raises ValueError: for a value of another type.
+    """
+    if typing.get_origin(hint) is tuple:
+        return _typed_numbers(name, value, typing.get_args(hint)[0])
+    if typing.get_origin(hint) is Literal:
+        return _one_of(name, value, typing.get_args(hint))
+    kinds = tuple(t for t in typing.get_args(hint) or (hint,) if t is not type(None))
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    if float in kinds and _is_number(value):
+        return _float(name, value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(t.__name__ for t in kinds)
+        raise ValueError(f"{name} must be {names}, got {shown(value)} of type {type(value).__name__}")
+    return _text(name, value) if isinstance(value, str) else value
+
+
+def _typed_numbers(name: str, value: Any, kind: type) -> tuple[Any, ...]:
+    values = [value] if _is_number(value) else [] if value is None and name == "suppress_tokens" else value
+    if not isinstance(values, (list, tuple)) or not all(_is_number(v, kind) for v in values):
+        raise ValueError(f"{name} must be a sequence of {kind.__name__}s, got {shown(value)}")
+    return tuple(_float(name, v) if kind is float else v for v in values)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
+    return value
+
+
+def _is_number(value: Any, kind: type = float) -> bool:
+    return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+
+
+def _float(name: str, value: float) -> float:
+    try:
+        return float(value) + 0.0  # no minus zero, which is equal to zero and not written alike
+    except OverflowError:
+        raise ValueError(f"{name} is too large: {shown(value)}") from None
+
+
+def _text(name: str, value: str) -> str | None:
+    if _TEMPLATE.search(value):
+        raise ValueError(
+            f"{name}={shown(value)} holds a template, but Airflow renders none inside WhisperOptions(...). "
+            f"Give the operator a dict, which it renders: options={{'{name}': '{{{{ ... }}}}', ...}}"
+        )
+    most = _MOST_PROMPT_CHARS if name in _PROMPTS else _MOST_NAME_CHARS
+    if len(value) > most:
+        raise ValueError(f"{name} must have at most {most:,} characters, got {len(value):,}")
+    if _NO_TEXT.search(value.translate(_SPACES) if name in _PROMPTS else value):
+        raise ValueError(f"{name} must be text without control characters, got {shown(value)}")
+    if name in _PROMPTS and not value.strip():
+        return None
+    return value
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Whether the values of all fields can be used, as far as that is known without the model.
+
+    :raises ValueError: for the first one that cannot.
+    """
+    _check_model(values["model"], values["revision"], values["model_sha256"])
+    _check_language(values["model"], values["language"], values["multilingual"])
+    if values["compute_type"] not in COMPUTE_TYPES:
+        raise ValueError(
+            f"compute_type must be one of {', '.join(sorted(COMPUTE_TYPES))}, "
+            f"got {shown(values['compute_type'])}"
+        )
+    _check_temperatures(values["temperature"])
+    _check_tokens(values["suppress_tokens"])
+    for name, low, high in _RANGES:
+        value = values[name]
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            raise ValueError(f"{name} must be between {low} and {high}, got {shown(value)}")
+
+
+def _check_model(model: str, revision: str | None, sha256: str | None) -> None:
+    if not (model in KNOWN_MODELS or _URI.match(model) or _HUB_REPO.fullmatch(model) or _is_path(model)):
+        raise ValueError(
+            f"unknown model {shown(model)}{did_you_mean(model, KNOWN_MODELS)}. Use one of "
+            f"{', '.join(sorted(KNOWN_MODELS))}, a hub repository 'org/name', an absolute path, "
+            "or a URI such as 's3://bucket/models/base/'"
+        )
+    if revision is not None and not revision.strip():
+        raise ValueError("revision must be a branch, tag or commit, or None, not an empty string")
+    if sha256 is not None and not _SHA256.fullmatch(sha256):
+        raise ValueError("model_sha256 must be 64 lower-case hex digits: the SHA-256 of model.bin")
+
+
+def _check_language(model: str, language: str | None, multilingual: bool) -> None:
+    if language is not None and language not in LANGUAGES:
+        code = language_code(language)
+        meant = f" (did you mean {code!r}?)" if code else did_you_mean(language, LANGUAGES)
+        raise ValueError(
+            f"unknown language {shown(language)}{meant}. "
+            "Use a Whisper language code such as 'en', or None to detect it for each file"
+        )
+    if language is not None and multilingual:
+        raise ValueError("language and multilingual contradict each other: leave one of them out")
+    if model in KNOWN_MODELS and model.endswith(".en") and (multilingual or language not in (None, "en")):
+        wrong = "multilingual" if multilingual else f"language={language!r}"
+        raise ValueError(
+            f"model {model!r} knows English only: leave out {wrong}, or use {model.removesuffix('.en')!r}"
+        )
+
+
+def _check_temperatures(temperatures: tuple[float, ...]) -> None:
+    if not 1 <= len(temperatures) <= _MOST_TEMPERATURES:
+        raise ValueError(f"temperature must have 1 to {_MOST_TEMPERATURES} values, got {len(temperatures):,}")
+    if not all(0.0 <= t <= 1.0 for t in temperatures):
+        raise ValueError(f"temperature must lie between 0 and 1, got {shown(temperatures)}")
+
+
+def _check_tokens(tokens: tuple[int, ...]) -> None:
+    if len(tokens) > _MOST_TOKENS:
+        raise ValueError(f"suppress_tokens must have at most {_MOST_TOKENS:,} values, got {len(tokens):,}")
+    wrong = next((token for token in tokens if not -1 <= token < _MOST_TOKENS), None)
+    if wrong is not None:
+        raise ValueError(
+            f"suppress_tokens must hold token ids from 0 to {_MOST_TOKENS - 1:,}, or -1, got {shown(wrong)}"
+        )
+
+
+def _is_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~"))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The closest of the known names as a hint to append, or nothing."""
+    close = difflib.get_close_matches(name[:_MOST_NAME_CHARS], list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return f"a whole number of {value.bit_length():,} bits"
+    if isinstance(value, (list, tuple)) and len(value) > 20:
+        return f"{len(value):,} values"
+    if isinstance(value, str) and len(value) > 100:
+        return f"{value[:100]!r}... ({len(value):,} characters)"
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
