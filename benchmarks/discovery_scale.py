@@ -119,7 +119,8 @@ def server_arguments(folder: Path) -> list[str]:
 
 def watch_of(bucket: str) -> Any:
     import airflow_whisper.triggers.audio  # noqa: F401 - as in the triggerer: memory includes Airflow
-    from airflow_whisper.watch.watcher import SourceWatch, WatchedSource
+    from airflow_whisper.watch.source import WatchedSource
+    from airflow_whisper.watch.watcher import SourceWatch
 
     return SourceWatch(WatchedSource(source=f"s3://{bucket}/raw/dt={{dt}}/", source_conn_id="calls"))
 

@@ -120,7 +120,7 @@ def test_triggers_of_the_examples_find_audio(calls: Any) -> None:
         calls.put_object(Bucket="calls", Key=key, Body=b"x")
     found = []
     for trigger in watched(PAGE):
-        watch = SourceWatch(trigger._watched())
+        watch = SourceWatch(trigger.watched)
         # An hour later: by then one file is enough for the trigger that waits for 500.
         (payload,) = watch.poll(lambda: time.time() + 3600)
         found.append(

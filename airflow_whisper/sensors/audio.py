@@ -16,16 +16,17 @@ from airflow_whisper.table.schema import check_table_name
 from airflow_whisper.templates import is_final, text
 from airflow_whisper.triggers.sensor import AudioToTranscribeTrigger, TableFiles
 from airflow_whisper.watch.pending import BatchRules
-from airflow_whisper.watch.watcher import SourceWatch, WatchedSource, extension_tuple
+from airflow_whisper.watch.source import WatchedSource, extension_tuple
+from airflow_whisper.watch.watcher import SourceWatch
 from whisper_spark.storage.objects import StorageError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 _STATE_KEY = "new_audio"
-_MOST_REMEMBERED = 60_000
-# Characters about the stability of files, from one rescheduled poke to the next: Airflow warns from 64 KiB
-# on.
+# Most characters about the stability of files, from one rescheduled poke to the next: Airflow warns from 64
+# KiB on.
+_MOST_STATE = 60_000
 
 
 class NewAudioSensor(BaseSensorOperator):
@@ -188,15 +189,15 @@ class NewAudioSensor(BaseSensorOperator):
         try:
             found = watch.find()
         except StorageError as error:
-            self.log.warning("%s; the next attempt is the next poke.", error)
+            self.log.warning("%s; the next try is the next poke.", error)
             return PokeReturnValue(False)
         if found:
             return PokeReturnValue(True, self._result(context, found))
         if state is not None:
-            state.set(_STATE_KEY, _to_remember(watch))
+            state.set(_STATE_KEY, _pending_state(watch))
         self.log.info(
             "%s files under %s are not in %s; not enough are ready yet.",
-            f"{watch.arrivals.waiting_count():,}",
+            f"{watch.pending.count():,}",
             self.source,
             self.table,
         )
@@ -223,11 +224,11 @@ class NewAudioSensor(BaseSensorOperator):
         return partitions
 
 
-def _to_remember(watch: SourceWatch) -> Any:
+def _pending_state(watch: SourceWatch) -> Any:
     """The files that the next poke has to know to tell whether they are stable."""
     files: list[Any] = []
-    room = _MOST_REMEMBERED
-    for file in watch.arrivals.waiting():
+    room = _MOST_STATE
+    for file in watch.pending.pending():
         room -= len(json.dumps(file))
         if room < 0:
             return []  # then only `min_age` decides
@@ -237,10 +238,10 @@ def _to_remember(watch: SourceWatch) -> Any:
 
 def _restore(watch: SourceWatch, state: Any) -> None:
     with suppress(TypeError, ValueError):  # of another version: only `min_age` decides this time
-        watch.arrivals.add_waiting([_waiting_file(*file) for file in state or ()])
+        watch.pending.add_pending([_pending_file(*file) for file in state or ()])
 
 
-def _waiting_file(
+def _pending_file(
     uri: str, etag: str | None, size: int, modified: int, partition: str, polls: int
 ) -> tuple[str, str | None, int, int, str, int]:
     return uri, etag, size, modified, partition, polls

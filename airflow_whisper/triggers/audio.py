@@ -12,21 +12,19 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_whisper.triggers.polling import WatchThread, check_poll_interval, trying
 from airflow_whisper.watch.pending import BatchRules
-from airflow_whisper.watch.watcher import WatchedSource, extension_tuple
+from airflow_whisper.watch.source import WatchedSource, extension_tuple
 
 if TYPE_CHECKING:
-    from airflow_whisper.watch.watcher import Log
+    from airflow_whisper.watch.cursor import CursorState
+    from airflow_whisper.watch.source import Log
 
 # Raised by AssetStateStoreAccessors when the trigger is watched by more than one asset.
 _MULTI_ASSET_ERROR = "concrete inlets and outlets"
 
+# An event counts as delivered this many seconds after it was handed over. The triggerer keeps an event in
+# memory until its next round, about a second later, and tells nobody when it is in the database. Storing
+# files as reported before that would lose them if the triggerer was killed in between.
 DELIVERY_SECONDS = 15
-"""An event counts as delivered this long after it was handed over.
-
-The triggerer keeps an event in memory until its next round, about a second later, and tells nobody when it is
-in the database. Remembering files as reported before that would lose them if the triggerer was killed in
-between.
-"""
 
 
 class NewAudioTrigger(BaseEventTrigger):
@@ -63,11 +61,12 @@ class NewAudioTrigger(BaseEventTrigger):
     - ``list_uri``: otherwise, and with ``staging``, a Parquet file with ``audio_uri``, ``audio_etag``,
       ``audio_bytes``, ``last_modified`` and ``partition``.
 
-    A file is reported again when its etag changes. What was reported is remembered with the asset: the time
-    up to which everything has been reported, and ``{uri: etag}`` of what was modified later. A restarted
-    triggerer goes on from there and repeats at most the events of its last seconds; whoever receives them
-    should do nothing twice, as :class:`DiscoverAudioOperator` does not. Where Airflow keeps no memory for the
-    trigger, which is logged, everything is reported once more after a restart.
+    A file is reported again when its etag changes. A cursor is stored with the asset: a watermark, up to
+    which everything has been reported, and ``{uri: etag}`` of the later files that were reported. A restarted
+    triggerer goes on from there. One that was killed repeats the events of its last 15 seconds, or of its
+    last poll where that took longer; whoever receives them should do nothing twice, as
+    :class:`DiscoverAudioOperator` does not. Where Airflow has no state for the trigger, which is logged,
+    everything is reported once more after a restart.
 
     A store that cannot be reached is tried again, less and less often, up to every five minutes.
 
@@ -88,12 +87,11 @@ class NewAudioTrigger(BaseEventTrigger):
     :param max_wait: ... or when one of them was modified this many seconds ago.
     :param max_files: files in one event at most.
     :param since: ISO time with time zone: what was modified earlier does not count. ``None``: what is there
-        when the trigger first runs is new. Without effect once there is a memory.
+        when the trigger first runs is new. Without effect once there is a cursor.
     :param lookback: seconds for which a dated partition is looked into on every poll after its time is over.
     :param sweep_interval: seconds between polls that look into every partition, for what comes after that.
     :param overlap: seconds by which clocks may differ, or an upload may take from its time of modification
-        until it shows up in a listing. What was modified in the last ``sweep_interval + overlap`` is
-        remembered by name.
+        until it shows up in a listing. The cursor names the files of the last ``sweep_interval + overlap``.
     :raises ValueError: when an argument is wrong.
     """
 
@@ -120,96 +118,59 @@ class NewAudioTrigger(BaseEventTrigger):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
-        self.source = source
-        self.partition_from_modified = partition_from_modified
-        self.source_conn_id = source_conn_id
-        self.staging = staging
-        self.staging_conn_id = staging_conn_id
-        self.pattern = pattern
-        self.extensions = extensions
-        self.poll_interval = poll_interval
-        self.stable_polls = stable_polls
-        self.min_age = min_age
-        self.min_files = min_files
-        self.max_wait = max_wait
-        self.max_files = max_files
-        self.since = since
-        self.lookback = lookback
-        self.sweep_interval = sweep_interval
-        self.overlap = overlap
         check_poll_interval(poll_interval)
-        self._watched()
+        self.poll_interval = poll_interval
+        self.watched = WatchedSource(
+            source=source,
+            rules=BatchRules(
+                stable_polls=stable_polls,
+                min_age=min_age,
+                min_files=min_files,
+                max_wait=max_wait,
+                max_files=max_files,
+            ),
+            partition_from_modified=partition_from_modified,
+            pattern=pattern,
+            extensions=extension_tuple(extensions),
+            since=since,
+            lookback=lookback,
+            overlap=overlap,
+            sweep_interval=sweep_interval,
+            source_conn_id=source_conn_id,
+            staging=staging,
+            staging_conn_id=staging_conn_id,
+        )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments. They hold names of connections, not what is in them."""
-        return (
-            "airflow_whisper.triggers.audio.NewAudioTrigger",
-            {
-                "source": self.source,
-                "partition_from_modified": dict(self.partition_from_modified or {}) or None,
-                "source_conn_id": self.source_conn_id,
-                "staging": self.staging,
-                "staging_conn_id": self.staging_conn_id,
-                "pattern": self.pattern,
-                "extensions": list(self.extensions) if self.extensions else None,
-                "poll_interval": self.poll_interval,
-                "stable_polls": self.stable_polls,
-                "min_age": self.min_age,
-                "min_files": self.min_files,
-                "max_wait": self.max_wait,
-                "max_files": self.max_files,
-                "since": self.since,
-                "lookback": self.lookback,
-                "sweep_interval": self.sweep_interval,
-                "overlap": self.overlap,
-            },
-        )
-
-    def _watched(self) -> WatchedSource:
-        return WatchedSource(
-            source=self.source,
-            rules=BatchRules(
-                stable_polls=self.stable_polls,
-                min_age=self.min_age,
-                min_files=self.min_files,
-                max_wait=self.max_wait,
-                max_files=self.max_files,
-            ),
-            partition_from_modified=self.partition_from_modified,
-            pattern=self.pattern,
-            extensions=extension_tuple(self.extensions),
-            since=self.since,
-            lookback=self.lookback,
-            overlap=self.overlap,
-            sweep_interval=self.sweep_interval,
-            source_conn_id=self.source_conn_id,
-            staging=self.staging,
-            staging_conn_id=self.staging_conn_id,
-        )
+        arguments = self.watched.to_dict()
+        # What the sensor has and the trigger has not.
+        del arguments["partition"]
+        arguments.update(arguments.pop("rules"), poll_interval=self.poll_interval)
+        return "airflow_whisper.triggers.audio.NewAudioTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Polls for ever; yields an event for each batch of new audio."""
-        watched = self._watched()
-        memory = AssetMemory(
-            getattr(self, "asset_state_store", None), f"new_audio_{watched.watch_id}", self.log
-        )
-        async with WatchThread(watched, self.log) as watch:
-            state = await trying(memory.load, self.poll_interval, self.log)
-            if state is not None:
-                await trying(lambda: watch.restore(state), self.poll_interval, self.log)
-            self.log.info("Watching %s; %s.", self.source, memory.describe(state))
-            undelivered: deque[tuple[float, dict[str, Any]]] = deque()
+        key = f"new_audio_{self.watched.watch_id}"
+        stored = StoredCursor(getattr(self, "asset_state_store", None), key, self.log)
+        async with WatchThread(self.watched, self.log) as watch:
+            values = await trying(stored.load, self.poll_interval, self.log)
+            if values is not None:
+                await trying(lambda: watch.restore(values), self.poll_interval, self.log)
+            how = "from the beginning" if values is None else "going on from the last event"
+            self.log.info("Watching %s, %s.", self.watched.source, how)
+            undelivered: deque[tuple[float, CursorState]] = deque()
             while True:
                 for payload in await trying(watch.poll, self.poll_interval, self.log):
                     self.log.info("New audio: %s", summary(payload))
                     yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
                 now = time.monotonic()
-                if memory.available and (state := await watch.to_remember()):
+                if stored.available and (state := await watch.cursor_to_write()):
                     undelivered.append((now + DELIVERY_SECONDS, state))
                 while undelivered and undelivered[0][0] < now + self.poll_interval:
                     due, state = undelivered.popleft()
                     await asyncio.sleep(due - time.monotonic())
-                    await watch.remember(state, memory.store)
+                    await watch.store_cursor(state, stored.store)
                 await asyncio.sleep(now + self.poll_interval - time.monotonic())
 
 
@@ -222,8 +183,8 @@ def summary(payload: Mapping[str, Any]) -> str:
     )
 
 
-class AssetMemory:
-    """One value in the state of the asset that a trigger watches for; or nothing, where there is none."""
+class StoredCursor:
+    """The cursor in the state that Airflow keeps for an asset; or nothing, where there is no such state."""
 
     def __init__(self, accessors: Any, key: str, log: Log) -> None:
         self._accessors = accessors
@@ -243,8 +204,8 @@ class AssetMemory:
         try:
             state: dict[str, Any] | None = await self._accessors.aget(self._key)
         except ValueError as error:
-            # Triggers with equal arguments are one trigger, which has one memory for each asset: none of its
-            # own. A state backend may raise ValueError too, and that must not cost the memory.
+            # Triggers with equal arguments are one trigger, which has a state for each asset: none of its
+            # own. A state backend may raise ValueError too, and that must not cost the cursor.
             if _MULTI_ASSET_ERROR not in str(error):
                 raise
             self._warn("more than one asset is watched with the same arguments")
@@ -258,12 +219,7 @@ class AssetMemory:
 
     def _warn(self, reason: str) -> None:
         self._log.warning(
-            "No memory beyond this process, because %s: after a restart of the triggerer everything since "
-            "the "
-            "argument `since` is reported once more.",
+            "What was reported is not stored, because %s: after a restart of the triggerer everything since "
+            "the argument `since` is reported once more.",
             reason,
         )
-
-    def describe(self, state: Mapping[str, Any] | None) -> str:
-        """For people: what is remembered."""
-        return "nothing is remembered" if state is None else "going on from the last event"

@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.table.errors import CatalogError
-from airflow_whisper.watch.watcher import SourceWatch, WatchedSource
+from airflow_whisper.watch.watcher import SourceWatch
 from whisper_spark.storage.objects import StorageError
 
 if TYPE_CHECKING:
-    from airflow_whisper.watch.watcher import Held, Log
+    from airflow_whisper.watch.cursor import CursorState
+    from airflow_whisper.watch.source import Log, WatchedSource
+    from airflow_whisper.watch.watcher import KnownFiles
 
 T = TypeVar("T")
 
-_EXPECTED = (StorageError, InvalidConnectionError, CatalogError)
 # Their messages say it all; anything else comes with a traceback.
+_EXPECTED = (StorageError, InvalidConnectionError, CatalogError)
 
 _NOT_STORED = "What was reported could not be stored, next try after the next poll: %s"
 
+# Longest pause between two tries to reach a store that does not answer, unless polls are rarer anyway.
 MAX_BACKOFF_SECONDS = 300
-"""Longest pause between two attempts to reach a store that does not answer, unless polls are rarer anyway."""
 
 
 def check_poll_interval(seconds: float) -> None:
@@ -41,26 +43,26 @@ def backoff_seconds(failures: int, poll_interval: float) -> float:
 
 
 async def trying(
-    attempt: Callable[[], Any], poll_interval: float, log: Log, *, give_up: tuple[type[Exception], ...] = ()
+    function: Callable[[], Any], poll_interval: float, log: Log, *, give_up: tuple[type[Exception], ...] = ()
 ) -> Any:
     """The result of a coroutine function, tried again with growing pauses until it succeeds.
 
-    Not even a missing connection or a refused password ends a watch: they are mended while it runs, and a
-    trigger that ends is started again by Airflow every second.
+    Not even a missing connection or a refused password ends a watch: people correct these while it runs, and
+    a trigger that ends is started again by Airflow every second.
 
-    :param give_up: exceptions that no waiting can mend.
+    :param give_up: exceptions that waiting cannot help.
     """
     failures = 0
     while True:
         try:
-            result = await attempt()
+            result = await function()
         except give_up:
             raise
         except Exception as error:
             failures += 1
             pause = backoff_seconds(failures, poll_interval)
             log.warning(
-                "%s (attempt %s; the next in %.0f s)",
+                "%s (try %s; the next in %.0f s)",
                 str(error) or type(error).__name__,
                 failures,
                 pause,
@@ -69,7 +71,7 @@ async def trying(
             await asyncio.sleep(pause)
         else:
             if failures:
-                log.info("Going on after %s failed attempts.", failures)
+                log.info("Going on after %s failed tries.", failures)
             return result
 
 
@@ -79,10 +81,12 @@ class WatchThread:
     An async context manager. Not the threads that all triggers share: a first listing can take minutes.
     """
 
-    def __init__(self, watched: WatchedSource, log: Log, held: Callable[[], Held] | None = None) -> None:
+    def __init__(
+        self, watched: WatchedSource, log: Log, known: Callable[[], KnownFiles] | None = None
+    ) -> None:
         self._watched = watched
         self._log = log
-        self._held = held
+        self._known = known
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="new-audio")
 
     async def __aenter__(self) -> WatchThread:
@@ -90,7 +94,7 @@ class WatchThread:
         return self
 
     def _open(self) -> SourceWatch:
-        return SourceWatch(self._watched, self._log, self._held() if self._held else None)
+        return SourceWatch(self._watched, self._log, self._known() if self._known else None)
 
     async def __aexit__(self, *_: object) -> None:
         self._watch.stop()
@@ -111,25 +115,26 @@ class WatchThread:
         """:meth:`SourceWatch.find`."""
         return await self._run(self._watch.find)
 
-    async def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from an earlier memory."""
-        await self._run(self._watch.memory.restore, state)
+    async def restore(self, values: Mapping[str, Any]) -> None:
+        """:meth:`Cursor.restore`."""
+        await self._run(self._watch.cursor.restore, values)
 
-    async def to_remember(self) -> dict[str, Any] | None:
-        """The memory as it is now; ``None`` when the last one will do, or staging cannot be reached."""
+    async def cursor_to_write(self) -> CursorState | None:
+        """:meth:`Cursor.to_write`; also ``None`` when staging cannot be reached."""
         try:
-            return await self._run(self._watch.memory.to_write)
+            return await self._run(self._watch.cursor.to_write)
         except Exception as error:
             self._log.warning(_NOT_STORED, error)
             return None
 
-    async def remember(
-        self, state: dict[str, Any], store: Callable[[dict[str, Any]], Awaitable[None]]
+    async def store_cursor(
+        self, state: CursorState, store: Callable[[dict[str, Any]], Awaitable[None]]
     ) -> None:
-        """Stores what :meth:`to_remember` gave. A failure is logged, and mended after the next poll."""
+        """Stores what :meth:`cursor_to_write` gave. A failure is logged; the next poll tries again."""
         try:
-            await store(state)
-            await self._run(self._watch.memory.was_stored)
+            await store(state.values)
         except Exception as error:
-            await self._run(self._watch.memory.was_not_stored)
+            await self._run(self._watch.cursor.was_not_stored, state)
             self._log.warning(_NOT_STORED, error)
+        else:
+            await self._run(self._watch.cursor.was_stored, state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -12,15 +11,14 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.table.errors import CatalogConnectionError, TableMismatchError
 from airflow_whisper.triggers.polling import WatchThread, trying
-from airflow_whisper.watch.pending import BatchRules
-from airflow_whisper.watch.watcher import WatchedSource
+from airflow_whisper.watch.source import WatchedSource
 from whisper_spark.contract import partition_path
 
 _NO_USE_WAITING = (InvalidConnectionError, CatalogConnectionError, TableMismatchError)
 
 
 class TableFiles:
-    """The files that a table has rows of. See :class:`airflow_whisper.watch.watcher.Held`."""
+    """The files that a table has rows of. See :class:`airflow_whisper.watch.watcher.KnownFiles`."""
 
     def __init__(self, catalog_conn_id: str | None, table: str) -> None:
         self._catalog_conn_id = catalog_conn_id
@@ -72,7 +70,7 @@ class AudioToTranscribeTrigger(BaseTrigger):
         poll_interval: float,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.watched = watched if isinstance(watched, WatchedSource) else _watched(watched)
+        self.watched = watched if isinstance(watched, WatchedSource) else WatchedSource.from_dict(watched)
         self.table = table
         self.catalog_conn_id = catalog_conn_id
         self.poll_interval = poll_interval
@@ -82,7 +80,7 @@ class AudioToTranscribeTrigger(BaseTrigger):
         return (
             "airflow_whisper.triggers.sensor.AudioToTranscribeTrigger",
             {
-                "watched": asdict(self.watched),
+                "watched": self.watched.to_dict(),
                 "table": self.table,
                 "catalog_conn_id": self.catalog_conn_id,
                 "poll_interval": self.poll_interval,
@@ -103,13 +101,3 @@ class AudioToTranscribeTrigger(BaseTrigger):
                 yield TriggerEvent({"error": str(error)})  # type: ignore[no-untyped-call]
                 return
         yield TriggerEvent({"partitions": found})  # type: ignore[no-untyped-call]
-
-
-def _watched(arguments: Mapping[str, Any]) -> WatchedSource:
-    extensions = arguments["extensions"]
-    values = {
-        **arguments,
-        "rules": BatchRules(**arguments["rules"]),
-        "extensions": tuple(extensions) if extensions else None,
-    }
-    return WatchedSource(**values)

@@ -16,12 +16,12 @@ from whisper_spark.contract import partition_path
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Most folders whose partition is cached: about 30 MB.
 _MOST_FOLDERS = 100_000
-# Folders whose partition is kept in mind, about 30 MB of them.
 
 
-class Sorter:
-    """Sorts listed objects into partitions, and leaves out what is not audio.
+class PartitionAssignment:
+    """Assigns listed objects to partitions, and leaves out what is not audio.
 
     :param suffixes: what names have to end in, in lower case; empty: anything.
     """
@@ -32,24 +32,24 @@ class Sorter:
         self._suffixes = suffixes
         self._folders: dict[str, tuple[dict[str, str], str, int] | None] = {}
 
-    def files(self, batch: pa.RecordBatch, floor: int) -> tuple[list[File], int]:
-        """The audio files that arrived after the floor, and how many objects belong to no partition."""
-        batch, arrivals = _newer(batch, floor)
+    def files(self, batch: pa.RecordBatch, watermark: int) -> tuple[list[File], int]:
+        """The audio that arrived after the watermark, and how many objects lie in folders of no partition."""
+        batch, arrivals = _newer(batch, watermark)
         files: list[File] = []
-        strangers = 0
+        unmatched = 0
         formats = self._partitioning.formats
         columns = (column.to_pylist() for column in (*batch.columns[:3], _micros(batch), arrivals))
         for uri, etag, size, modified, arrived in zip(*columns, strict=True):
             folder = self._folder(uri)
             if folder is None:
-                strangers += 1
+                unmatched += 1
                 continue
             values, partition, key_start = folder
             if formats:
                 partition = partition_path(values | _by_time(formats, modified))
             if self._is_wanted(uri[key_start:]):
                 files.append((uri, etag, size, arrived, partition))
-        return files, strangers
+        return files, unmatched
 
     def _folder(self, uri: str) -> tuple[dict[str, str], str, int] | None:
         """Partition values of a file, as dict and as text, and where the path below its partition begins."""
@@ -77,15 +77,15 @@ def _by_time(formats: Mapping[str, str], modified: int) -> dict[str, str]:
     return modified_partition(formats, datetime.fromtimestamp(modified / 1e6, UTC))
 
 
-def _newer(batch: pa.RecordBatch, floor: int) -> tuple[pa.RecordBatch, pa.Array]:
-    """What of a listing arrived after the floor, and when."""
+def _newer(batch: pa.RecordBatch, watermark: int) -> tuple[pa.RecordBatch, pa.Array]:
+    """What of a listing arrived after the watermark, and when."""
     import pyarrow.compute as pc
 
     local = batch.num_rows and batch.column(0)[0].as_py().startswith("file://")
     arrived = _arrival_times(batch) if local else _micros(batch)
-    if floor == NEVER:
+    if watermark == NEVER:
         return batch, arrived
-    after = pc.greater(arrived, floor)
+    after = pc.greater(arrived, watermark)
     return batch.filter(after), arrived.filter(after)
 
 

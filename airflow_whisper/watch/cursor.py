@@ -1,8 +1,8 @@
-"""What a watch remembers beyond its process: small enough for Airflow's database, however many files there
-were.
+"""The cursor of a watch: what a restarted trigger needs to go on where the last one was.
 
-The memory is the time up to which everything has been reported, and, for later files, ``{uri: etag}``. Where
-that is long it goes into an object in staging, and the database holds its URI.
+It is small enough for Airflow's database, however many files there were: the watermark, up to which
+everything has been reported, and ``{uri: etag}`` of the later files that were reported. Where these are too
+many, most of them are in an object in staging, and the database holds its URI and what came since.
 """
 
 from __future__ import annotations
@@ -12,98 +12,115 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_spark.storage.objects import StorageError, join_uri
+from whisper_spark.storage.objects import ObjectNotFound, StorageError, join_uri
 
 if TYPE_CHECKING:
-    from airflow_whisper.watch.pending import Arrivals
-    from airflow_whisper.watch.watcher import Log, WatchedSource
-    from whisper_spark.storage.objects import ObjectStorage
+    from airflow_whisper.watch.pending import PendingFiles
+    from airflow_whisper.watch.source import Log, WatchedSource
 
+# Most bytes of files in the database: Airflow warns from 64 KiB on (`max_value_storage_bytes`).
 INLINE_BYTES = 48 * 1024
-"""Longest memory kept in the database: Airflow warns from 64 KiB on (``max_value_storage_bytes``)."""
 
-_LONG_SECONDS = 60
-# A long memory is written at most this often. What is not in it is reported again after a restart.
-_FLOOR_STEP = 600 * 1_000_000
-# The floor alone is worth writing when it rose by ten minutes: an old one only costs comparisons.
+# Microseconds. A higher watermark alone is worth writing when it rose by ten minutes: an old one only costs
+# comparisons.
+_WATERMARK_STEP = 600 * 1_000_000
+
+_VERSION = 2
 
 
-class MemoryStore:
-    """Turns the state of :class:`Arrivals` into JSON and back.
+@dataclass(frozen=True)
+class CursorState:
+    """A cursor at one moment.
 
-    :param staging: gives the storage of ``watched.staging``.
+    :param values: as JSON, to be stored.
+    :param obsolete: objects in staging that nobody needs once it is stored.
     """
 
-    def __init__(
-        self, watched: WatchedSource, arrivals: Arrivals, staging: Callable[[], ObjectStorage], log: Log
-    ) -> None:
+    values: dict[str, Any]
+    obsolete: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Object:
+    """Reported files in an object in staging: all up to one generation of :class:`PendingFiles`."""
+
+    uri: str
+    generation: int
+
+
+class Cursor:
+    """Turns what :class:`PendingFiles` knows of reported files into JSON and back."""
+
+    def __init__(self, watched: WatchedSource, pending: PendingFiles, log: Log) -> None:
         self._watched = watched
-        self._arrivals = arrivals
-        self._staging = staging
+        self._pending = pending
         self._log = log
         self._root = watched.partitioning.template.root
         self._written: tuple[int, int] | None = None
-        self._written_long: float | None = None
-        self._object: str | None = None
-        self._obsolete: str | None = None
+        self._object: _Object | None = None
+        self._obsolete: list[str] = []
         self._warned = False
 
     # --- writing -----------------------------------------------------------------------------------------
 
-    def to_write(self) -> dict[str, Any] | None:
-        """The memory as JSON, or ``None`` when the one that was written last will do.
+    def to_write(self) -> CursorState | None:
+        """The cursor as it is now; ``None`` when the one that was given last will do.
 
-        :raises StorageError: when a long memory cannot be written.
+        :raises StorageError: when an object has to be written to staging, and cannot be.
         """
-        reported, floor = self._arrivals.reports, self._arrivals.floor
+        generation, watermark = self._pending.generation, self._pending.watermark
         if self._written is not None:
-            written_reported, written_floor = self._written
-            if reported == written_reported and floor - written_floor < _FLOOR_STEP:
+            written_generation, written_watermark = self._written
+            if generation == written_generation and watermark - written_watermark < _WATERMARK_STEP:
                 return None
-        state: dict[str, Any] = {"version": 1, "floor": floor, "saved": time.time_ns() // 1000}
-        files, complete = self._short()
+        saved = time.time_ns() // 1000
+        files = self._files()
+        values = {"version": _VERSION, "watermark": watermark, "saved": saved, "files": files}
+        if self._object is not None:
+            values["files_uri"] = self._object.uri
+        self._written = (generation, watermark)
+        obsolete, self._obsolete = tuple(self._obsolete), []
+        return CursorState(values, obsolete)
+
+    def was_stored(self, state: CursorState) -> None:
+        """Call it when a state is stored: objects that it replaced are deleted."""
+        if state.obsolete:
+            try:
+                self._watched.staging_storage().delete(state.obsolete)
+            except StorageError as error:
+                uris = ", ".join(state.obsolete)
+                self._log.info("%s: no longer needed, but could not be deleted: %s", uris, error)
+
+    def was_not_stored(self, state: CursorState) -> None:
+        """Call it when storing failed, so that the next :meth:`to_write` gives a state again."""
+        self._written = None
+        self._obsolete += state.obsolete
+
+    def _files(self) -> dict[str, str | None]:
+        """The files for the database. Before that, puts the others into :attr:`_object`, or drops it."""
+        files, complete = self._newest(since=None)
         if complete or self._watched.staging is None:
             if not complete:
                 self._warn_of_forgetting(len(files))
             self._replace_object(None)
-            state["files"] = files
-        else:
-            now = time.monotonic()
-            if self._written_long is not None and now - self._written_long < _LONG_SECONDS:
-                return None
-            self._replace_object(self._write_object())
-            self._written_long = now
-            state["files_uri"] = self._object
-        self._written = (reported, floor)
-        return state
-
-    def was_stored(self) -> None:
-        """Call it when what :meth:`to_write` gave is stored: what that replaced is removed."""
-        obsolete, self._obsolete = self._obsolete, None
-        if obsolete is not None:
-            try:
-                self._staging().delete([obsolete])
-            except StorageError as error:
-                self._log.info("%s is no longer needed, but could not be deleted: %s", obsolete, error)
-
-    def was_not_stored(self) -> None:
-        """Call it when storing failed, so that the next :meth:`to_write` gives it again."""
-        self._written = None
-
-    def _replace_object(self, uri: str | None) -> None:
+            return files
         if self._object is not None:
-            self._obsolete = self._object
-        self._object = uri
+            files, complete = self._newest(since=self._object.generation)
+            if complete:
+                return files
+        self._replace_object(_Object(self._write_object(), self._pending.generation))
+        return {}
 
-    def _short(self) -> tuple[dict[str, str | None], bool]:
-        """The newest files that fit into the database, and whether these are all."""
+    def _newest(self, *, since: int | None) -> tuple[dict[str, str | None], bool]:
+        """The newest files of later generations that fit into the database, and whether these are all."""
         files: dict[str, str | None] = {}
         room = INLINE_BYTES
-        for uri, etag, _ in self._arrivals.reported():
+        for uri, etag, _ in self._pending.reported(since=since):
             key = uri.removeprefix(self._root)
             room -= len(json.dumps(key)) + len(etag or "null") + 6
             if room < 0:
@@ -111,50 +128,57 @@ class MemoryStore:
             files[key] = etag
         return files, True
 
+    def _replace_object(self, new: _Object | None) -> None:
+        if self._object is not None:
+            self._obsolete.append(self._object.uri)
+        self._object = new
+
     def _warn_of_forgetting(self, kept: int) -> None:
         if not self._warned:
             self._warned = True
             self._log.warning(
-                "Too many files came lately to remember them all in Airflow's database. The newest %s are; "
-                "the "
-                "others would be reported once more after a restart of the triggerer. To remember all of "
-                "them "
-                "give the trigger a `staging` folder, or a shorter `overlap` and `sweep_interval`.",
+                "Too many files came lately to keep them all in Airflow's database. It has the newest %s; "
+                "the others would be reported once more after a restart of the triggerer. To keep all of "
+                "them, give the trigger a `staging` folder, or a shorter `overlap` and `sweep_interval`.",
                 kept,
             )
 
     def _write_object(self) -> str:
-        name = f"memory-{uuid.uuid4().hex}.json.gz"
+        name = f"cursor-{uuid.uuid4().hex}.json.gz"
         uri = join_uri(self._watched.staging or "", "arrivals", self._watched.watch_id, name)
-        with tempfile.TemporaryDirectory(prefix="whisper-memory-") as folder:
+        with tempfile.TemporaryDirectory(prefix="whisper-cursor-") as folder:
             path = Path(folder, name)
             with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as file:
-                for reported_uri, etag, _ in self._arrivals.reported():
+                for reported_uri, etag, _ in self._pending.reported():
                     file.write(json.dumps([reported_uri.removeprefix(self._root), etag]) + "\n")
-            self._staging().upload(path, uri)
+            self._watched.staging_storage().upload(path, uri)
         return uri
 
     # --- reading -----------------------------------------------------------------------------------------
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what :meth:`to_write` gave.
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Goes on from :attr:`CursorState.values`.
 
-        :raises StorageError: when a long memory cannot be reached; one that is gone counts as empty.
+        :raises StorageError: when the object in staging cannot be reached; one that is gone counts as empty.
         """
-        if state.get("version") != 1:
-            self._log.warning("The memory of this watch has an unknown format: everything counts as new.")
+        # Version 1 had the name "floor", and either `files` or `files_uri`.
+        if values.get("version") not in (1, _VERSION):
+            self._log.warning("The cursor of this watch has an unknown format: everything counts as new.")
             return
-        self._arrivals.floor = max(self._arrivals.floor, int(state["floor"]))
-        self._object = state.get("files_uri")
-        files = self._long(self._object) if self._object else state.get("files", {}).items()
-        # When each was modified is not in the memory; not after it was written, at any rate.
-        self._arrivals.add_reported((self._root + key, etag, int(state["saved"])) for key, etag in files)
+        watermark = values["watermark"] if "watermark" in values else values["floor"]
+        self._pending.watermark = max(self._pending.watermark, int(watermark))
+        # When each was modified is not in the cursor; not after it was written, at any rate.
+        saved = int(values["saved"])
+        if uri := values.get("files_uri"):
+            self._pending.add_reported((self._root + key, etag, saved) for key, etag in self._read(uri))
+            self._object = _Object(uri, self._pending.generation)
+        files = values.get("files") or {}
+        self._pending.start_generation()
+        self._pending.add_reported((self._root + key, etag, saved) for key, etag in files.items())
 
-    def _long(self, uri: str) -> Iterator[tuple[str, str | None]]:
-        from whisper_spark.storage.objects import ObjectNotFound
-
+    def _read(self, uri: str) -> Iterator[tuple[str, str | None]]:
         try:
-            file = self._staging().open(uri)
+            file = self._watched.staging_storage().open(uri)
         except ObjectNotFound:
             self._log.warning(
                 "%s is gone: files of the last hours are reported again. Keep objects in staging for some "

@@ -9,24 +9,135 @@ found by a full sweep, which is rarer.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from airflow_whisper.discovery.listing import read_ahead
+from airflow_whisper.hooks.object_storage import storage_config
+from airflow_whisper.watch.assignment import PartitionAssignment
 from airflow_whisper.watch.partition_templates import PartitionTemplate, period_end
+from airflow_whisper.watch.pending import File
+from airflow_whisper.watch.source import Log, WatchedSource
 from whisper_spark.storage.clients import object_store
 from whisper_spark.storage.errors import translated
+from whisper_spark.storage.objects import ObjectStorage, join_uri
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from obstore.store import ObjectStore
 
 FolderPath = tuple[str, ...]
 """Names of folders below the root of a source, outermost first."""
 
+# Placeholders, in any case, whose folders are looked at one by one, to leave out those that are long over.
 TIME_NAMES = frozenset("dt date ds day dd month mm year yyyy hour hh hr time ts".split())
-"""Placeholders, in any case, whose folders are looked at one by one, to leave out those that are long
-over."""
+
+# Objects in memory at a time: a triggerer has many watches.
+_LIST_CHUNK = 2000
+
+# Seconds. Roles and profiles in connections give credentials that end, usually after an hour.
+_CREDENTIAL_SECONDS = 900
+
+
+class WatchStopped(Exception):  # noqa: N818 - reads as what happened
+    """The watch was stopped in the middle of a poll."""
+
+
+@dataclass(frozen=True)
+class _Connection:
+    storage: ObjectStorage
+    folders: Folders
+    since: float
+
+
+class SourceLister:
+    """Lists of a source what can have changed since the last time.
+
+    Every ``sweep_interval`` seconds it has to list everything; in between, the recent and the busy folders.
+
+    :param stopped: when it is set, a listing that is under way ends.
+    """
+
+    def __init__(self, watched: WatchedSource, log: Log, stopped: threading.Event) -> None:
+        self._watched = watched
+        self._log = log
+        self._stopped = stopped
+        self._template = watched.partitioning.template
+        self._assignment = PartitionAssignment(watched.partitioning, watched.pattern, watched.suffixes())
+        self._connection: _Connection | None = None
+        self._met: frozenset[FolderPath] = frozenset()
+        self._swept: float | None = None
+        self._unmatched = 0
+
+    def sweep_is_due(self, now: float) -> bool:
+        """Whether it is time to list everything."""
+        if time_levels(self._template) == 0 or self._swept is None:
+            return True
+        return now - self._swept >= self._watched.sweep_interval
+
+    def files(
+        self, now: float, *, sweep: bool, busy: Iterable[FolderPath], watermark: int
+    ) -> Iterator[list[File]]:
+        """The audio that was modified after the watermark. Counts as listed once it is read to the end.
+
+        :param now: seconds since 1970.
+        :param sweep: list everything.
+        :param busy: folders to list in any case.
+        :param watermark: in microseconds since 1970.
+        :raises StorageError: when the store cannot be listed.
+        :raises InvalidConnectionError: when the connection cannot be used.
+        :raises WatchStopped: when the watch is stopped.
+        """
+        try:
+            connection = self._connect(now)
+            plan = plan_poll(
+                self._template,
+                connection.folders,
+                recent=datetime.fromtimestamp(now, UTC) - timedelta(seconds=self._watched.lookback),
+                known=None if sweep else self._met,
+                busy=busy,
+            )
+            unmatched = 0
+            for batch in self._batches(connection.storage, ((),) if sweep else plan.folders):
+                files, others = self._assignment.files(batch, watermark)
+                unmatched += others
+                yield files
+        except Exception:
+            # The next try asks for the credentials again.
+            self._connection = None
+            raise
+        if sweep:
+            self._met, self._swept = plan.met, now
+            self._tell_of_unmatched(unmatched)
+        else:
+            self._met |= plan.met
+
+    def _connect(self, now: float) -> _Connection:
+        if self._connection is None or now - self._connection.since > _CREDENTIAL_SECONDS:
+            config = storage_config(self._watched.source_conn_id or None, self._template.root)
+            self._connection = _Connection(ObjectStorage(config), Folders(config), now)
+        return self._connection
+
+    def _batches(self, storage: ObjectStorage, folders: Iterable[FolderPath]) -> Iterator[pa.RecordBatch]:
+        for folder in folders:
+            uri = join_uri(self._template.root, *folder) + "/" if folder else self._template.root
+            for batch in read_ahead(storage.list(uri, chunk_size=_LIST_CHUNK)):
+                if self._stopped.is_set():
+                    raise WatchStopped
+                yield batch
+
+    def _tell_of_unmatched(self, unmatched: int) -> None:
+        if unmatched and unmatched != self._unmatched:
+            self._log.warning(
+                "Left out %s objects under %s that are not in folders as in %s.",
+                f"{unmatched:,}",
+                self._template.root,
+                self._template.source,
+            )
+        self._unmatched = unmatched
 
 
 class Folders:

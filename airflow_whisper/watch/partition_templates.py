@@ -246,13 +246,6 @@ class Partitioning:
             raise ValueError(f"partition key {twice[0]!r} is given more than once for source {source!r}")
         return cls(template, formats, fixed)
 
-    def partition_of(self, uri: str, modified: datetime) -> dict[str, str] | None:
-        """The partition of a file; ``None`` when its path does not match the template."""
-        values = self.template.partition_of(uri)
-        if values is None:
-            return None
-        return {**self.fixed, **values, **modified_partition(self.formats, modified)}
-
     def source_of(self, partition: Mapping[str, str]) -> str:
         """The folder to list for a partition, with a slash at the end."""
         return self.template.source_of(partition)

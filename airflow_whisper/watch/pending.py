@@ -1,7 +1,7 @@
-"""Which audio is new: what was seen, what is waited for, and what is reported together.
+"""Which audio is new: what was reported, what is pending, and what is reported together.
 
-State is kept in a temporary SQLite database, so that ten million files need disk space instead of memory.
-What has to survive the process is small: :meth:`Arrivals.floor` and :meth:`Arrivals.reported`.
+The state is in a temporary SQLite database, so that ten million files need disk space instead of memory.
+What has to survive the process is small: :attr:`PendingFiles.watermark` and :meth:`PendingFiles.reported`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from dataclasses import dataclass
 from airflow_whisper.scratch import ScratchDatabase
 from whisper_spark.contract import parse_partition_path
 
+# Partitions in one batch. Airflow maps a task over at most 1,024 (`[core] max_map_length`).
 MAX_PARTITIONS = 100
-"""Partitions in one batch. Airflow maps a task over at most 1,024 (``[core] max_map_length``)."""
 
+# A time before all others, in microseconds.
 NEVER = -(2**62)
-"""A time before all others, in microseconds."""
 
-_PAGE_COUNTS = ("freelist_count", "page_count")
-_MOST_FREE_PAGES = 16_384
 # Of 4 KiB, SQLite's default: 64 MiB.
+_MOST_FREE_PAGES = 16_384
 
 File = tuple[str, str | None, int, int, str]
 """URI, etag, bytes, time of modification in microseconds, canonical partition."""
 
 _TABLES = """
-CREATE TABLE reported (uri TEXT PRIMARY KEY, etag TEXT, modified INTEGER) WITHOUT ROWID;
-CREATE TABLE waiting (uri TEXT PRIMARY KEY, etag TEXT, bytes INTEGER, modified INTEGER, partition TEXT,
+CREATE TABLE reported (uri TEXT PRIMARY KEY, etag TEXT, modified INTEGER, generation INTEGER) WITHOUT ROWID;
+CREATE TABLE pending (uri TEXT PRIMARY KEY, etag TEXT, bytes INTEGER, modified INTEGER, partition TEXT,
                       polls INTEGER) WITHOUT ROWID;
 CREATE TABLE listed (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER, partition TEXT);
 CREATE TABLE ready (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER, partition TEXT);
@@ -40,15 +39,15 @@ DELETE FROM {table} WHERE EXISTS (
     AND (r.etag = {table}.etag OR r.etag IS NULL OR {table}.etag IS NULL))
 """
 
-_WAIT = """
-INSERT OR REPLACE INTO waiting
+_ADD_PENDING = """
+INSERT OR REPLACE INTO pending
 SELECT l.uri, l.etag, l.bytes, l.modified, l.partition,
-       iif(w.etag IS l.etag AND w.bytes = l.bytes, w.polls + 1, 1)
-FROM listed l LEFT JOIN waiting w ON w.uri = l.uri
+       iif(p.etag IS l.etag AND p.bytes = l.bytes, p.polls + 1, 1)
+FROM listed l LEFT JOIN pending p ON p.uri = l.uri
 """
 
 _READY = """
-INSERT INTO ready SELECT uri, etag, bytes, modified, partition FROM waiting
+INSERT INTO ready SELECT uri, etag, bytes, modified, partition FROM pending
 WHERE polls >= :stable_polls OR modified <= :old ORDER BY modified, uri
 """
 
@@ -107,18 +106,18 @@ class BatchRules:
             )
 
 
-class Arrivals:
+class PendingFiles:
     """Tells new and changed files from those that were reported. Close it: it owns temporary files.
 
-    A file modified at or before :attr:`floor` has been reported, or was there before anything was to be;
+    A file modified at or before :attr:`watermark` has been reported, or was there before anything was to be;
     later ones are compared with what was reported. Belongs to the thread that made it.
     """
 
     def __init__(self, rules: BatchRules) -> None:
         self.rules = rules
-        self.floor = NEVER
-        self.reports = 0
-        """Files reported by this object."""
+        self.watermark = NEVER
+        self.generation = 0
+        """Grows whenever files are reported."""
         # A triggerer has many watches, so each gets little memory.
         self._db = ScratchDatabase("whisper-arrivals-", _TABLES, cache_mib=16)
 
@@ -128,36 +127,44 @@ class Arrivals:
 
     # --- what was reported -------------------------------------------------------------------------------
 
+    def start_generation(self) -> None:
+        """What is added from now on counts as later than what was added before."""
+        self.generation += 1
+
     def add_reported(self, files: Iterable[tuple[str, str | None, int]]) -> None:
         """Takes in what needs no report: URI, etag, and time of modification in microseconds."""
-        self._db.run_for_each("INSERT OR REPLACE INTO reported VALUES (?, ?, ?)", files)
+        rows = ((uri, etag, modified, self.generation) for uri, etag, modified in files)
+        self._db.run_for_each("INSERT OR REPLACE INTO reported VALUES (?, ?, ?, ?)", rows)
 
-    def reported(self) -> Iterator[tuple[str, str | None, int]]:
-        """What was reported and modified after :attr:`floor`, newest first."""
-        yield from self._db.execute("SELECT uri, etag, modified FROM reported ORDER BY modified DESC, uri")
+    def reported(self, *, since: int | None = None) -> Iterator[tuple[str, str | None, int]]:
+        """What was reported and modified after :attr:`watermark`, newest first.
+
+        :param since: only what was added in later generations.
+        """
+        query = "SELECT uri, etag, modified FROM reported WHERE generation > ? ORDER BY modified DESC, uri"
+        yield from self._db.execute(query, (-1 if since is None else since,))
 
     def reported_count(self) -> int:
         """How many files :meth:`reported` gives."""
         return int(self._db.first("SELECT count(*) FROM reported")[0])
 
-    def raise_floor(self, floor: int) -> None:
-        """Forgets what was reported and modified at or before ``floor``, but not what is still to be
-        reported.
+    def raise_watermark(self, watermark: int) -> None:
+        """Forgets what was reported and modified by then, but never passes a pending file.
 
         Call it when everything modified by then has been observed.
         """
-        (oldest,) = self._db.first("SELECT min(modified) FROM waiting")
+        (oldest,) = self._db.first("SELECT min(modified) FROM pending")
         if oldest is not None:
-            # Not reported yet: after a restart it has to be found above the floor again.
-            floor = min(floor, oldest - 1)
-        if floor > self.floor:
-            self.floor = floor
-            self._db.execute("DELETE FROM reported WHERE modified <= ?", (floor,))
+            # Not reported yet: after a restart it has to be found after the watermark again.
+            watermark = min(watermark, oldest - 1)
+        if watermark > self.watermark:
+            self.watermark = watermark
+            self._db.execute("DELETE FROM reported WHERE modified <= ?", (watermark,))
 
     # --- what is there -----------------------------------------------------------------------------------
 
     def observe(self, files: Iterable[Iterable[File]]) -> None:
-        """Takes in one complete listing of every place where files are waited for.
+        """Takes in one complete listing of every place where files are pending.
 
         Nothing changes when the listing breaks off with an exception.
         """
@@ -167,14 +174,14 @@ class Arrivals:
         with self._db.transaction():
             if self.reported_count():
                 self._db.execute(_DROP_REPORTED.format(table="listed"))
-            self._db.execute("DELETE FROM waiting WHERE uri NOT IN (SELECT uri FROM listed)")
-            self._db.execute(_WAIT)
+            self._db.execute("DELETE FROM pending WHERE uri NOT IN (SELECT uri FROM listed)")
+            self._db.execute(_ADD_PENDING)
             self._db.execute("DELETE FROM listed")
         self._give_back_space()
 
     def _give_back_space(self) -> None:
         # A watch runs for months, and its first listing may have been a large one.
-        (free,), (pages,) = (self._db.first(f"PRAGMA {name}") for name in _PAGE_COUNTS)
+        (free,), (pages,) = (self._db.first(f"PRAGMA {name}") for name in ("freelist_count", "page_count"))
         if free > _MOST_FREE_PAGES and free > pages // 2:
             self._db.execute("VACUUM")
 
@@ -183,24 +190,24 @@ class Arrivals:
         return sum(path.stat().st_size for path in self._db.folder.iterdir())
 
     def drop_reported(self) -> None:
-        """Ends the waiting for files that meanwhile were added as reported."""
-        self._db.execute(_DROP_REPORTED.format(table="waiting"))
+        """Removes files that meanwhile were added as reported from the pending ones."""
+        self._db.execute(_DROP_REPORTED.format(table="pending"))
 
-    def waiting_partitions(self) -> list[str]:
-        """Canonical partitions of the files that are not reported yet."""
-        return [partition for (partition,) in self._db.execute("SELECT DISTINCT partition FROM waiting")]
+    def partitions(self) -> list[str]:
+        """Canonical partitions of the pending files."""
+        return [partition for (partition,) in self._db.execute("SELECT DISTINCT partition FROM pending")]
 
-    def waiting(self) -> Iterator[tuple[str, str | None, int, int, str, int]]:
+    def pending(self) -> Iterator[tuple[str, str | None, int, int, str, int]]:
         """Files that are not reported yet: a :data:`File` each, and how many polls saw it unchanged."""
-        yield from self._db.execute("SELECT * FROM waiting")
+        yield from self._db.execute("SELECT * FROM pending")
 
-    def add_waiting(self, files: Iterable[tuple[str, str | None, int, int, str, int]]) -> None:
-        """Goes on with what :meth:`waiting` gave earlier."""
-        self._db.run_for_each("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?)", files)
+    def add_pending(self, files: Iterable[tuple[str, str | None, int, int, str, int]]) -> None:
+        """Goes on with what :meth:`pending` gave earlier."""
+        self._db.run_for_each("INSERT OR REPLACE INTO pending VALUES (?, ?, ?, ?, ?, ?)", files)
 
-    def waiting_count(self) -> int:
-        """How many files are not reported yet."""
-        return int(self._db.first("SELECT count(*) FROM waiting")[0])
+    def count(self) -> int:
+        """How many files are pending."""
+        return int(self._db.first("SELECT count(*) FROM pending")[0])
 
     # --- what is to be reported --------------------------------------------------------------------------
 
@@ -217,8 +224,8 @@ class Arrivals:
                 return
             batch = self._batch_at(position)
             position += len(batch.files)
-            self.reports += len(batch.files)
-            self._db.run_for_each("DELETE FROM waiting WHERE uri = ?", ((f[0],) for f in batch.files))
+            self.start_generation()
+            self._db.run_for_each("DELETE FROM pending WHERE uri = ?", ((f[0],) for f in batch.files))
             self.add_reported((uri, etag, modified) for uri, etag, _, modified, _ in batch.files)
             yield batch
 

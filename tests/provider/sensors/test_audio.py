@@ -286,6 +286,28 @@ def test_deferred_sensor_whose_connection_is_gone_fails_with_the_reason(
         sensor.execute_complete(Task().context(), dict(event))
 
 
+def test_task_deferred_by_an_earlier_release_goes_on(local: Place) -> None:
+    local.put("dt=2026-11-01/a.wav")
+    watched = {
+        "source": f"{local.base}/dt={{dt}}/",
+        "rules": {"stable_polls": 1, "min_age": 60, "min_files": 1, "max_wait": 300, "max_files": 10_000},
+        "partition_from_modified": None,
+        "partition": {},
+        "pattern": None,
+        "extensions": ("wav",),
+        "since": None,
+        "lookback": 172_800,
+        "overlap": 3600,
+        "sweep_interval": 3600,
+        "source_conn_id": None,
+        "staging": None,
+        "staging_conn_id": None,
+    }
+    trigger = AudioToTranscribeTrigger(watched=watched, table=TABLE, catalog_conn_id=None, poll_interval=1)
+    (entry,) = first_event(revived(trigger))["partitions"]
+    assert entry["partition"] == {"dt": "2026-11-01"}
+
+
 def test_deferral_ends_with_the_timeout(local: Place) -> None:
     deferral = deferred(local.sensor(deferrable=True, timeout=77))
     assert deferral.timeout.total_seconds() == 77

@@ -184,7 +184,7 @@ def test_what_was_delivered_is_remembered_while_more_keeps_coming(
     asyncio.run(scenario())
 
 
-def test_memory_that_cannot_be_stored_is_stored_later(
+def test_cursor_that_cannot_be_stored_is_stored_later(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Refusing(AssetState):
@@ -271,7 +271,7 @@ def test_unreachable_store_is_tried_again_until_it_is_back(
 
     asyncio.run(scenario())
     log = messages(capsys)
-    assert "(attempt 1; the next in 1 s)" in log
+    assert "(try 1; the next in 1 s)" in log
     assert "Going on after" in log
     assert SECRET_KEY not in log
 
@@ -346,6 +346,29 @@ def test_stopped_trigger_leaves_no_files_behind(source: Path, tmp_path: Path) ->
     assert list(folder.iterdir()) == []
 
 
+def test_stored_arguments_keep_their_names() -> None:
+    _, arguments = NewAudioTrigger(source="s3://calls/dt={dt}/", extensions=("wav",), min_files=7).serialize()
+    assert arguments == {
+        "source": "s3://calls/dt={dt}/",
+        "partition_from_modified": None,
+        "source_conn_id": None,
+        "staging": None,
+        "staging_conn_id": None,
+        "pattern": None,
+        "extensions": ["wav"],
+        "poll_interval": 60,
+        "stable_polls": 2,
+        "min_age": 60,
+        "min_files": 7,
+        "max_wait": 300,
+        "max_files": 10_000,
+        "since": None,
+        "lookback": 2 * 86400,
+        "sweep_interval": 3600,
+        "overlap": 3600,
+    }
+
+
 def test_trigger_fits_an_asset_watcher_and_hides_nothing_in_it() -> None:
     arguments = {"source": "s3://calls/dt={dt}/", "source_conn_id": "calls_s3", "extensions": ("wav",)}
     trigger = NewAudioTrigger(**arguments)
@@ -353,7 +376,7 @@ def test_trigger_fits_an_asset_watcher_and_hides_nothing_in_it() -> None:
     assert Asset("calls", watchers=[AssetWatcher(name="new", trigger=trigger)]).watchers
     path, first = trigger.serialize()
     _, second = NewAudioTrigger(**arguments).serialize()
-    # Airflow tells triggers apart by this; a changing one would lose the memory whenever a DAG is parsed.
+    # Airflow tells triggers apart by this; a changing one would lose the cursor whenever a DAG is parsed.
     assert BaseEventTrigger.hash(path, first) == BaseEventTrigger.hash(path, second)
     assert first["source_conn_id"] == "calls_s3"
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from airflow_whisper.watch.assignment import PartitionAssignment
 from airflow_whisper.watch.partition_templates import (
     Partitioning,
     PartitionTemplate,
     modified_partition,
     period_end,
 )
+from airflow_whisper.watch.pending import NEVER
+from whisper_spark.contract import parse_partition_path
 
 HOURLY = "s3://calls/raw/dt={dt}/hour={hour}/"
 
@@ -83,9 +87,19 @@ def test_wrong_partition_says_what_to_write(arguments: dict[str, Any], message: 
 
 def test_partition_can_come_from_path_time_and_constant_together() -> None:
     partitioning = Partitioning.of("s3://calls/{line}/", {"dt": "%Y-%m-%d"}, {"region": "eu"})
-    partition = partitioning.partition_of("s3://calls/7/a.wav", datetime(2026, 11, 1, 23, 59, tzinfo=UTC))
+    listed = pa.record_batch(
+        {
+            "audio_uri": ["s3://calls/7/a.wav"],
+            "audio_etag": ["e"],
+            "audio_bytes": [1],
+            "last_modified": pa.array(
+                [datetime(2026, 11, 1, 23, 59, tzinfo=UTC)], pa.timestamp("us", tz="UTC")
+            ),
+        }
+    )
+    ((*_, path),), _ = PartitionAssignment(partitioning, None, ()).files(listed, NEVER)
+    partition = parse_partition_path(path)
     assert partition == {"region": "eu", "line": "7", "dt": "2026-11-01"}
-    assert partition is not None
     assert partitioning.source_of(partition) == "s3://calls/7/"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import time
@@ -15,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from servers import SECRET_KEY, S3Server
 
-from airflow_whisper.watch.cursor import INLINE_BYTES
+from airflow_whisper.watch.cursor import INLINE_BYTES, CursorState
+from airflow_whisper.watch.payload import INLINE_URIS
 from airflow_whisper.watch.pending import BatchRules
-from airflow_whisper.watch.watcher import INLINE_URIS, SourceWatch, WatchedSource
+from airflow_whisper.watch.source import WatchedSource
+from airflow_whisper.watch.watcher import SourceWatch
 from whisper_spark.storage.objects import ObjectStorage, StorageError
 
 TODAY = datetime.now(UTC).date()
@@ -212,7 +215,7 @@ def test_idle_poll_lists_only_what_can_have_changed(two_years: Bucket) -> None:
         assert sum(payload["files"] for payload in watch.poll()) == 73
         before = two_years.s3.list_requests()
         # Nothing came into any of the 73 folders for two hours, and only today is recent.
-        watch._swept = time.time() + 2 * HOUR
+        watch._lister._swept = time.time() + 2 * HOUR
         assert watch.poll(later(2 * HOUR)) == []
         assert two_years.s3.list_requests() - before == 2
 
@@ -248,7 +251,7 @@ def test_local_folder_is_watched_too(tmp_path: Path) -> None:
         (tmp_path / f"dt={day(ago)}" / "a.wav").write_bytes(b"x")
     watch = SourceWatch(WatchedSource(source=f"{tmp_path}/dt={{dt}}/", rules=AT_ONCE))
     assert counts(watch.poll()) == {day(0): 1, day(300): 1}
-    watch.arrivals.raise_floor(time.time_ns() // 1000)
+    watch.pending.raise_watermark(time.time_ns() // 1000)
     moved = tmp_path / "moved.wav"
     moved.write_bytes(b"y")
     os.utime(moved, (old, old))
@@ -257,12 +260,12 @@ def test_local_folder_is_watched_too(tmp_path: Path) -> None:
     watch.close()
 
 
-# --- what is remembered ----------------------------------------------------------------------------------
+# --- the cursor ------------------------------------------------------------------------------------------
 
 
-def through_json(state: dict[str, Any] | None) -> dict[str, Any]:
+def through_json(state: CursorState | None) -> dict[str, Any]:
     assert state is not None
-    text = json.dumps(state)
+    text = json.dumps(state.values)
     assert len(text) <= 64 * 1024
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -272,11 +275,11 @@ def test_restarted_watch_repeats_nothing_and_misses_nothing(bucket: Bucket) -> N
     bucket.put(f"dt={day(0)}/a.wav")
     with bucket.watch() as watch:
         watch.poll()
-        state = through_json(watch.memory.to_write())
+        state = through_json(watch.cursor.to_write())
     assert list(state["files"]) == [f"dt={day(0)}/a.wav"]
     bucket.put(f"dt={day(300)}/b.wav")
     with bucket.watch() as watch:
-        watch.memory.restore(state)
+        watch.cursor.restore(state)
         assert names(watch.poll()) == ["b.wav"]
 
 
@@ -285,24 +288,25 @@ def test_restarted_watch_still_reports_what_it_had_not(bucket: Bucket) -> None:
     rules = BatchRules(stable_polls=1, min_files=2, max_wait=9 * HOUR)
     with bucket.watch(rules=rules, overlap=0) as watch:
         assert watch.poll(later(5 * HOUR)) == []
-        state = through_json(watch.memory.to_write())
+        state = through_json(watch.cursor.to_write())
     bucket.put(f"dt={day(0)}/b.wav")
     with bucket.watch(rules=rules, overlap=0) as watch:
-        watch.memory.restore(state)
+        watch.cursor.restore(state)
         assert names(watch.poll(later(5 * HOUR))) == ["a.wav", "b.wav"]
 
 
-def test_memory_is_written_only_when_it_changed(bucket: Bucket) -> None:
+def test_cursor_is_written_only_when_it_changed(bucket: Bucket) -> None:
     bucket.put(f"dt={day(0)}/a.wav")
     with bucket.watch("dt={dt}/", sweep_interval=0) as watch:
         watch.poll()
-        assert watch.memory.to_write() is not None
+        first = watch.cursor.to_write()
+        assert first is not None
         watch.poll(later(60))
-        assert watch.memory.to_write() is None
-        watch.memory.was_not_stored()
-        assert watch.memory.to_write() is not None
+        assert watch.cursor.to_write() is None
+        watch.cursor.was_not_stored(first)
+        assert watch.cursor.to_write() is not None
         watch.poll(later(HOUR))
-        assert watch.memory.to_write() is not None
+        assert watch.cursor.to_write() is not None
 
 
 def test_old_files_are_not_remembered_by_name(bucket: Bucket) -> None:
@@ -310,49 +314,114 @@ def test_old_files_are_not_remembered_by_name(bucket: Bucket) -> None:
     with bucket.watch(overlap=HOUR) as watch:
         watch.poll()
         watch.poll(later(3 * HOUR))
-        state = through_json(watch.memory.to_write())
+        state = through_json(watch.cursor.to_write())
         assert state["files"] == {}
         assert watch.poll(later(3 * HOUR)) == []
 
 
-def remember_many(watch: SourceWatch, count: int) -> None:
-    root, now = watch._template.root, time.time_ns() // 1000
-    watch.arrivals.add_reported((f"{root}dt={day(0)}/{i:06d}.wav", f"{i:032x}", now) for i in range(count))
+def report_many(watch: SourceWatch, count: int) -> None:
+    root, now = watch._watched.partitioning.template.root, time.time_ns() // 1000
+    watch.pending.add_reported((f"{root}dt={day(0)}/{i:06d}.wav", f"{i:032x}", now) for i in range(count))
 
 
-def test_long_memory_goes_to_staging_and_the_old_one_is_removed(bucket: Bucket) -> None:
+def written(watch: SourceWatch) -> CursorState:
+    state = watch.cursor.to_write()
+    assert state is not None
+    through_json(state)
+    return state
+
+
+def test_long_cursor_goes_to_staging_and_the_old_one_is_removed(bucket: Bucket) -> None:
     bucket.put(f"dt={day(0)}/000007.wav")
     many = INLINE_BYTES // 20
     with bucket.watch() as watch:
-        remember_many(watch, many)
-        state = through_json(watch.memory.to_write())
-        assert "files" not in state
-        watch.memory.was_stored()
+        report_many(watch, many)
+        state = written(watch)
+        assert state.values["files"] == {}
+        watch.cursor.was_stored(state)
         (first,) = bucket.staged()
     with bucket.watch() as watch:
-        watch.memory.restore(state)
-        assert watch.arrivals.reported_count() == many
+        watch.cursor.restore(state.values)
+        assert watch.pending.reported_count() == many
         assert names(watch.poll()) == ["000007.wav"]  # its etag is another
-        through_json(watch.memory.to_write())
+        watch.pending.start_generation()
+        report_many(watch, many)
+        state = written(watch)
         assert len(bucket.staged()) == 2  # until the new one is stored, the old one counts
-        watch.memory.was_stored()
+        watch.cursor.was_stored(state)
         (second,) = bucket.staged()
     assert first != second
 
 
-def test_long_memory_without_staging_keeps_the_newest_and_says_so(bucket: Bucket) -> None:
+def test_what_came_after_a_long_cursor_is_stored_at_once(bucket: Bucket) -> None:
+    with bucket.watch() as watch:
+        report_many(watch, INLINE_BYTES // 20)
+        watch.cursor.was_stored(written(watch))
+        states = []
+        for name in ("a.wav", "b.wav"):
+            bucket.put(f"dt={day(0)}/{name}")
+            assert names(watch.poll()) == [name]
+            states.append(written(watch))
+        assert len(bucket.staged()) == 1
+    for restarts in range(2):
+        with bucket.watch() as watch:
+            watch.cursor.restore(states[-1].values)
+            assert watch.poll() == []
+            bucket.put(f"dt={day(0)}/{restarts}.wav")
+            assert names(watch.poll()) == [f"{restarts}.wav"]
+            states.append(written(watch))
+
+
+def test_object_in_staging_stays_while_any_stored_cursor_needs_it(bucket: Bucket) -> None:
+    with bucket.watch() as watch:
+        states = []
+        for _ in range(3):
+            watch.pending.start_generation()
+            report_many(watch, INLINE_BYTES // 20)
+            states.append(written(watch))
+        # Each state is stored a while after it was made.
+        watch.cursor.was_stored(states[0])
+        assert len(bucket.staged()) == 3
+        watch.cursor.was_not_stored(states[1])
+        watch.cursor.was_stored(states[2])
+        assert len(bucket.staged()) == 2
+        last = written(watch)
+        watch.cursor.was_stored(last)
+        assert [f"s3://{bucket.name}/{key}" for key in bucket.staged()] == [last.values["files_uri"]]
+
+
+@pytest.mark.parametrize("with_object", [False, True])
+def test_cursor_of_an_earlier_release_is_read(bucket: Bucket, with_object: bool) -> None:
+    bucket.put(f"dt={day(0)}/a.wav")
+    with bucket.watch() as watch:
+        watch.poll()
+        ((uri, etag, _),) = watch.pending.reported()
+    key = uri.removeprefix(f"s3://{bucket.name}/raw/")
+    state: dict[str, Any] = {"version": 1, "floor": 0, "saved": time.time_ns() // 1000}
+    if with_object:
+        state["files_uri"] = f"s3://{bucket.name}/staging/memory-1.json.gz"
+        data = gzip.compress((json.dumps([key, etag]) + "\n").encode())
+        bucket.client.put_object(Bucket=bucket.name, Key="staging/memory-1.json.gz", Body=data)
+    else:
+        state["files"] = {key: etag}
+    with bucket.watch() as watch:
+        watch.cursor.restore(state)
+        assert watch.poll() == []
+
+
+def test_long_cursor_without_staging_keeps_the_newest_and_says_so(bucket: Bucket) -> None:
     with bucket.watch(staging=None) as watch:
-        remember_many(watch, INLINE_BYTES // 20)
-        state = through_json(watch.memory.to_write())
+        report_many(watch, INLINE_BYTES // 20)
+        state = through_json(watch.cursor.to_write())
         assert 500 < len(state["files"]) < INLINE_BYTES // 20
     assert any("`staging`" in line for line in bucket.log.lines)
 
 
-def test_lost_memory_in_staging_repeats_instead_of_failing(bucket: Bucket) -> None:
+def test_lost_object_in_staging_repeats_instead_of_failing(bucket: Bucket) -> None:
     bucket.put(f"dt={day(0)}/a.wav")
     with bucket.watch() as watch:
         uri = f"s3://{bucket.name}/staging/gone"
-        watch.memory.restore({"version": 1, "floor": 0, "saved": 0, "files_uri": uri})
+        watch.cursor.restore({"version": 2, "watermark": 0, "saved": 0, "files": {}, "files_uri": uri})
         assert names(watch.poll()) == ["a.wav"]
     assert any("is gone" in line for line in bucket.log.lines)
 
@@ -360,7 +429,7 @@ def test_lost_memory_in_staging_repeats_instead_of_failing(bucket: Bucket) -> No
 # --- what goes wrong -------------------------------------------------------------------------------------
 
 
-def test_store_that_refuses_is_an_error_that_leaves_the_memory_alone(
+def test_store_that_refuses_is_an_error_that_leaves_the_cursor_alone(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put(f"dt={day(0)}/a.wav")
@@ -368,7 +437,7 @@ def test_store_that_refuses_is_an_error_that_leaves_the_memory_alone(
         watch.poll()
         wrong = bucket.s3.connection.replace(SECRET_KEY, "another-secret")
         monkeypatch.setenv("AIRFLOW_CONN_CALLS_S3", wrong)
-        watch._connected = None
+        watch._lister._connection = None
         with pytest.raises(StorageError) as caught:
             watch.poll()
         assert "another-secret" not in str(caught.value)
