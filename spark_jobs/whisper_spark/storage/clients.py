@@ -1,4 +1,8 @@
-"""Clients of object stores: credentials, timeouts and retries."""
+"""Clients of object stores: credentials, endpoints, timeouts and retries.
+
+A credential goes only to the endpoint that its configuration or the environment names, or to the cloud's own
+domain, and never to a host that stands in a URI.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+from whisper_spark.storage.errors import StorageError
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ObjectStore, S3Store
 
 # A store that does not answer is given up after about a minute. `timeout` covers a whole request with
 # its body, so it has to allow for large recordings; `read_timeout` is what notices a stalled transfer.
@@ -24,6 +31,35 @@ _RETRY: dict[str, Any] = {
 _CONFIG_PREFIX = {"s3": "aws_", "gs": "google_", "az": "azure_", "abfss": "azure_"}
 _AWS_FILES = (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config"))
 
+# Where the client looks for an endpoint, in the configuration and in the environment.
+_ENDPOINTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "s3": (("aws_endpoint", "aws_endpoint_url"), ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")),
+    "gs": (("google_base_url",), ("GOOGLE_BASE_URL",)),
+    "az": (
+        ("azure_storage_endpoint", "azure_endpoint"),
+        ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    ),
+}
+
+# Azure's own, of all its clouds: learn.microsoft.com/azure/storage/common/storage-account-overview
+# and .../azure/azure-government/compare-azure-government-global-azure.
+_AZURE_DOMAINS = (
+    ".core.windows.net",
+    ".core.chinacloudapi.cn",
+    ".core.usgovcloudapi.net",
+    ".storage.azure.net",
+    ".fabric.microsoft.com",
+)
+
+# Credentials of one storage account, as opposed to those of a person or an application.
+_AZURE_ACCOUNT_CREDENTIALS = (
+    "azure_storage_account_key",
+    "azure_storage_access_key",
+    "azure_storage_master_key",
+    "azure_storage_sas_key",
+    "azure_storage_sas_token",
+)
+
 
 def object_store(scheme: str, bucket: str, config: Mapping[str, str]) -> ObjectStore:
     """A client for one bucket.
@@ -31,39 +67,116 @@ def object_store(scheme: str, bucket: str, config: Mapping[str, str]) -> ObjectS
     :param scheme: ``s3``, ``gs``, ``az`` or ``abfss``.
     :param bucket: for ``abfss`` it is ``CONTAINER@ACCOUNT.dfs.core.windows.net``.
     :param config: see :class:`whisper_spark.storage.objects.ObjectStorage`.
+    :raises StorageError: for a host that is neither Azure's nor the configuration's, or an endpoint that is
+        not a URL.
     """
-    from obstore.store import AzureStore, GCSStore, S3Store
+    from obstore.store import AzureStore, GCSStore
 
-    prefix = _CONFIG_PREFIX[scheme]
-    own: dict[str, Any] = {k: v for k, v in config.items() if k.startswith(prefix)}
-    client = _CLIENT_OPTIONS | {
-        k: v for k, v in config.items() if not k.startswith(("aws_", "google_", "azure_"))
-    }
-    client.setdefault("allow_http", own.pop(prefix + "allow_http", _plain_http(scheme, own)))
-    common: dict[str, Any] = {"client_options": client, "retry_config": _RETRY}
     if scheme == "s3":
-        provider = _aws_credentials(own)
-        return S3Store(bucket, config=cast("Any", own), credential_provider=provider, **common)
+        return s3_store_at(bucket, config, None)
+    own, common = _split_config(scheme, config)
     if scheme == "gs":
         return GCSStore(bucket, config=cast("Any", own), **common)
     container, _, host = bucket.partition("@")
     if host:
-        account, _, domain = host.partition(".")
-        own["azure_storage_account_name"] = account
-        if domain and not domain.endswith(".core.windows.net") and "azure_storage_endpoint" not in own:
-            own["azure_storage_endpoint"] = f"https://{account}.{re.sub('^dfs[.]', 'blob.', domain)}"
+        own |= _azure_account(bucket, host.lower(), own)
     return AzureStore(container, config=cast("Any", own), **common)
 
 
-def _plain_http(scheme: str, own: Mapping[str, str]) -> str:
-    """Whether the endpoint asked for is plain HTTP, as ``"true"`` or ``"false"``."""
-    env = {
-        "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
-        "gs": ("GOOGLE_BASE_URL",),
-    }.get(scheme, ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"))
-    asked = [v for k, v in own.items() if "endpoint" in k] or [os.environ.get(name, "") for name in env]
+def s3_store_at(bucket: str, config: Mapping[str, str], address: str | None) -> S3Store:
+    """A client for one bucket in S3.
+
+    :param address: what all requests go to, with their path at its end; ``None``: to the bucket.
+    """
+    from obstore.store import S3Store
+
+    own, common = _split_config("s3", config)
+    endpoint = address
+    if address is None and own.get("aws_virtual_hosted_style_request", "").lower() == "true":
+        # The client takes the endpoint for that of the bucket, then.
+        scheme, separator, host = (_endpoint("s3", own) or "").partition("://")
+        endpoint = f"{scheme}://{bucket}.{host}" if separator else None
+    if endpoint:
+        for name in _ENDPOINTS["s3"][0]:
+            own.pop(name, None)
+        own |= {"aws_endpoint": endpoint, "aws_virtual_hosted_style_request": "true"}
+    return S3Store(bucket, config=cast("Any", own), credential_provider=_aws_credentials(own), **common)
+
+
+def _split_config(scheme: str, config: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What of a configuration is for the store, and what every client gets."""
+    prefix = _CONFIG_PREFIX[scheme]
+    own: dict[str, Any] = {k: v for k, v in config.items() if k.startswith(prefix)}
+    client = _CLIENT_OPTIONS | {
+        k: v for k, v in config.items() if not k.startswith(tuple(_CONFIG_PREFIX.values()))
+    }
+    endpoint = _endpoint(scheme, own)
     emulator = "azure_storage_use_emulator" in own or "AZURE_STORAGE_USE_EMULATOR" in os.environ
-    return "true" if emulator or any(v.lower().startswith("http://") for v in asked) else "false"
+    plain_http = (endpoint or "").startswith("http://") or (emulator and prefix == "azure_")
+    client.setdefault("allow_http", own.pop(prefix + "allow_http", "true" if plain_http else "false"))
+    return own, {"client_options": client, "retry_config": _RETRY}
+
+
+def _endpoint(scheme: str, own: Mapping[str, str]) -> str | None:
+    """The endpoint that the client will use, if it is not the cloud's own.
+
+    :raises StorageError: when it is not a URL: the client would end the thread.
+    """
+    keys, variables = _ENDPOINTS["az" if scheme == "abfss" else scheme]
+    found = [own[key] for key in keys if key in own]
+    found += [os.environ[name] for name in variables if os.environ.get(name) and not found]
+    for endpoint in found:
+        check_endpoint(endpoint)
+    return found[0] if found else None
+
+
+def check_endpoint(endpoint: str) -> None:
+    """:raises StorageError: unless it is a URL of a host."""
+    try:
+        parts = urlsplit(endpoint)
+        valid = (
+            parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        )
+    except ValueError:
+        valid = False
+    if not valid or re.search(r"[\s?#@\\]|[^\x20-\x7e]", endpoint):
+        raise StorageError(
+            f"the endpoint {_without_user(endpoint)!r} is not a URL such as https://s3.example:9000"
+        )
+
+
+def _without_user(endpoint: str) -> str:
+    # A password may stand before the @.
+    return re.sub(r"//[^/]*@", "//***@", endpoint)
+
+
+def _azure_account(bucket: str, host: str, own: Mapping[str, str]) -> dict[str, str]:
+    """The configuration for the account that a URI names.
+
+    :raises StorageError: when credentials would go elsewhere than they are for.
+    """
+    account, _, domain = host.partition(".")
+    endpoint = _endpoint("az", own)
+    trusted = endpoint is not None and urlsplit(endpoint).hostname in (
+        host,
+        host.replace(".dfs.", ".blob.", 1),
+    )
+    if not trusted and not f".{domain}".endswith(_AZURE_DOMAINS):
+        raise StorageError(
+            f"abfss://{bucket}/ names the host {host!r}, which is neither Azure's nor the connection's: "
+            "no credentials are sent there. If it is yours, name it as the host of the connection"
+        )
+    known = own.get("azure_storage_account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    bound = any(name in own or name.upper() in os.environ for name in _AZURE_ACCOUNT_CREDENTIALS)
+    if bound and known and known != account:
+        raise StorageError(
+            f"abfss://{bucket}/ names the account {account!r}, but the key or SAS is for {known!r} and is "
+            "sent nowhere else. Use a connection for that account"
+        )
+    named = {"azure_storage_account_name": account}
+    if endpoint or domain.endswith(".core.windows.net"):
+        return named
+    return named | {"azure_storage_endpoint": f"https://{account}.{re.sub('^dfs[.]', 'blob.', domain)}"}
 
 
 def _aws_credentials(own: dict[str, Any]) -> Any:

@@ -25,7 +25,10 @@ class ObjectChanged(StorageError):  # noqa: N818
 
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Errors of the client and of the file system as ours, free of endpoints and credentials."""
+    """Errors of the client and of the file system as ours, free of endpoints and credentials.
+
+    Its panics too, which are no ``Exception`` and would end a trigger.
+    """
     try:
         yield
     except StorageError:
@@ -37,13 +40,33 @@ def translated(uri: str) -> Iterator[None]:
     except PermissionError as error:
         raise ObjectForbidden(f"no permission to access {error.filename or uri}") from None
     except Exception as error:
-        ours = _translate(uri, error)
+        ours = error_of(uri, error)
         if ours is None:
             raise
-        raise ours from None  # the original message may hold the endpoint or a signed URL
+        # The original message may hold the endpoint or a signed URL.
+        raise ours from None
+    except BaseException as error:
+        # The client's, when it meets a setting that it did not foresee. Not an Exception, so it would end
+        # more than what asked for the object.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise StorageError(
+            f"cannot access {uri}: the store's client refuses its settings ({_reason(str(error))}). Look "
+            "for blanks, line breaks and a missing https:// in endpoint, region, keys and token"
+        ) from None
 
 
-def _translate(uri: str, error: Exception) -> StorageError | None:
+def error_of_status(uri: str, code: int, text: str) -> StorageError:
+    """What an HTTP status and the body that came with it mean."""
+    if code in (401, 403):
+        return ObjectForbidden(f"no permission to access {uri}: {_reason(text)}")
+    if code == 404:
+        return _not_found(uri, text)
+    return StorageError(f"cannot access {uri}: {_reason(text)}")
+
+
+def error_of(uri: str, error: Exception) -> StorageError | None:
+    """What an exception of the client means; ``None`` when it is not one."""
     import obstore.exceptions as theirs
 
     text = str(error)

@@ -4,15 +4,92 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat as stat_module
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from whisper_spark.storage.backend import ObjectInfo
+
 _TEMPORARY = ".whisper-"
+_COPY_CHUNK = 1024 * 1024
+
+
+class LocalFiles:
+    """The :class:`~whisper_spark.storage.backend.Backend` of this machine's file systems."""
+
+    def objects(
+        self, prefix: str, chunk_size: int, unreadable: Callable[[str], None]
+    ) -> Iterator[ObjectInfo]:
+        """See :class:`Backend`. A folder that does not exist is empty, as in an object store."""
+        for path, stat in walk(_path(prefix), lambda path: unreadable(_uri(path))):
+            yield _info(path, stat)
+
+    def folders(self, prefix: str) -> list[str]:
+        """See :class:`Backend`."""
+        try:
+            entries = os.scandir(_path(prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        with entries:
+            return [entry.name for entry in entries if _is_utf8(entry.name) and entry.is_dir()]
+
+    def info(self, key: str) -> ObjectInfo:
+        """See :class:`Backend`."""
+        return _info(_path(key), stat_file(_path(key)))
+
+    def open(self, key: str, etag: str | None) -> BinaryIO:
+        """See :class:`Backend`."""
+        file = open_file(_path(key))
+        try:
+            _info(_path(key), os.fstat(file.fileno())).check_etag(etag)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def open_ranges(self, key: str) -> BinaryIO:
+        """See :class:`Backend`."""
+        return self.open(key, None)
+
+    def download(self, key: str, path: Path, etag: str | None) -> None:
+        """See :class:`Backend`."""
+        with replacing(path) as file, self.open(key, etag) as source:
+            shutil.copyfileobj(source, file, _COPY_CHUNK)
+
+    def write(self, key: str, data: bytes | Path, if_absent: bool) -> bool:
+        """See :class:`Backend`."""
+        with publishing(Path(_path(key)), if_absent) as (file, outcome):
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                with data.open("rb") as source:
+                    shutil.copyfileobj(source, file, _COPY_CHUNK)
+        return outcome.written
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See :class:`Backend`."""
+        for key in keys:
+            Path(_path(key)).unlink(missing_ok=True)
+
+
+def _path(key: str) -> str:
+    return key if os.name == "nt" else "/" + key
+
+
+def _uri(path: str) -> str:
+    return "file:///" + path.removeprefix("/")
+
+
+def _info(path: str, stat: os.stat_result) -> ObjectInfo:
+    # Time and size, but not the inode: a network mount may number it differently on each host.
+    etag = f"{stat.st_mtime_ns // 1000:x}-{stat.st_size:x}"
+    return ObjectInfo(_uri(path), stat.st_size, etag, datetime.fromtimestamp(stat.st_mtime, UTC))
 
 
 @dataclass
@@ -22,11 +99,11 @@ class Outcome:
     written: bool = False
 
 
-def walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+def walk(folder: str, unreadable: Callable[[str], None]) -> Iterator[tuple[str, os.stat_result]]:
     """All files below a folder, with symbolic links followed. A folder that does not exist is empty.
 
+    :param unreadable: gets the path of each file or folder whose name is not UTF-8, which no table can hold.
     :raises PermissionError: for a folder that may not be listed.
-    :raises UnicodeError: for a name that is not UTF-8, which a table cannot hold.
     """
     # Folders still to visit, each with the folders that lead to it, to notice links that go in circles.
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder.rstrip("/") or "/", frozenset())]
@@ -42,8 +119,9 @@ def walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
             continue
         with entries:
             for entry in entries:
-                _check_name(entry.path)
-                if entry.is_dir():
+                if not _is_utf8(entry.name):
+                    unreadable(entry.path)
+                elif entry.is_dir():
                     waiting.append((entry.path, parents | {identity}))
                 elif not _is_temporary(entry.name):
                     yield from _file(entry)
@@ -62,11 +140,12 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(_TEMPORARY) and name.endswith(".tmp")
 
 
-def _check_name(path: str) -> None:
+def _is_utf8(name: str) -> bool:
     try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise UnicodeError(f"the file name {os.fsencode(path)!r} is not UTF-8: rename the file") from None
+        name.encode()
+    except UnicodeEncodeError:  # of the surrogates that stand for other bytes
+        return False
+    return True
 
 
 def stat_file(path: str) -> os.stat_result:

@@ -10,14 +10,16 @@ from whisper_spark.storage.errors import translated
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-    from whisper_spark.storage.objects import ObjectInfo
-
 
 class RangeFile(io.RawIOBase):
-    """A read-only seekable file over one object: each read is one range request."""
+    """A read-only seekable file over one object: each read is one range request.
 
-    def __init__(self, store: ObjectStore, key: str, info: ObjectInfo) -> None:
-        self._store, self._key, self._info = store, key, info
+    :param uri: of the object, for messages.
+    :param size: of the object, in bytes.
+    """
+
+    def __init__(self, store: ObjectStore, path: str, uri: str, size: int) -> None:
+        self._store, self._path, self._uri, self._size = store, path, uri, size
         self._position = 0
 
     def readable(self) -> bool:
@@ -34,7 +36,7 @@ class RangeFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position in bytes; nothing is fetched."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(base + offset, 0)
         return self._position
 
@@ -45,11 +47,11 @@ class RangeFile(io.RawIOBase):
         """
         import obstore
 
-        length = min(len(buffer), self._info.size - self._position)
+        length = min(len(buffer), self._size - self._position)
         if length <= 0:
             return 0
-        with translated(self._info.uri):
-            data = obstore.get_range(self._store, self._key, start=self._position, length=length)
+        with translated(self._uri):
+            data = obstore.get_range(self._store, self._path, start=self._position, length=length)
         buffer[:length] = memoryview(data)
         self._position += length
         return length

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from literal_s3 import literal_s3
 from servers import S3Server
 
 from whisper_spark.storage.objects import (
@@ -27,6 +28,7 @@ from whisper_spark.storage.objects import (
     ObjectNotFound,
     ObjectStorage,
     StorageError,
+    folder_uri,
     join_uri,
     normalise_uri,
 )
@@ -102,17 +104,92 @@ def test_local_name_with_a_newline_can_be_read(tmp_path: Path) -> None:
     assert storage.read_bytes(uri) == b"audio"
 
 
-def test_key_that_cannot_be_addressed_is_named(s3: S3Server) -> None:
+def test_names_with_control_characters_come_back_as_they_are(s3: S3Server) -> None:
     bucket = s3.bucket("control")
-    s3.client().put_object(Bucket=bucket, Key="in/two\nlines.wav", Body=b"x")
-    with pytest.raises(StorageError, match=r"control character.*lines\.wav.*Rename"):
-        listed(ObjectStorage(s3.config), f"s3://{bucket}/in/")
+    names = [
+        "a.wav",
+        "del\x7f.wav",
+        "esc\x1b[31m.wav",
+        "sub-x.wav",
+        "sub/b.wav",
+        "t\tab/c.wav",
+        "two\nlines.wav",
+    ]
+    for key in [*(f"in/{name}" for name in names), "in/folder/"]:
+        s3.client().put_object(Bucket=bucket, Key=key, Body=b"" if key.endswith("/") else key.encode())
+    storage = ObjectStorage(s3.config)
+    for chunk_size in (1, 3, 1000):
+        objects = listed(storage, f"s3://{bucket}/in/", chunk_size=chunk_size)
+        assert sorted(objects) == sorted(f"s3://{bucket}/in/{name}" for name in names)
+    for uri, row in objects.items():
+        assert storage.open(uri, etag=row["audio_etag"]).read().decode() == uri.removeprefix(
+            f"s3://{bucket}/"
+        )
+        info = storage.info(uri)
+        assert (info.size, info.etag) == (row["audio_bytes"], row["audio_etag"])
+    assert listed(storage, f"s3://{bucket}/in/sub/").keys() == {f"s3://{bucket}/in/sub/b.wav"}
+    assert sorted(storage.folders(f"s3://{bucket}/in/")) == ["folder", "sub", "t\tab"]
 
 
-def test_local_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")).write_bytes(b"x")
-    with pytest.raises(StorageError, match=r"caf\\xe9\.wav.*rename"):
-        listed(ObjectStorage(), str(tmp_path))
+ODD_KEYS = ["", "/b", "a", "a//b", "a/./b", "a/../b", "a/..b", "a+b &%41", "é\x1b<", "z\ufffd", "z\r\n", "~"]
+
+
+@pytest.mark.parametrize("page", [1, 3, 1000])
+def test_every_key_is_listed_or_reported_once(page: int) -> None:
+    keys = {f"in/{key}": key.encode() for key in ODD_KEYS}
+    with literal_s3(keys, page) as server:
+        storage, unreadable = ObjectStorage(server.config), list[str]()
+        objects = listed(storage, "s3://bucket/in/", chunk_size=page, unreadable=unreadable.append)
+        assert sorted(unreadable) == ["s3://bucket/in/a/../b", "s3://bucket/in/a/./b"]
+        readable = {f"s3://bucket/in/{key}" for key in ODD_KEYS if key} - {*unreadable}
+        assert set(objects) == readable
+        for uri in readable:
+            assert storage.read_bytes(uri).decode() == uri.removeprefix("s3://bucket/in/")
+        for uri in unreadable:
+            with pytest.raises(StorageError, match="Rename"):
+                storage.open(uri)
+        assert storage.folders("s3://bucket/in/") == ["a"]
+
+
+def test_many_objects_around_an_odd_one_come_once_each() -> None:
+    names = [f"in/{i:04}" for i in range(2500)]
+    with literal_s3(dict.fromkeys([*names, "in/1234//x", "in/2222\n"], b"x")) as server:
+        batches = ObjectStorage(server.config).list("s3://bucket/in/", chunk_size=700)
+        uris = [uri for batch in batches for uri in batch.column("audio_uri").to_pylist()]
+        assert len(uris) == len(set(uris)) == 2502
+
+
+def test_listing_of_odd_names_is_tried_again_and_says_what_is_refused() -> None:
+    with literal_s3({"in/two\nlines": b"x"}) as server:
+        storage = ObjectStorage(server.config)
+        server.failures = [503]
+        assert set(listed(storage, "s3://bucket/in/")) == {"s3://bucket/in/two\nlines"}
+        server.failures = [200, 403]
+        with pytest.raises(ObjectForbidden, match=r"s3://bucket/in/: AccessDenied"):
+            listed(storage, "s3://bucket/in/")
+
+
+def test_names_that_cannot_be_read_are_counted_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (b"caf\xe9.wav", b"stra\xdfe"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).mkdir()
+    (tmp_path / "ok.wav").write_bytes(b"x")
+    assert set(listed(ObjectStorage(), str(tmp_path))) == {f"file://{tmp_path}/ok.wav"}
+    assert f"2 objects under file://{tmp_path}/ have names that cannot be read" in caplog.text
+    assert "caf\\udce9.wav" in caplog.text or "stra\\udcdfe" in caplog.text
+    assert ObjectStorage().folders(str(tmp_path)) == []
+
+
+def test_keys_that_no_store_addresses_are_neither_written_nor_deleted(s3: S3Server) -> None:
+    bucket = s3.bucket("odd")
+    storage = ObjectStorage(s3.config)
+    storage.write_bytes(f"s3://{bucket}/a", b"x")
+    for uri in (f"s3://{bucket}//a", f"s3://{bucket}/b/../a"):
+        for action in (lambda uri: storage.write_bytes(uri, b"y"), lambda uri: storage.delete([uri])):
+            with pytest.raises(StorageError, match="cannot be addressed"):
+                action(uri)
+    assert storage.read_bytes(f"s3://{bucket}/a") == b"x"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +199,10 @@ def test_local_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         ("/data/calls/", "file:///data/calls/"),
         ("/data//calls/../x", "file:///data/x"),
         ("file:/data/x", "file:///data/x"),
+        ("FILE:///data/x", "file:///data/x"),
+        ("//data/x", "file:///data/x"),
+        ("file:////data/x", "file:///data/x"),
+        ("/", "file:///"),
         ("file:///data/a%20b", "file:///data/a%20b"),
         ("file://localhost/data", "file:///data"),
         ("s3a://bucket/key/", "s3://bucket/key/"),
@@ -150,13 +231,61 @@ def test_relative_path_starts_at_the_working_directory(
     [
         ("ftp://host/x", "s3://"),
         ("s3:/bucket/x", "write s3://bucket/x"),
+        ("s3:bucket/x", "write s3://bucket/x"),
+        ("file:data/x", "write file://data/x"),
         ("s3:///key", "names no bucket"),
         ("file://data/x", "file:///data/x"),
+        ("s3://bucket?list-type=2/x", "cannot be the name of a bucket"),
+        ("s3://bucket#/x", "cannot be the name of a bucket"),
+        ("s3://user:password@bucket/x", "cannot be the name of a bucket"),
+        ("s3://evil.example:443/x", "cannot be the name of a bucket"),
+        ("s3://a bucket/x", "cannot be the name of a bucket"),
+        ("s3://../x", "cannot be the name of a bucket"),
+        ("abfss://c@acct.dfs.core.windows.net:443/k", "cannot be the name of a bucket"),
+        ("/data/a\0b", "zero byte"),
     ],
 )
 def test_uri_that_cannot_work_is_explained(uri: str, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
-        normalise_uri(uri)
+        folder_uri(uri)
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ("s3://bucket", "s3://bucket/"),
+        ("s3://bucket/raw", "s3://bucket/raw/"),
+        ("s3a://bucket/raw/", "s3://bucket/raw/"),
+        ("s3://bucket/dt=1/a b?#%20", "s3://bucket/dt=1/a b?#%20/"),
+        ("gcs://bucket/.hidden/...", "gs://bucket/.hidden/.../"),
+        ("/data//calls/./x/..", "file:///data/calls/"),
+        ("file:///", "file:///"),
+        ("abfs://c@account.dfs.core.windows.net", "abfss://c@account.dfs.core.windows.net/"),
+    ],
+)
+def test_folders_end_in_one_slash(given: str, normal: str) -> None:
+    assert folder_uri(given) == normal
+    assert folder_uri(normal) == normal
+
+
+@pytest.mark.parametrize(
+    ("uri", "meant"),
+    [
+        ("s3://bucket//raw/", "s3://bucket/raw/"),
+        ("s3://bucket/raw//", "s3://bucket/raw/"),
+        ("s3://bucket/a//raw", "s3://bucket/a/raw/"),
+        ("s3a://bucket/./raw", "s3://bucket/raw/"),
+        ("gs://bucket/raw/..", "gs://bucket/raw/"),
+        ("az://container//", "az://container/"),
+        ("s3://bucket/raw\n", "control character"),
+    ],
+)
+def test_folder_that_is_hardly_meant_is_refused(uri: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=rf"taken literally\. Did you mean '.*|{meant}") as error:
+        folder_uri(uri)
+    assert meant in str(error.value)
+    with pytest.raises(ValueError, match="taken literally"):
+        next(ObjectStorage().list(uri))
 
 
 def test_joining_puts_one_slash_between() -> None:

@@ -1,0 +1,238 @@
+"""One bucket of an object store, through obstore."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from whisper_spark.storage import local_files, raw_keys
+from whisper_spark.storage.backend import ObjectInfo, plain_etag
+from whisper_spark.storage.clients import object_store
+from whisper_spark.storage.errors import ObjectForbidden, StorageError, error_of
+from whisper_spark.storage.range_file import RangeFile
+from whisper_spark.storage.uris import is_plain
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+MEMORY_SPOOL_BYTES = 32 * 1024 * 1024
+"""An open object is kept in memory up to this many bytes, and on disk beyond."""
+
+_STREAM_CHUNK = 1024 * 1024
+
+# The most that S3 deletes in one request.
+_DELETE_CHUNK = 1000
+
+# More than this is uploaded in parts, because a single PUT holds the whole file in memory.
+_SINGLE_PUT_BYTES = 64 * 1024 * 1024
+
+# A server that cannot write a character into its answer puts this one in its place.
+_REPLACEMENT = "\ufffd"
+
+
+class _NotPlain(Exception):  # noqa: N818 - reads as what happened
+    """A listing holds names that obstore does not show as they are."""
+
+
+class Bucket:
+    """A :class:`~whisper_spark.storage.backend.Backend` in S3, Google Cloud Storage or Azure.
+
+    Keys that obstore refuses (see :func:`~whisper_spark.storage.uris.is_plain`) are listed and read through
+    :mod:`whisper_spark.storage.raw_keys` in S3; in the other stores they end a listing with an error.
+    """
+
+    def __init__(self, scheme: str, name: str, config: Mapping[str, str]) -> None:
+        self._scheme, self._name, self._config = scheme, name, config
+        self._root = f"{scheme}://{name}/"
+        self._store = object_store(scheme, name, config)
+
+    # --- listing -----------------------------------------------------------------------------------------
+
+    def objects(
+        self, prefix: str, chunk_size: int, unreadable: Callable[[str], None]
+    ) -> Iterator[ObjectInfo]:
+        """See :class:`Backend`."""
+        last: str | None = None
+        try:
+            for info, last in self._plain_objects(prefix, chunk_size):
+                if not last.endswith("/"):
+                    yield info
+        except _NotPlain:
+            yield from self._raw_objects(prefix, last, unreadable)
+
+    def _plain_objects(self, prefix: str, chunk_size: int) -> Iterator[tuple[ObjectInfo, str]]:
+        """Objects with their keys; those of folder markers have a slash at the end."""
+        import obstore
+
+        with self._noticing_names(prefix):
+            for chunk in obstore.list(self._store, prefix.rstrip("/") or None, chunk_size=chunk_size):
+                self._check_names(meta["path"] for meta in chunk)
+                for meta in chunk:
+                    # The client drops the slash at the end of a key: "folder/" arrives as an empty "folder",
+                    # which is not there when asked for.
+                    marker = not meta["size"] and not self._exists(meta["path"])
+                    yield _info(self._root + meta["path"], meta), meta["path"] + ("/" if marker else "")
+
+    def _raw_objects(
+        self, prefix: str, start_after: str | None, unreadable: Callable[[str], None]
+    ) -> Iterator[ObjectInfo]:
+        for entry in raw_keys.list_keys(self._name, self._config, prefix, start_after):
+            if raw_keys.can_be_read(entry.key):
+                yield ObjectInfo(self._root + entry.key, entry.size, entry.etag, entry.last_modified)
+            elif entry.size or not entry.key.endswith("/"):
+                unreadable(self._root + entry.key)
+
+    def folders(self, prefix: str) -> list[str]:
+        """See :class:`Backend`. One request for each thousand folders."""
+        import obstore
+
+        try:
+            with self._noticing_names(prefix):
+                found = obstore.list_with_delimiter(self._store, prefix.rstrip("/") or None)
+                names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+                self._check_names(names)
+                return names
+        except _NotPlain:
+            names = raw_keys.list_folders(self._name, self._config, prefix)
+            return [name for name in names if name and raw_keys.can_be_read(name)]
+
+    @contextmanager
+    def _noticing_names(self, prefix: str) -> Iterator[None]:
+        from obstore.exceptions import InvalidPathError
+
+        if not is_plain(prefix.removesuffix("/") or "root"):
+            raise _NotPlain if self._scheme == "s3" else self._refusal(prefix)
+        try:
+            yield
+        except InvalidPathError:
+            if self._scheme != "s3":
+                raise
+            raise _NotPlain from None
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        if self._scheme == "s3" and any(_REPLACEMENT in name for name in names):
+            raise _NotPlain
+
+    def _exists(self, path: str) -> bool:
+        import obstore
+
+        try:
+            obstore.head(self._store, path)
+        except FileNotFoundError:
+            return False
+        except obstore.exceptions.BaseError as error:
+            # Whoever may list and not read: the files are told apart when they are read.
+            if isinstance(error_of(self._root + path, error), ObjectForbidden):
+                return True
+            raise
+        return True
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def info(self, key: str) -> ObjectInfo:
+        """See :class:`Backend`."""
+        import obstore
+
+        return _info(self._root + key, obstore.head(*self._address(key)))
+
+    def open(self, key: str, etag: str | None) -> BinaryIO:
+        """See :class:`Backend`. A spooled file: in memory up to 32 MiB, then on disk."""
+        spool = tempfile.SpooledTemporaryFile(MEMORY_SPOOL_BYTES)  # noqa: SIM115 - the caller closes it
+        try:
+            self._fetch(key, spool, etag)
+        except BaseException:
+            spool.close()
+            raise
+        spool.seek(0)
+        return cast("BinaryIO", spool)
+
+    def open_ranges(self, key: str) -> BinaryIO:
+        """See :class:`Backend`."""
+        info = self.info(key)
+        return cast("BinaryIO", RangeFile(*self._address(key), info.uri, info.size))
+
+    def download(self, key: str, path: Path, etag: str | None) -> None:
+        """See :class:`Backend`."""
+        with local_files.replacing(path) as file:
+            self._fetch(key, file, etag)
+
+    def _fetch(self, key: str, file: Any, etag: str | None) -> None:
+        import obstore
+
+        # No If-Match: some S3 implementations answer it with 501. The etag comes with the same response
+        # as the bytes, so comparing it here is as good.
+        result = obstore.get(*self._address(key))
+        info = _info(self._root + key, result.meta)
+        info.check_etag(etag)
+        received = 0
+        for chunk in result.stream(_STREAM_CHUNK):
+            file.write(chunk)
+            received += len(chunk)
+        if received != info.size:
+            raise StorageError(f"reading {info.uri} ended after {received} of {info.size} bytes; try again")
+
+    def _address(self, key: str) -> tuple[ObjectStore, str]:
+        """A client, and the path by which it finds an object."""
+        if is_plain(key.removesuffix("/")):
+            return self._store, key
+        if self._scheme != "s3" or not raw_keys.can_be_read(key):
+            raise self._refusal(key)
+        return raw_keys.client_of(self._name, self._config, key), raw_keys.ANY_PATH
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def write(self, key: str, data: bytes | Path, if_absent: bool) -> bool:
+        """See :class:`Backend`.
+
+        Of several writers with ``if_absent`` one wins, up to 64 MiB; larger files go in parts, where the last
+        one to finish wins.
+        """
+        import obstore
+
+        if not is_plain(key):
+            raise self._refusal(key)
+        if isinstance(data, Path):
+            if data.stat().st_size <= _SINGLE_PUT_BYTES:
+                data = data.read_bytes()
+            elif if_absent and self._exists(key):
+                return False
+            else:
+                if_absent = False
+        try:
+            obstore.put(self._store, key, data, mode="create" if if_absent else "overwrite")
+        except obstore.exceptions.AlreadyExistsError:
+            return False
+        return True
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See :class:`Backend`."""
+        keys = [*keys]
+        for key in keys:
+            if not is_plain(key):
+                raise self._refusal(key)
+        for start in range(0, len(keys), _DELETE_CHUNK):
+            self._delete(keys[start : start + _DELETE_CHUNK])
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        import obstore
+
+        try:
+            obstore.delete(self._store, keys)
+        except FileNotFoundError:
+            # Some stores stop at the first missing key: go on with the others one by one.
+            if len(keys) > 1:
+                for key in keys:
+                    self._delete([key])
+
+    def _refusal(self, key: str) -> StorageError:
+        return StorageError(
+            f"{self._root + key!r} has an empty, '.' or '..' component or a control character, which cannot "
+            "be addressed in this store. Rename the object"
+        )
+
+
+def _info(uri: str, meta: Any) -> ObjectInfo:
+    return ObjectInfo(uri, meta["size"], plain_etag(meta["e_tag"]), meta["last_modified"])

@@ -1,0 +1,145 @@
+r"""Keys of S3 that obstore refuses or garbles: with control characters, or empty components.
+
+S3 takes ``calls//a.wav`` and ``two\nlines.wav`` for names like any other; obstore ends a listing that holds
+them with an error. Listings here ask for percent-encoded names (``encoding-type=url``).
+
+Listings and reads build on two facts: obstore takes an endpoint for virtual-hosted requests as it is, and S3
+ignores the query parameter ``x-id``. So an endpoint that ends in ``?x-id=`` leads to one address, whatever
+path is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote_plus, urlencode
+from xml.etree import ElementTree
+
+from whisper_spark.storage.backend import plain_etag
+from whisper_spark.storage.clients import s3_store_at
+from whisper_spark.storage.errors import StorageError, error_of_status
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
+ANY_PATH = "object"
+"""The path to ask :func:`client_of` for; any would do."""
+
+_SIGNED_FOR = timedelta(minutes=5)
+_TIMEOUT_SECONDS = 60
+_TRIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RawObject:
+    """One object of a listing. ``size`` in bytes, ``last_modified`` in UTC."""
+
+    key: str
+    size: int
+    etag: str | None
+    last_modified: datetime
+
+
+def can_be_read(key: str) -> bool:
+    """Whether a key can be part of a URL: ``.`` and ``..`` are resolved by every client on the way."""
+    return not key.endswith("/") and not {".", ".."} & set(key.split("/"))
+
+
+def client_of(bucket: str, config: Mapping[str, str], key: str) -> S3Store:
+    """A client that knows one object, whatever path it is asked for."""
+    return s3_store_at(bucket, config, f"{_bucket_url(bucket, config)}/{quote(key)}?x-id=")
+
+
+def list_keys(
+    bucket: str, config: Mapping[str, str], prefix: str, start_after: str | None
+) -> Iterator[RawObject]:
+    """All objects whose keys begin with a prefix and come after a key.
+
+    :raises StorageError: when the store refuses or does not answer.
+    """
+    for page in _pages(bucket, config, {"prefix": prefix, "start-after": start_after or ""}):
+        for item in page.iterfind("{*}Contents"):
+            yield RawObject(
+                _name(page, item, "Key"),
+                int(item.findtext("{*}Size") or 0),
+                plain_etag(item.findtext("{*}ETag")),
+                datetime.fromisoformat(item.findtext("{*}LastModified") or ""),
+            )
+
+
+def list_folders(bucket: str, config: Mapping[str, str], prefix: str) -> list[str]:
+    """Names of the folders that lie directly below a prefix.
+
+    :raises StorageError: when the store refuses or does not answer.
+    """
+    return [
+        _name(page, item, "Prefix")[len(prefix) :].removesuffix("/")
+        for page in _pages(bucket, config, {"prefix": prefix, "delimiter": "/"})
+        for item in page.iterfind("{*}CommonPrefixes")
+    ]
+
+
+def _name(page: ElementTree.Element, item: ElementTree.Element, tag: str) -> str:
+    text = item.findtext("{*}" + tag) or ""
+    return unquote_plus(text) if page.findtext("{*}EncodingType") == "url" else text
+
+
+def _pages(bucket: str, config: Mapping[str, str], query: dict[str, str]) -> Iterator[ElementTree.Element]:
+    url = _bucket_url(bucket, config)
+    query = {"list-type": "2", "encoding-type": "url", **{k: v for k, v in query.items() if v}}
+    while True:
+        # Signed anew for each page: a listing may take longer than a signature, or a credential, is valid.
+        address = _signed(s3_store_at(bucket, config, f"{url}?{urlencode(query, quote_via=quote)}&x-id="))
+        page = _fetch(f"s3://{bucket}/{query.get('prefix', '')}", address, config)
+        yield page
+        token = page.findtext("{*}NextContinuationToken")
+        if not token:
+            return
+        query["continuation-token"] = token
+
+
+def _bucket_url(bucket: str, config: Mapping[str, str]) -> str:
+    return _signed(s3_store_at(bucket, config, None)).partition("?")[0].removesuffix("/" + ANY_PATH)
+
+
+def _signed(store: S3Store) -> str:
+    import obstore
+
+    return obstore.sign(store, "GET", ANY_PATH, _SIGNED_FOR)
+
+
+def _fetch(uri: str, address: str, config: Mapping[str, str]) -> ElementTree.Element:
+    opener = _opener(config)
+    for attempt in range(1, _TRIES + 1):
+        try:
+            with opener.open(address, timeout=_TIMEOUT_SECONDS) as response:
+                return ElementTree.fromstring(response.read())  # noqa: S314 - of the store that we trust with more
+        except ElementTree.ParseError as error:
+            raise StorageError(f"cannot list {uri}: the store's answer is not XML: {error}") from None
+        except urllib.error.HTTPError as error:
+            if error.code < 500 or attempt == _TRIES:
+                raise error_of_status(uri, error.code, error.read().decode(errors="replace")) from None
+        except OSError as error:
+            if attempt == _TRIES:
+                raise StorageError(f"cannot list {uri}: {type(error).__name__}") from None
+        time.sleep(2**attempt / 4)
+    raise AssertionError("unreachable")
+
+
+def _opener(config: Mapping[str, str]) -> urllib.request.OpenerDirector:
+    context = ssl.create_default_context()
+    with contextlib.suppress(KeyError):
+        context.load_verify_locations(cadata=config["root_certificate"])
+    if config.get("allow_invalid_certificates") == "true":
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
+    if "proxy_url" in config:
+        handlers.append(urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), config["proxy_url"])))
+    return urllib.request.build_opener(*handlers)
