@@ -1,36 +1,118 @@
-"""Commits that hold for one snapshot or not at all."""
+"""Commits that hold for one snapshot or not at all, and trying them again."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from airflow_whisper.table.errors import RegistrationError
 
 if TYPE_CHECKING:
-    from pyiceberg.table import Table
+    from pyiceberg.manifest import DataFile
+    from pyiceberg.table import Table, Transaction
+    from pyiceberg.table.snapshots import Snapshot
+
+# Among N writers somebody commits in each round, so N tries are enough for the unluckiest of them.
+COMMIT_TRIES = 100
+COMMIT_SECONDS = 1800
+_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 5.0
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
-def pin(table: Table, snapshot_id: int) -> None:
-    """Bind a transaction of ``table`` to the snapshot it was made on.
+@dataclass(frozen=True)
+class PreparedCommit:
+    """One snapshot, with its manifests written, that the catalog does not know yet."""
 
-    PyIceberg reacts to a failed commit by refreshing the table, asking whether the commit has landed all the
-    same (its answer may have been lost), and else making it again on top of what others did. This keeps the
-    question, because to take a landed commit for a failed one would delete manifests that the table needs,
-    and cuts off the rest.
+    snapshot_id: int
+    transaction: Transaction
+
+    def send(self) -> None:
+        """Make the snapshot the table's newest.
+
+        :raises CommitFailedException: when the table has moved on; the manifests are deleted.
+        """
+        self.transaction.commit_transaction()
+
+
+def prepare_commit(
+    table: Table,
+    *,
+    added: Iterable[DataFile],
+    deleted: Iterable[DataFile],
+    summary: Mapping[str, str],
+) -> PreparedCommit:
+    """One snapshot that deletes and adds data files together, on top of ``table`` as it was loaded.
+
+    Two snapshots would show the partition half empty to whoever travels back to the one between.
     """
-    from pyiceberg.exceptions import CommitFailedException
+    from airflow_whisper.table.pinned import PinnedTable
 
-    refresh = table.refresh
+    pinned = PinnedTable(table)
+    transaction = pinned.transaction()
+    update = transaction.update_snapshot(snapshot_properties=dict(summary))
+    deleted = list(deleted)
+    producer = update.overwrite() if deleted else update.fast_append()
+    for file in added:
+        producer.append_data_file(file)
+    for file in deleted:
+        producer.delete_data_file(file)
+    producer.commit()
+    pinned.expected_snapshot_id = producer.snapshot_id
+    return PreparedCommit(producer.snapshot_id, transaction)
 
-    def refresh_and_stop() -> Table:
-        fresh = refresh()
-        if fresh.snapshot_by_id(snapshot_id) is None:
-            raise CommitFailedException("another writer committed first")
-        return fresh
 
-    table.refresh = refresh_and_stop  # type: ignore[method-assign]
-    # In memory only: a commit sends changes, and there is none here. One retry, as soon as possible.
-    retry = {"commit.retry.num-retries": "1", "commit.retry.min-wait-ms": "0"}
-    table.metadata = table.metadata.model_copy(update={"properties": {**table.metadata.properties, **retry}})
+def until_committed(name: str, commit: Callable[[], T]) -> T:
+    """Call ``commit`` until it does not fail because of other writers, or for a reason that may pass.
+
+    :param name: of what is committed, for messages.
+    :raises RegistrationError: when it never succeeds.
+    """
+    import tenacity
+
+    errors = passing_errors()
+
+    def log_failure(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.info("Try %d to commit %s failed, trying again: %s", state.attempt_number, name, error)
+
+    tries = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(errors),
+        stop=tenacity.stop_after_attempt(COMMIT_TRIES) | tenacity.stop_after_delay(COMMIT_SECONDS),
+        wait=tenacity.wait_random_exponential(
+            multiplier=2 * _SHORTEST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS, min=_SHORTEST_WAIT_SECONDS
+        ),
+        before_sleep=log_failure,
+        reraise=True,
+    )
+    try:
+        return tries(commit)
+    except errors as error:
+        count = tries.statistics["attempt_number"]
+        raise RegistrationError(
+            f"could not commit {name} after {count} tries, because of other writers or the catalog itself: "
+            f"{error}. Run the task again; let fewer runs register at once"
+        ) from error
+
+
+def ancestors(table: Table) -> Iterator[Snapshot]:
+    """The snapshots that led to what readers see, newest first."""
+    by_id = {snapshot.snapshot_id: snapshot for snapshot in table.metadata.snapshots}
+    snapshot = table.current_snapshot()
+    while snapshot is not None:
+        yield snapshot
+        parent = snapshot.parent_snapshot_id
+        snapshot = by_id.get(parent) if parent is not None else None
+
+
+def summary_of(snapshot: Snapshot) -> Mapping[str, str]:
+    """The properties that a snapshot was committed with."""
+    return snapshot.summary.additional_properties if snapshot.summary else {}
 
 
 def passing_errors() -> tuple[type[Exception], ...]:
@@ -54,7 +136,8 @@ def passing_errors() -> tuple[type[Exception], ...]:
         NoConnection,
         Timeout,
     ]
-    with suppress(ImportError):  # only catalogs in a SQL database need it
+    # Only catalogs in a SQL database need it.
+    with suppress(ImportError):
         from sqlalchemy.exc import OperationalError
 
         errors.append(OperationalError)

@@ -1,8 +1,8 @@
 """Replace exactly those rows of a partition that a run has changed, in one atomic commit.
 
-How it stays correct beside other writers: every attempt loads the table, checks row by row that the rows to
+How it stays correct beside other writers: every try loads the table, checks row by row that the rows to
 replace are still those that discovery saw, and commits on condition that the table has not moved since. When
-it has, the commit fails, and the next attempt checks again. PyIceberg's own retry must not run: it would put
+it has, the commit fails, and the next try checks again. PyIceberg's own retry must not run: it would put
 the same commit on top of whatever the others did, and it sees no conflict between two appends, so two first
 runs of one partition would both succeed and double every row.
 
@@ -14,15 +14,11 @@ partition by metadata when its value is longer than the 16 characters that colum
 
 from __future__ import annotations
 
-import itertools
-import logging
-import random
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_whisper.table.commit import passing_errors, pin
+from airflow_whisper.table.commit import ancestors, prepare_commit, summary_of, until_committed
 from airflow_whisper.table.data_files import DataFileWriter, read_rows
 from airflow_whisper.table.errors import PartitionConflictError, RegistrationError, TableMismatchError
 from airflow_whisper.table.read import read_data_file, scan_partition
@@ -37,11 +33,6 @@ if TYPE_CHECKING:
     from pyiceberg.table import FileScanTask, Table
     from pyiceberg.table.snapshots import Snapshot
 
-COMMIT_TRIES = 100
-COMMIT_SECONDS = 1800
-_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 5.0
-# Among N writers somebody commits in each round, so N tries are enough for the unluckiest of them.
-
 KEY = "whisper.idempotency-key"
 PARTITION = "whisper.partition"
 ROWS = "whisper.rows"
@@ -52,11 +43,6 @@ MANIFEST_URI = "whisper.manifest-uri"
 REPORT_URI = "whisper.report-uri"
 FINGERPRINT = "whisper.fingerprint"
 """Properties in the summary of every snapshot that a run makes."""
-
-_RANDOM = random.SystemRandom()
-# Waits have to differ between processes that were forked from one.
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,23 +101,17 @@ def replace_rows(catalog: Catalog, table: str, change: PartitionChange) -> Regis
     """
     loaded = ensure_table(catalog, table, change.partition)
     if (snapshot := _snapshot_of(loaded, change.idempotency_key)) is not None:
-        return _registered(loaded, snapshot.snapshot_id, _properties(snapshot), again=True)
+        return _registered(loaded, snapshot.snapshot_id, summary_of(snapshot), again=True)
     with open_row_states() as states:
         return _Replacement(catalog, loaded, change, states).run()
 
 
 def _snapshot_of(table: Table, key: str) -> Snapshot | None:
     """The snapshot that a key was registered with, if readers of the table see what it did."""
-    from pyiceberg.table.snapshots import ancestors_of
-
-    for snapshot in ancestors_of(table.current_snapshot(), table.metadata):
-        if _properties(snapshot).get(KEY) == key:
+    for snapshot in ancestors(table):
+        if summary_of(snapshot).get(KEY) == key:
             return snapshot
     return None
-
-
-def _properties(snapshot: Snapshot) -> Mapping[str, str]:
-    return snapshot.summary.additional_properties if snapshot.summary else {}
 
 
 def _registered(table: Table, snapshot_id: int, summary: Mapping[str, str], *, again: bool) -> Registered:
@@ -194,20 +174,7 @@ class _Replacement:
     def _copy_and_commit(self) -> Registered | None:
         added = self._writer.write(self._staged_rows())
         self._states.check_all_staged()
-        deadline = time.monotonic() + COMMIT_SECONDS
-        for attempt in itertools.count(1):
-            try:
-                return self._try_commit(added)
-            except passing_errors() as error:
-                if attempt >= COMMIT_TRIES or time.monotonic() > deadline:
-                    raise RegistrationError(
-                        f"could not commit {self._name} after {attempt} tries, because of other writers or "
-                        f"the catalog itself: {error}. Run the task again; let fewer runs register at once"
-                    ) from error
-                log.info("Try %d to commit %s failed, trying again: %s", attempt, self._name, error)
-            longest = min(_LONGEST_WAIT_SECONDS, _SHORTEST_WAIT_SECONDS * 2 ** min(attempt, 10))
-            time.sleep(_RANDOM.uniform(_SHORTEST_WAIT_SECONDS, longest))
-        raise AssertionError("unreachable")
+        return until_committed(self._name, lambda: self._try_commit(added))
 
     def _try_commit(self, added: list[DataFile]) -> Registered | None:
         table = self._catalog.load_table(self._table.name())
@@ -218,7 +185,7 @@ class _Replacement:
             )
         if (snapshot := _snapshot_of(table, self._change.idempotency_key)) is not None:
             again = snapshot.snapshot_id not in self._tried
-            return _registered(table, snapshot.snapshot_id, _properties(snapshot), again=again)
+            return _registered(table, snapshot.snapshot_id, summary_of(snapshot), again=again)
         # A commit holds for the snapshot it was made on: once the table has moved on without it, it is void.
         self._unsure_on = [head for head in self._unsure_on if head == _head(table)]
         plan = self._make_plan(table)
@@ -227,27 +194,17 @@ class _Replacement:
     def _commit(self, table: Table, added: list[DataFile], plan: _Plan) -> Registered:
         from pyiceberg.exceptions import CommitFailedException
 
-        transaction = table.transaction()
         summary = self._summary(plan)
-        update = transaction.update_snapshot(snapshot_properties=summary)
-        # One producer and so one snapshot: delete and append would be two, and the one between shows the
-        # partition half empty to whoever travels back to it.
-        producer = update.overwrite() if plan.dropped else update.fast_append()
-        for file in added + plan.rewritten:
-            producer.append_data_file(file)
-        for file in plan.dropped:
-            producer.delete_data_file(file)
-        producer.commit()
-        pin(table, producer.snapshot_id)
-        self._tried.add(producer.snapshot_id)
+        commit = prepare_commit(table, added=added + plan.rewritten, deleted=plan.dropped, summary=summary)
+        self._tried.add(commit.snapshot_id)
         self._unsure_on.append(_head(table))
         try:
-            transaction.commit_transaction()
+            commit.send()
         except CommitFailedException:
             self._unsure_on.pop()
             raise
         self._unsure_on.clear()
-        return _registered(table, producer.snapshot_id, summary, again=False)
+        return _registered(table, commit.snapshot_id, summary, again=False)
 
     def _summary(self, plan: _Plan) -> dict[str, str]:
         return {
@@ -355,12 +312,10 @@ class _Replacement:
         )
 
     def _newer_snapshots(self, table: Table) -> Iterator[Snapshot]:
-        from pyiceberg.table.snapshots import ancestors_of
-
-        for snapshot in ancestors_of(table.current_snapshot(), table.metadata):
+        for snapshot in ancestors(table):
             if snapshot.snapshot_id == self._change.base_snapshot_id:
                 return
-            if _properties(snapshot).get(PARTITION) == partition_path(self._change.partition):
+            if summary_of(snapshot).get(PARTITION) == partition_path(self._change.partition):
                 yield snapshot
 
     @property

@@ -72,21 +72,16 @@ def ensure_table(catalog: Catalog, table: str, partition_keys: Iterable[str]) ->
 
 
 def _create_table(catalog: Catalog, table: str, keys: list[str]) -> Table:
-    from pyiceberg.io.pyarrow import _pyarrow_to_schema_without_ids
-    from pyiceberg.partitioning import PartitionField, PartitionSpec
-    from pyiceberg.schema import assign_fresh_schema_ids
-    from pyiceberg.transforms import IdentityTransform
-
-    schema = assign_fresh_schema_ids(_pyarrow_to_schema_without_ids(transcript_schema(keys)))
-    spec = PartitionSpec(
-        *(
-            PartitionField(schema.find_field(key).field_id, 1000 + i, IdentityTransform(), key)
-            for i, key in enumerate(keys)
-        )
-    )
     try:
         _create_namespaces(catalog, table)
-        return catalog.create_table(table, schema, partition_spec=spec, properties=TABLE_PROPERTIES)
+        schema = transcript_schema(keys)
+        with (
+            catalog.create_table_transaction(table, schema, properties=TABLE_PROPERTIES) as transaction,
+            transaction.update_spec() as spec,
+        ):
+            for key in keys:
+                spec.add_identity(key)
+        return catalog.load_table(table)
     except Exception:
         # Another run created it in the same moment. Catalogs report that in different ways, so what counts
         # is whether the table is there now.

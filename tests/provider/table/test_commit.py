@@ -21,7 +21,7 @@ from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownExcept
 from transcripts import make_transcript_rows
 
 from airflow_whisper.hooks.catalog import open_catalog
-from airflow_whisper.table import replace as replacement
+from airflow_whisper.table import commit as commits
 from airflow_whisper.table.errors import (
     RegistrationError,
 )
@@ -105,7 +105,7 @@ def test_commit_that_never_succeeds_gives_up_and_cleans_up(
     replace_rows(open_catalog(None), TABLE, change(["a", "b"]))
     base = current_snapshot_id(open_catalog(None), TABLE)
     before = data_files_on_disk(catalog_env.warehouse)
-    monkeypatch.setattr(replacement, "COMMIT_TRIES", 3)
+    monkeypatch.setattr(commits, "COMMIT_TRIES", 3)
     monkeypatch.setattr(SqlCatalog, "commit_table", refuse)
     with pytest.raises(RegistrationError, match="after 3 tries"):
         replace_rows(open_catalog(None), TABLE, change(["a"], why="changed", etag="e2", base=base))

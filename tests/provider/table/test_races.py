@@ -28,6 +28,7 @@ from transcripts import PARTITION
 
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.table import replace as replacement
+from airflow_whisper.table.commit import PreparedCommit
 from airflow_whisper.table.errors import (
     PartitionConflictError,
 )
@@ -134,15 +135,16 @@ def race(
     """Runs all changes at once; each has planned its commit on the same snapshot before the first is sent."""
     start, planned = threading.Barrier(len(changes)), threading.Barrier(len(changes))
     met = threading.local()
-    pin = replacement.pin
+    prepare = replacement.prepare_commit
 
-    def pin_and_wait(table: Table, snapshot_id: int) -> None:
-        pin(table, snapshot_id)
+    def prepare_and_wait(table: Table, **changes: Any) -> PreparedCommit:
+        commit = prepare(table, **changes)
         if not getattr(met, "already", False):
             met.already = True
             planned.wait(60)
+        return commit
 
-    monkeypatch.setattr(replacement, "pin", pin_and_wait)
+    monkeypatch.setattr(replacement, "prepare_commit", prepare_and_wait)
 
     def run(make: Callable[[], PartitionChange]) -> Registered | BaseException | None:
         catalog = lake.open()
@@ -224,16 +226,17 @@ def test_compaction_between_plan_and_commit_is_taken_in(
     catalog = open_catalog(None)
     replace_rows(catalog, TABLE, change(["a", "b", "c"]))
     base = current_snapshot_id(catalog, TABLE)
-    pin, compacted = replacement.pin, []
+    prepare, compacted = replacement.prepare_commit, []
 
-    def pin_while_others_compact(table: Table, snapshot_id: int) -> None:
-        pin(table, snapshot_id)
+    def prepare_while_others_compact(table: Table, **changes: Any) -> PreparedCommit:
+        commit = prepare(table, **changes)
         if not compacted:
             compacted.append(1)
             others = open_catalog(None).load_table(TABLE)
             others.overwrite(others.scan().to_arrow(), EqualTo("dt", PARTITION["dt"]))
+        return commit
 
-    monkeypatch.setattr(replacement, "pin", pin_while_others_compact)
+    monkeypatch.setattr(replacement, "prepare_commit", prepare_while_others_compact)
     before = data_files_on_disk(catalog_env.warehouse)
     registered = replace_rows(catalog, TABLE, change(["b"], why="changed", etag="e2", base=base))
     assert registered is not None
