@@ -320,7 +320,7 @@ def _arguments() -> argparse.Namespace:
         "--hours", type=float, default=HOURS, help="of audio, for each (default: %(default)g)"
     )
     parser.add_argument(
-        "--options", type=json.loads, default={}, help="as JSON, such as '{\"batch_size\": 96}'"
+        "--options", type=json.loads, default={}, help="as JSON, such as '{\"batch_size\": 32}'"
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=[*ENGINES])
     parser.add_argument("--local", action="store_true", help="read files instead of an S3 server")

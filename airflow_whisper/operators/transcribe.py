@@ -76,7 +76,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     credentials of a service account there.
 
     :param manifest: URI of the run's manifest, from ``DiscoverAudioOperator``.
-    :param options: other values for options that change only speed, for example ``{"batch_size": 96}``,
+    :param options: other values for options that change only speed, for example ``{"batch_size": 32}``,
         as a mapping or as JSON. Everything else is fixed by the manifest.
     :param source_conn_id: Airflow connection for the audio; ``None``: ambient credentials of the executors.
     :param staging_conn_id: Airflow connection for staging; ``None``: the same as ``source_conn_id``.
@@ -344,7 +344,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 def _mapping(options: Mapping[str, Any] | str) -> dict[str, Any]:
     value = json.loads(options) if isinstance(options, str) else dict(options)
     if not isinstance(value, dict):
-        raise ValueError(f"options must be a mapping such as {{'batch_size': 96}}, got {options!r}")
+        raise ValueError(f"options must be a mapping such as {{'batch_size': 32}}, got {options!r}")
     return value
 
 

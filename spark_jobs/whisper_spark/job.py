@@ -43,7 +43,7 @@ examples:
   spark-submit --master spark://host:7077 --py-files whisper_spark.zip \\
       --conf spark.executor.cores=8 --conf spark.task.cpus=8 \\
       --conf spark.executor.resource.gpu.amount=1 --conf spark.task.resource.gpu.amount=1 \\
-      job.py --manifest s3://bucket/staging/.../manifest.parquet --options '{"batch_size": 96}'
+      job.py --manifest s3://bucket/staging/.../manifest.parquet --options '{"batch_size": 32}'
 
 credentials:
   Ambient ones (environment, instance role) need nothing. Others are the Spark properties

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions, Word
+from whisper_spark.decoding.calls import Model
 from whisper_spark.decoding.encoder_output import Encoded
 from whisper_spark.decoding.prompts import Prompts
 from whisper_spark.decoding.quality_gate import misses_speech
@@ -17,12 +17,9 @@ from whisper_spark.progress.counters import stage
 
 
 class Aligner:
-    """Gives texts their words, where the options ask for them.
+    """Gives texts their words, where the options ask for them."""
 
-    :param model: ``ctranslate2.models.Whisper``.
-    """
-
-    def __init__(self, options: WhisperOptions, model: Any, prompts: Prompts) -> None:
+    def __init__(self, options: WhisperOptions, model: Model, prompts: Prompts) -> None:
         self._options = options
         self._model = model
         self._prompts = prompts
@@ -65,7 +62,7 @@ class Aligner:
         tokenizer = self._prompts.tokenizer(language)
         tokens = [list(texts[i].tokens) for i in indices]
         frames = [max(windows[i].frames, 2) for i in indices]
-        alignments = self._model.align(encoded.on_device, tokenizer.sot_sequence, tokens, frames)
+        alignments = self._model.align(encoded, tokenizer.sot_sequence, tokens, frames)
         return [
             words_of_window(alignment, texts[i].tokens, tokenizer, windows[i].map)
             for i, alignment in zip(indices, alignments, strict=True)

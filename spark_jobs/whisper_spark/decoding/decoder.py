@@ -8,6 +8,7 @@ decoded again from scratch. ``docs/how-it-decodes.md`` says why.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from whisper_spark.audio.features import FULL_FRAMES, Features, LogMel
 from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding.alignment import Aligner
+from whisper_spark.decoding.calls import Model
 from whisper_spark.decoding.device import Device
-from whisper_spark.decoding.encoder_output import Encoded, storage_view
+from whisper_spark.decoding.encoder_output import Encoded
 from whisper_spark.decoding.language import FileLanguage, languages_of_files
 from whisper_spark.decoding.model import load_weights
+from whisper_spark.decoding.model_shape import read_shape
 from whisper_spark.decoding.passes import (
     MAX_LENGTH,
     DecodingPass,
@@ -44,6 +47,8 @@ from whisper_spark.decoding.vocabulary import check_options, load_tokenizer
 from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.progress.counters import stage
 
+log = logging.getLogger(__name__)
+
 # Weights of medium and larger models, a window of which takes a quarter of a gigabyte for cross attention.
 _LARGE_BYTES = 1_000_000_000
 
@@ -59,33 +64,40 @@ class WindowDecoder:
         self.options = options
         self.device = device
         tokenizer = load_tokenizer(folder)
-        self._model = load_weights(folder, options, device)
+        self._shape = read_shape(folder)
+        self._model = Model(load_weights(folder, options, device), self._shape)
         check_options(options, tokenizer, multilingual=self.multilingual)
-        self._weights_bytes = (folder / "model.bin").stat().st_size
+        self.batch_size = self._batch_size((folder / "model.bin").stat().st_size)
         self._prompts = Prompts(options, tokenizer, multilingual=self.multilingual)
         self._aligner = Aligner(options, self._model, self._prompts)
         self._first = first_pass(options)
         self._refining = refining_pass(options)
-        self.features = LogMel(self._model.n_mels)
+        self.features = LogMel(self._model.bands)
 
     @property
     def multilingual(self) -> bool:
         """Whether the model knows more than English."""
-        return bool(self._model.is_multilingual)
-
-    @property
-    def batch_size(self) -> int:
-        """Windows of 30 seconds in a batch: what the options say, or what suits device and model."""
-        if self.options.batch_size:
-            return self.options.batch_size
-        if self.device.kind == "cuda":
-            return 64
-        return 2 if self._weights_bytes > _LARGE_BYTES else 4
+        return self._model.multilingual
 
     @property
     def window_bytes(self) -> int:
         """Bytes of the features of a window of 30 seconds."""
-        return int(self._model.n_mels) * FULL_FRAMES * 4
+        return self._model.bands * FULL_FRAMES * 4
+
+    def _batch_size(self, weights_bytes: int) -> int:
+        """Windows of 30 seconds in a batch: what the options say, or what suits device and model."""
+        asked, most = self.options.batch_size, self._shape.most_windows(FULL_FRAMES)
+        if asked is None:
+            asked = 64 if self.device.kind == "cuda" else 2 if weights_bytes > _LARGE_BYTES else 4
+        if asked > most:
+            log.warning(
+                "batch_size=%d is cut to %d: CTranslate2 computes larger batches of %s (%d heads) wrong",
+                asked,
+                most,
+                self.options.model,
+                self._shape.heads,
+            )
+        return min(asked, most)
 
     def encode(self, windows: Sequence[Window], frames: int) -> Encoded:
         """Run the encoder.
@@ -93,21 +105,20 @@ class WindowDecoder:
         :param frames: that it is to see, at least as many as each window has; the same for a whole batch, so
             that what is heard in one window never depends on its neighbours.
         """
-        batch = np.zeros((len(windows), self._model.n_mels, frames), np.float32)
+        batch = np.zeros((len(windows), self._model.bands, frames), np.float32)
         for row, window in zip(batch, windows, strict=True):
             row[:, : window.frames] = window.features
         if self.device.kind == "cuda":
-            return Encoded(self._model.encode(storage_view(batch)))
+            return self._model.encode(batch)
         # A CPU gains nothing from a wide encoder, and its attention takes 72 MB a window of whisper-base.
-        rows = [Encoded(self._model.encode(storage_view(row[np.newaxis]))).on_host for row in batch]
+        rows = [self._model.encode(row[np.newaxis]).on_host for row in batch]
         return Encoded.of(np.concatenate(rows))
 
     # --- language
 
     def language_probabilities(self, encoded: Encoded) -> list[dict[str, float]]:
         """Probability of each language, window by window."""
-        results = self._model.detect_language(encoded.on_device)
-        return [{token[2:-2]: float(probability) for token, probability in row} for row in results]
+        return self._model.detect_language(encoded)
 
     def languages_of_files(
         self, encoded: Encoded, windows: Sequence[Window], files: Sequence[Sequence[int]]
@@ -289,14 +300,12 @@ class WindowDecoder:
     ) -> list[Any]:
         """What ``generate`` of the model gives; the best of several when sampling."""
         if not sampled:
-            return list(self._model.generate(encoded.on_device, prompts, **settings))
+            return self._model.generate(encoded, prompts, **settings)
         if self.device.kind == "cuda":
             settings["num_hypotheses"] = self.options.best_of
-            return list(self._model.generate(encoded.on_device, prompts, **settings))
+            return self._model.generate(encoded, prompts, **settings)
         # One after the other: together they would take so many times the memory, and hardly less time.
-        tries = [
-            self._model.generate(encoded.on_device, prompts, **settings) for _ in range(self.options.best_of)
-        ]
+        tries = [self._model.generate(encoded, prompts, **settings) for _ in range(self.options.best_of)]
         return [max(rows, key=lambda row: row.scores[0]) for rows in zip(*tries, strict=True)]
 
     def _judged(self, result: Any, window: Window, language: str, cap: int, temperature: float) -> WindowText:

@@ -30,6 +30,16 @@ class Encoded:
     def __init__(self, on_device: Any) -> None:
         self.on_device = on_device
 
+    @property
+    def windows(self) -> int:
+        """How many windows."""
+        return int(self.on_device.shape[0])
+
+    @property
+    def frames(self) -> int:
+        """Frames of 10 ms that the encoder saw of each: two for each position."""
+        return 2 * int(self.on_device.shape[1])
+
     @classmethod
     def of(cls, rows: Features) -> Encoded:
         """What has been on the host before."""
@@ -49,6 +59,6 @@ class Encoded:
 
     def rows(self, indices: Sequence[int]) -> Encoded:
         """Those of some windows, by position."""
-        if list(indices) == list(range(self.on_device.shape[0])):
+        if list(indices) == list(range(self.windows)):
             return self
         return Encoded.of(self.on_host[list(indices)])

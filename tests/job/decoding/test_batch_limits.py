@@ -1,0 +1,181 @@
+"""No batch reaches CTranslate2 that it would compute wrong: it says nothing then, and gives nonsense."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from speech import Clip
+
+from whisper_spark import WhisperOptions, transcribe_files
+from whisper_spark.audio.features import FULL_FRAMES
+from whisper_spark.decoding import model_shape
+from whisper_spark.decoding.calls import BatchTooLargeError, Model
+from whisper_spark.decoding.decoder import WindowDecoder
+from whisper_spark.decoding.device import Device
+from whisper_spark.decoding.encoder_output import Encoded
+from whisper_spark.decoding.model_shape import LARGEST, ModelShape, read_shape
+from whisper_spark.engine.transcriber import get_engine
+
+TINY, BASE, SMALL, MEDIUM = ModelShape(6, 384), ModelShape(8, 512), ModelShape(12, 768), ModelShape(16, 1024)
+
+
+@pytest.mark.parametrize("shape", [TINY, BASE, SMALL, MEDIUM, LARGEST], ids=lambda shape: str(shape.width))
+@pytest.mark.parametrize("frames", [1000, 1001, 1200, 2400, 2999, FULL_FRAMES])
+def test_the_largest_batch_stays_below_32_bits_and_one_window_more_does_not(
+    shape: ModelShape, frames: int
+) -> None:
+    most, positions = shape.most_windows(frames), (frames + 1) // 2
+    assert most * shape.heads * positions**2 < 2**32 <= (most + 1) * shape.heads * positions**2
+
+
+def test_large_models_take_95_windows_of_30_seconds() -> None:
+    assert LARGEST.most_windows(FULL_FRAMES) == 95
+
+
+def test_beams_count_where_they_are_more_than_positions() -> None:
+    assert LARGEST.most_windows(FULL_FRAMES, beams=1500) == 95
+    assert LARGEST.most_windows(FULL_FRAMES, beams=3000) == 47
+
+
+def test_feed_forward_layers_count_where_contexts_are_short() -> None:
+    most = LARGEST.most_windows(200)
+    assert most * 100 * 4 * 1280 < 2**32 <= (most + 1) * 100 * 4 * 1280
+
+
+def test_a_single_window_always_goes() -> None:
+    assert ModelShape(heads=2**20, width=2**20).most_windows(FULL_FRAMES) == 1
+
+
+def weights_file(folder: Path, heads: int, width: int) -> Path:
+    """A folder with the beginning of a ``model.bin``."""
+
+    def string(text: str) -> bytes:
+        return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
+
+    def variable(name: str, shape: tuple[int, ...], data: bytes) -> bytes:
+        dimensions = b"".join(struct.pack("<I", size) for size in shape)
+        head = string(name) + struct.pack("<B", len(shape)) + dimensions
+        return head + struct.pack("<BI", 0, len(data)) + data
+
+    (folder / "model.bin").write_bytes(
+        struct.pack("<I", 6)
+        + string("WhisperSpec")
+        + struct.pack("<II", 3, 3)
+        + variable("encoder/conv1/bias", (width,), b"\0" * 4 * width)
+        + variable("encoder/layer_norm/gamma", (width,), b"\0" * 4 * width)
+        + variable("encoder/num_heads", (), heads.to_bytes(2, "little"))
+    )
+    return folder
+
+
+def test_the_limit_follows_from_the_heads_and_width_of_the_model(model_dir: Path, tmp_path: Path) -> None:
+    assert read_shape(model_dir) == BASE
+    assert read_shape(weights_file(tmp_path, 20, 1280)) == LARGEST
+    assert read_shape(weights_file(tmp_path, 300, 32)) == ModelShape(300, 32)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\xff" * 100, b"PK\x03\x04 something else"])
+def test_a_model_that_tells_nothing_is_taken_for_the_largest(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.bin").write_bytes(content)
+    assert read_shape(tmp_path) == LARGEST
+
+
+class Weights:
+    """Counts the windows that reach CTranslate2."""
+
+    n_mels = 80
+    is_multilingual = True
+
+    def __init__(self) -> None:
+        self.windows: list[int] = []
+
+    def encode(self, features: Any) -> Any:
+        self.windows.append(features.shape[0])
+        return features
+
+    def detect_language(self, encoded: Any) -> list[Any]:
+        self.windows.append(encoded.shape[0])
+        return []
+
+    def generate(self, encoded: Any, prompts: Any, **settings: Any) -> list[Any]:
+        return self.detect_language(encoded)
+
+    def align(self, encoded: Any, *arguments: Any) -> list[Any]:
+        return self.detect_language(encoded)
+
+
+def encoded(windows: int, positions: int) -> Encoded:
+    return Encoded.of(np.zeros((windows, positions, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, n: model.encode(np.zeros((n, 80, 20), np.float32)),
+        lambda model, n: model.detect_language(encoded(n, 10)),
+        lambda model, n: model.generate(encoded(n, 10), []),
+        lambda model, n: model.generate(encoded(n, 5), [], beam_size=20),
+        lambda model, n: model.generate(encoded(n, 5), [], num_hypotheses=20),
+        lambda model, n: model.align(encoded(n, 10), [], [], []),
+    ],
+    ids=["encode", "language", "decode", "beams", "samples", "align"],
+)
+def test_a_batch_of_one_window_too_many_reaches_ctranslate2_in_no_step(call: Any) -> None:
+    weights = Weights()
+    model = Model(weights, ModelShape(heads=2**20, width=1))  # 2^20 heads x 10 x 10: 40 windows
+    call(model, 40)
+    with pytest.raises(BatchTooLargeError, match="41 windows"):
+        call(model, 41)
+    assert weights.windows == [40]
+
+
+@pytest.mark.parametrize(("asked", "used"), [(238, 238), (239, 238), (1024, 238), (None, 4)])
+def test_a_larger_batch_size_is_cut_with_one_line_in_the_log(
+    model_dir: Path, caplog: pytest.LogCaptureFixture, asked: int | None, used: int
+) -> None:
+    options = WhisperOptions(model=str(model_dir), batch_size=asked)
+    decoder = WindowDecoder(options, model_dir, Device("cpu", 0, 1, 1))
+    assert decoder.batch_size == used
+    lines = [record.message for record in caplog.records if "is cut to" in record.message]
+    assert len(lines) == (asked not in (None, used))
+    assert all(line.startswith(f"batch_size={asked} is cut to 238: ") for line in lines)
+
+
+def test_every_step_of_the_engine_stays_below_the_limit(
+    model_dir: Path, librivox: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every window is refined, and many are retried.
+    options = WhisperOptions(
+        model=str(model_dir), num_workers=1, greedy_log_prob_threshold=0.0, log_prob_threshold=-0.3
+    )
+    paths = [clip.path for clip in librivox] * 2
+    expected = {t.audio_uri: t.text for t in transcribe_files(paths, options)}
+    # Two full windows stand for what a GPU takes.
+    limit = 2 * BASE.heads * 1500**2
+    monkeypatch.setattr(model_shape, "_MOST_ELEMENTS", limit)
+    elements: dict[str, int] = {}
+
+    def record(step: str) -> Any:
+        original = getattr(Model, step)
+
+        def call(self: Model, batch: Any, *arguments: Any, **settings: Any) -> Any:
+            shape = batch.shape if step == "encode" else (batch.windows, 0, batch.frames)
+            size = shape[0] * BASE.heads * (shape[2] // 2) ** 2
+            elements[step] = max(elements.get(step, 0), size)
+            return original(self, batch, *arguments, **settings)
+
+        return call
+
+    engine = get_engine(dataclasses.replace(options, batch_size=1024))
+    for step in ("encode", "detect_language", "generate", "align"):
+        monkeypatch.setattr(Model, step, record(step))
+    found = {t.audio_uri: t.text for t in transcribe_files(paths, engine.options)}
+    assert engine._decoder.batch_size == 2
+    assert set(elements) == {"encode", "detect_language", "generate", "align"}
+    assert max(elements.values()) <= limit
+    assert found == expected
