@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -11,13 +13,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import pytest
 from assemble_model import assemble
+from jvm import use_class_archive
 from servers import S3Server, s3_server
 from speech import Clip, prompts, speech_root
 from speech import librivox as librivox_clips
 
 ROOT = Path(__file__).resolve().parents[1]
+# What a test needs beyond Python, by the fixtures that it uses. A test that starts such a thing by hand carries
+# the marker itself. `make quick` runs what has none of these markers.
+MARKERS = {
+    "s3": "server",
+    "site": "airflow",
+    "model_dir": "model",
+    "spark": "jvm",
+    "cluster": "jvm",
+}
+# Values of parametrised fixtures that stand for the fixture ``s3``, which they ask for by name.
+SERVER_PARAMETERS = {"s3", "rest"}
 _HOME = pytest.StashKey[Path]()
 
 
@@ -33,6 +48,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_HOME], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in sorted(_needs(item)):
+            item.add_marker(marker)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("jvm"):
+        use_class_archive()
+
+
+def _needs(item: pytest.Item) -> set[str]:
+    assert isinstance(item, pytest.Function)
+    needs = {MARKERS[name] for name in item.fixturenames if name in MARKERS}
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    if any(isinstance(value, str) and value in SERVER_PARAMETERS for value in parameters):
+        needs.add("server")
+    if "e2e" in item.path.parts:
+        needs |= {"airflow", "jvm"}
+    return needs
 
 
 def airflow_environment(home: Path) -> dict[str, str]:
@@ -82,11 +119,29 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def airflow_home(pytestconfig: pytest.Config) -> Path:
     """AIRFLOW_HOME of this test session, with a migrated SQLite database."""
     home = pytestconfig.stash[_HOME]
-    done = subprocess.run(
-        [sys.executable, "-m", "airflow", "db", "migrate"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_migrated_database(home.parent), home / "airflow.db")
     return home
+
+
+def _migrated_database(folder: Path) -> Path:
+    """Airflow's database before anything is in it: made once for each set of installed packages."""
+    installed = sorted(f"{d.name} {d.version}" for d in importlib.metadata.distributions())
+    database = folder / f"migrated-{hashlib.sha256(repr(installed).encode()).hexdigest()[:16]}.db"
+    with filelock.FileLock(f"{database}.lock"):
+        if not database.exists():
+            building = database.with_suffix(".building")
+            building.unlink(missing_ok=True)
+            done = subprocess.run(
+                [sys.executable, "-m", "airflow", "db", "migrate"],
+                env={**os.environ, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{building}"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            building.rename(database)
+    return database
 
 
 @pytest.fixture

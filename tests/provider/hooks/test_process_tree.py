@@ -92,6 +92,8 @@ def finish(run: Run, folder: Path) -> dict[str, Any]:
     )
 
 
+@pytest.mark.jvm
+@pytest.mark.airflow
 def test_sigterm_ends_spark_with_its_python_workers_and_the_next_run_goes_on(
     run: Run, airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_sigterm_ends_spark_with_its_python_workers_and_the_next_run_goes_on(
     assert (done["ok"], done["resumed"], done["transcribed"]) == (3, 2, 1)
 
 
+@pytest.mark.jvm
 def test_timeout_ends_executors_and_their_python_workers(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -446,6 +446,7 @@ def test_environment_of_the_user_goes_before_ours(monkeypatch: pytest.MonkeyPatc
 # --- real jobs --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.jvm
 def test_job_killed_half_way_goes_on_where_it_was(local_spark: None, tmp_path: Path) -> None:
     audio = make_audio(tmp_path / "audio", ["sleep 1"] * 8)
     run = write_run(f"file://{tmp_path}/staging", audio, OPTIONS)
@@ -512,6 +513,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+@pytest.mark.jvm
 def test_failed_job_names_its_cause_at_the_end(local_spark: None, tmp_path: Path) -> None:
     options = WhisperOptions(model=f"{tmp_path}/no-such-model")
     run = write_run(f"file://{tmp_path}/staging", make_audio(tmp_path / "audio", [""]), options)

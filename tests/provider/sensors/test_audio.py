@@ -356,6 +356,7 @@ with DAG("waits", schedule=None, start_date=datetime(2026, 1, 1)):
 """
 
 
+@pytest.mark.airflow
 @pytest.mark.parametrize(("mode", "deferrable"), [("reschedule", False), ("poke", True)])
 def test_airflow_runs_the_sensor_to_its_end(
     local: Place, airflow_home: Path, tmp_path: Path, mode: str, deferrable: bool
