@@ -5,7 +5,7 @@ PY := .venv/bin/python
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java chromium postgres model speech demo test test-e2e bench bench-gpu lint format types constraints clean
+.PHONY: help setup java chromium postgres model speech demo quick test test-e2e bench bench-gpu lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,8 +34,11 @@ speech: setup ## fetch the recorded speech into .cache/speech
 demo: setup java ## audio to table, through real Airflow and Spark; AUDIO=<folder or s3:// URI> for your own
 	@$(PY) scripts/demo.py $(if $(AUDIO),"$(AUDIO)")
 
+quick: setup ## the tests that need no Airflow, Java, model or server: for every save
+	$(PY) -m pytest -n 2 --dist worksteal --timeout 60 -m "not (airflow or jvm or model or server)" $(PYTEST_ARGS)
+
 test: setup java model speech ## all tests but those of test-e2e
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-e2e: setup java model speech chromium postgres ## a live Airflow, files that arrive, a person in the browser
 	$(PY) -m pytest tests/standalone $(PYTEST_ARGS)
@@ -51,7 +54,7 @@ lint: setup ## style, and the layers in pyproject.toml
 	$(PY) -m ruff format --check .
 	.venv/bin/lint-imports --no-cache
 
-format: setup ## mend style
+format: setup ## fix style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 

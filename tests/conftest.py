@@ -31,6 +31,8 @@ MARKERS = {
     "spark": "jvm",
     "cluster": "jvm",
 }
+# What such a test costs, roughly.
+SECONDS = {"airflow": 10, "jvm": 10, "model": 2, "server": 0.2}
 # Values of parametrised fixtures that stand for the fixture ``s3``, which they ask for by name.
 SERVER_PARAMETERS = {"s3", "rest"}
 _HOME = pytest.StashKey[Path]()
@@ -54,6 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in sorted(_needs(item)):
             item.add_marker(marker)
+    # `make test` gives whole files to two processes: the long ones first, so that none is left to the end alone.
+    seconds = {item.path: 0 for item in items}
+    for item in items:
+        seconds[item.path] += sum(SECONDS.get(mark.name, 0) for mark in item.iter_markers())
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

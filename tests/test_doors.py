@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # What README, docs and example DAGs import, and what design and entry points promise.
 DOORS = {
@@ -40,6 +44,33 @@ DOORS = {
     "whisper_spark.parquet": ["open_parquet", "read_manifest", "read_run"],
     "whisper_spark.udf": ["whisper_udf"],
 }
+
+
+# ``from airflow_whisper... import a, b`` in one line or in brackets.
+IMPORT = re.compile(r"^\s*from ((?:airflow_whisper|whisper_spark)[\w.]*) import (\([^)]*\)|[^(\n]*)$", re.MULTILINE)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "dags").glob("*.py"))]
+
+
+def imports(path: Path) -> set[tuple[str, str]]:
+    """``(module, name)`` of everything that a page or a DAG file imports from this project."""
+    return {
+        (module, name.partition(" as ")[0].strip())
+        for module, names in IMPORT.findall(path.read_text())
+        for name in re.sub(r"#.*", "", names).strip("()").split(",")
+        if name.strip()
+    }
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_import_that_users_are_shown_works(path: Path) -> None:
+    missing = [(m, name) for m, name in imports(path) if not hasattr(importlib.import_module(m), name)]
+    assert missing == []
+
+
+def test_every_import_that_users_are_shown_is_one_of_the_doors() -> None:
+    shown = set().union(*map(imports, DOCUMENTS))
+    assert len(shown) > 10
+    assert shown <= {(module, name) for module, names in DOORS.items() for name in names}
 
 
 @pytest.mark.parametrize(("module", "name"), [(m, name) for m, names in DOORS.items() for name in names])
