@@ -22,8 +22,8 @@ from speech import Clip, prompts, speech_root
 from speech import librivox as librivox_clips
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a test needs beyond Python, by the fixtures that it uses. A test that starts such a thing by hand carries
-# the marker itself. `make quick` runs what has none of these markers.
+# What a test needs beyond Python, by the fixtures that it uses. A test that starts such a thing by hand
+# carries the marker itself. `make quick` runs what has none of these markers.
 MARKERS = {
     "s3": "server",
     "site": "airflow",
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in sorted(_needs(item)):
             item.add_marker(marker)
-    # `make test` gives whole files to two processes: the long ones first, so that none is left to the end alone.
+    # `make test` gives whole files to two processes: the long ones first, or one would be left at the end.
     seconds = {item.path: 0 for item in items}
     for item in items:
         seconds[item.path] += sum(SECONDS.get(mark.name, 0) for mark in item.iter_markers())

@@ -21,7 +21,7 @@ from airflow_whisper import WhisperOptions, transcribe_partition
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "dags").glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-# The linter forbids to import these at the top of a module; here they may not come in through another one either.
+# The linter forbids these at the top of a module. Here they may not come in through another module either.
 HEAVY = set(PROJECT["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"])
 ARGUMENTS: dict[str, Any] = {
     "source": "s3://calls/raw/dt={{ ds }}/",
@@ -79,7 +79,7 @@ def loaded(names: Iterable[str]) -> dict[str, tuple[float, set[str]]]:
 
 
 def light_modules(package: str) -> list[str]:
-    """All modules but those that are exempt from the linter's rule: they are imported inside functions only."""
+    """All modules but those exempt from the linter's rule, which are imported inside functions only."""
     return [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in sorted((ROOT / package).rglob("*.py"))

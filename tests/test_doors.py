@@ -47,7 +47,9 @@ DOORS = {
 
 
 # ``from airflow_whisper... import a, b`` in one line or in brackets.
-IMPORT = re.compile(r"^\s*from ((?:airflow_whisper|whisper_spark)[\w.]*) import (\([^)]*\)|[^(\n]*)$", re.MULTILINE)
+IMPORT = re.compile(
+    r"^\s*from ((?:airflow_whisper|whisper_spark)[\w.]*) import (\([^)]*\)|[^(\n]*)$", re.MULTILINE
+)
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "dags").glob("*.py"))]
 
 

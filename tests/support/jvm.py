@@ -1,7 +1,7 @@
 """Java for tests: Spark's virtual machines live for seconds, so a quick start counts more than fast code.
 
-A start of Spark costs 15 seconds of processor time, half of which is loading classes and compiling. With the quick
-compiler and an archive of loaded classes it costs 6.
+A start of Spark costs 15 seconds of processor time, more than half of which is loading classes and compiling.
+With the quick compiler and an archive of loaded classes it costs 6.
 """
 
 from __future__ import annotations
