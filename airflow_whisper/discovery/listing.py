@@ -7,7 +7,7 @@ from datetime import datetime
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
-from whisper_spark.storage.objects import normalise_uri
+from whisper_spark.storage.objects import folder_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +42,7 @@ def audio_files(
     *,
     belongs: Callable[[datetime], bool] | None = None,
     ignored: Callable[[int], None] | None = None,
+    unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The listing of a source without what is none of ours.
 
@@ -52,11 +53,19 @@ def audio_files(
     :param pattern: glob on the path below the source, in any case; ``*`` also matches slashes.
     :param belongs: whether a file that was modified then belongs to the partition.
     :param ignored: is told how many objects of a batch were left out.
+    :param unreadable: gets the URI of each file that would count as audio, if its name could be read: see
+        :meth:`whisper_spark.storage.objects.ObjectStorage.list`.
     """
     import pyarrow as pa
 
-    start = len(normalise_uri(source).rstrip("/")) + 1
-    for batch in read_ahead(storage.list(source)):
+    folder = folder_uri(source)
+    start = len(folder)
+
+    def unreadable_audio(uri: str) -> None:
+        if unreadable and is_audio(uri[start:], pattern):
+            unreadable(uri)
+
+    for batch in read_ahead(storage.list(folder, unreadable=unreadable_audio)):
         wanted = [is_audio(uri[start:], pattern) for uri in batch.column("audio_uri").to_pylist()]
         if ignored and not all(wanted):
             ignored(wanted.count(False))

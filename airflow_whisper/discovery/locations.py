@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whisper_spark.storage.objects import ObjectNotFound, normalise_uri
+from whisper_spark.storage.objects import ObjectNotFound, folder_uri
 
 if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
@@ -32,7 +32,7 @@ def _folder(argument: str, uri: str) -> str:
     if not isinstance(uri, str) or not uri.strip():
         raise ValueError(f"{argument} must be a URI such as 's3://bucket/{argument}/', got {uri!r}")
     try:
-        return normalise_uri(uri).rstrip("/") + "/"
+        return folder_uri(uri)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from None
 
@@ -60,8 +60,9 @@ def check_source_exists(storage: ObjectStorage, source: str, partition: Mapping[
 
 def source_root(source: str, partition: Mapping[str, str]) -> str:
     """The part of a source that all partitions share, with a slash at the end."""
-    source = normalise_uri(source).rstrip("/")
-    fixed = 3  # scheme, empty, bucket; a path of this machine has an empty bucket
+    source = folder_uri(source).removesuffix("/")
+    # Scheme, empty, bucket; a path of this machine has an empty bucket.
+    fixed = 3
     parts = source.split("/")
     for i, part in enumerate(parts[fixed:], fixed):
         if _names_partition(part, partition):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_spark.storage.objects import ObjectStorage, normalise_uri
+from whisper_spark.storage.clients import check_endpoint
+from whisper_spark.storage.objects import ObjectStorage, StorageError, normalise_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -18,6 +20,10 @@ _TYPES_OF_SCHEME = {
     "az": ("wasb", "adls", "azure_data_lake"),
     "abfss": ("wasb", "adls", "azure_data_lake"),
 }
+
+# Settings that are whole files.
+_TEXTS = ("root_certificate", "google_service_account_key")
+
 _SECRET_KEYS = ("secret", "token", "sas_key", "account_key", "service_account_key")
 
 
@@ -57,7 +63,22 @@ def storage_config(conn_id: str | None, uri: str) -> dict[str, str]:
     config = _CONFIG_OF_TYPE[kind](conn_id, connection, _extra(connection, kind))
     config = {key: value for key, value in config.items() if value}
     _mask(config)
+    _check(conn_id, config)
     return config
+
+
+def _check(conn_id: str, config: Mapping[str, str]) -> None:
+    """Refuses what the client of the store would not survive, without repeating a secret."""
+    for key, value in config.items():
+        if key.endswith("_endpoint"):
+            try:
+                check_endpoint(value)
+            except StorageError as error:
+                raise InvalidConnectionError(f"connection {conn_id!r}: {error}") from None
+        elif key not in _TEXTS and re.search(r"[\x00-\x1f\x7f]", str(value)):
+            raise InvalidConnectionError(
+                f"connection {conn_id!r}: what becomes {key} holds a line break or another control character"
+            )
 
 
 def _connection(conn_id: str, scheme: str) -> Connection:
@@ -167,7 +188,9 @@ def _azure(conn_id: str, connection: Connection, extra: dict[str, Any]) -> dict[
     account = extra.get("account_name") or host.partition(".")[0] or None
     # Anything but a plain account in the public cloud: another cloud, an emulator, a private endpoint.
     special = host and "." in host and not host.rstrip("/").endswith(".core.windows.net")
-    config = {"azure_storage_endpoint": connection.host if special else None}
+    # As in the provider: without a scheme it is https.
+    address = connection.host if connection.host and "://" in connection.host else f"https://{host}"
+    config = {"azure_storage_endpoint": address if special else None}
     tenant = extra.get("tenant_id") or extra.get("tenant")
     if tenant:
         return config | {

@@ -224,7 +224,9 @@ class DiscoverAudioOperator(BaseOperator):
 
     def _add_listing(self, comparison: Comparison, storage: ObjectStorage) -> int:
         from airflow_whisper.discovery.listing import audio_files
+        from whisper_spark.storage.objects import UnreadableNames
 
+        names = UnreadableNames(self.source)
         ignored: list[int] = []
         formats = self.partition_from_modified or {}
         wanted = {key: self.partition[key] for key in formats}
@@ -234,8 +236,11 @@ class DiscoverAudioOperator(BaseOperator):
             self.pattern or None,
             belongs=(lambda modified: modified_partition(formats, modified) == wanted) if formats else None,
             ignored=ignored.append,
+            unreadable=names.add,
         )
         count = comparison.add_listing(files)
+        if names.count:
+            self.log.warning("%s.", names)
         if ignored:
             reason = f"hidden, or not matching {self.pattern!r}" if self.pattern else "hidden"
             self.log.info("Left out %s objects under %s: %s.", f"{sum(ignored):,}", self.source, reason)

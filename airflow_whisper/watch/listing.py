@@ -8,9 +8,8 @@ found by a full sweep, which is rarer.
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -21,13 +20,10 @@ from airflow_whisper.watch.assignment import PartitionAssignment
 from airflow_whisper.watch.partition_templates import PartitionTemplate, period_end
 from airflow_whisper.watch.pending import File
 from airflow_whisper.watch.source import Log, WatchedSource
-from whisper_spark.storage.clients import object_store
-from whisper_spark.storage.errors import translated
-from whisper_spark.storage.objects import ObjectStorage, join_uri
+from whisper_spark.storage.objects import ObjectStorage, UnreadableNames, join_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from obstore.store import ObjectStore
 
 FolderPath = tuple[str, ...]
 """Names of folders below the root of a source, outermost first."""
@@ -49,7 +45,6 @@ class WatchStopped(Exception):  # noqa: N818 - reads as what happened
 @dataclass(frozen=True)
 class _Connection:
     storage: ObjectStorage
-    folders: Folders
     since: float
 
 
@@ -71,6 +66,7 @@ class SourceLister:
         self._met: frozenset[FolderPath] = frozenset()
         self._swept: float | None = None
         self._unmatched = 0
+        self._unreadable = 0
 
     def sweep_is_due(self, now: float) -> bool:
         """Whether it is time to list everything."""
@@ -95,13 +91,14 @@ class SourceLister:
             connection = self._connect(now)
             plan = plan_poll(
                 self._template,
-                connection.folders,
+                connection.storage.folders,
                 recent=datetime.fromtimestamp(now, UTC) - timedelta(seconds=self._watched.lookback),
                 known=None if sweep else self._met,
                 busy=busy,
             )
             unmatched = 0
-            for batch in self._batches(connection.storage, ((),) if sweep else plan.folders):
+            names = UnreadableNames(self._template.root)
+            for batch in self._batches(connection.storage, ((),) if sweep else plan.folders, names):
                 files, others = self._assignment.files(batch, watermark)
                 unmatched += others
                 yield files
@@ -112,19 +109,22 @@ class SourceLister:
         if sweep:
             self._met, self._swept = plan.met, now
             self._tell_of_unmatched(unmatched)
+            self._tell_of_unreadable(names)
         else:
             self._met |= plan.met
 
     def _connect(self, now: float) -> _Connection:
         if self._connection is None or now - self._connection.since > _CREDENTIAL_SECONDS:
             config = storage_config(self._watched.source_conn_id or None, self._template.root)
-            self._connection = _Connection(ObjectStorage(config), Folders(config), now)
+            self._connection = _Connection(ObjectStorage(config), now)
         return self._connection
 
-    def _batches(self, storage: ObjectStorage, folders: Iterable[FolderPath]) -> Iterator[pa.RecordBatch]:
+    def _batches(
+        self, storage: ObjectStorage, folders: Iterable[FolderPath], names: UnreadableNames
+    ) -> Iterator[pa.RecordBatch]:
         for folder in folders:
             uri = join_uri(self._template.root, *folder) + "/" if folder else self._template.root
-            for batch in read_ahead(storage.list(uri, chunk_size=_LIST_CHUNK)):
+            for batch in read_ahead(storage.list(uri, chunk_size=_LIST_CHUNK, unreadable=names.add)):
                 if self._stopped.is_set():
                     raise WatchStopped
                 yield batch
@@ -139,44 +139,10 @@ class SourceLister:
             )
         self._unmatched = unmatched
 
-
-class Folders:
-    """The folders that lie directly in a folder of one bucket, or on a disk.
-
-    :param config: see :class:`whisper_spark.storage.objects.ObjectStorage`.
-    """
-
-    def __init__(self, config: Mapping[str, str]) -> None:
-        self._config = config
-        self._stores: dict[tuple[str, str], ObjectStore] = {}
-
-    def __call__(self, uri: str) -> list[str]:
-        """Names of the folders in a folder. One request for each thousand of them.
-
-        :param uri: normalised, of a folder.
-        :raises StorageError: when the store refuses or does not answer.
-        """
-        with translated(uri):
-            return _local_folders(uri) if uri.startswith("file://") else self._remote_folders(uri)
-
-    def _remote_folders(self, uri: str) -> list[str]:
-        import obstore
-
-        scheme, _, rest = uri.partition("://")
-        bucket, _, key = rest.partition("/")
-        if (scheme, bucket) not in self._stores:
-            self._stores[scheme, bucket] = object_store(scheme, bucket, self._config)
-        found = obstore.list_with_delimiter(self._stores[scheme, bucket], key.rstrip("/") or None)
-        return [prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]]
-
-
-def _local_folders(uri: str) -> list[str]:
-    try:
-        entries = os.scandir(uri.removeprefix("file://"))
-    except (FileNotFoundError, NotADirectoryError):  # as an object store: nothing there, no error
-        return []
-    with entries:
-        return [entry.name for entry in entries if entry.is_dir()]
+    def _tell_of_unreadable(self, names: UnreadableNames) -> None:
+        if names.count and names.count != self._unreadable:
+            self._log.warning("%s.", names)
+        self._unreadable = names.count
 
 
 @dataclass(frozen=True)
@@ -211,7 +177,7 @@ def plan_poll(
 ) -> Plan:
     """The folders in which something can have changed since the last full sweep.
 
-    :param folders: names of the folders in a folder; :class:`Folders`.
+    :param folders: names of the folders in a folder: :meth:`ObjectStorage.folders`.
     :param recent: partitions whose time was over before that are left out.
     :param known: folders met before; others are listed however old they are. ``None``: all were.
     :param busy: folders that are listed in any case.

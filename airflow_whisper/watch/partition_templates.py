@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from whisper_spark.contract import check_partition
-from whisper_spark.storage.objects import normalise_uri
+from whisper_spark.storage.objects import folder_uri
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _DAY = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})(?:[T_ -]?(\d{2})(?::?\d{2})*)?")
@@ -58,13 +58,13 @@ class PartitionTemplate:
         :raises ValueError: for a URI that is not supported, a placeholder in the bucket, without a name or
             with one that cannot be a partition key, or two placeholders with nothing between them.
         """
-        normal = normalise_uri(source).rstrip("/") + "/"
-        scheme, _, rest = normal.partition("://")
-        bucket, _, path = rest.partition("/")
-        if "{" in bucket:
+        if "{" in source.partition("://")[2].partition("/")[0]:
             raise ValueError(
                 f"source {source!r}: the bucket cannot be a placeholder; watch each bucket by itself"
             )
+        normal = folder_uri(source)
+        scheme, _, rest = normal.partition("://")
+        bucket, _, path = rest.partition("/")
         folders = path.rstrip("/").split("/") if path.rstrip("/") else []
         first = next((i for i, folder in enumerate(folders) if set(folder) & set("{}")), len(folders))
         names: list[str] = []
@@ -252,4 +252,4 @@ class Partitioning:
 
     def lies_inside(self, folder: str) -> bool:
         """Whether files in a folder would be taken for audio of the source."""
-        return self.template.partition_of(normalise_uri(folder).rstrip("/") + "/file") is not None
+        return self.template.partition_of(folder_uri(folder) + "file") is not None

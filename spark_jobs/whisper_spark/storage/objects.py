@@ -93,7 +93,7 @@ class ObjectStorage:
         :raises StorageError: also, in Google Cloud Storage and Azure, when a name has an empty, ``.`` or
             ``..`` component or a control character.
         """
-        names = UnreadableNames(folder_uri(prefix_uri))
+        names = UnreadableNames(prefix_uri)
         schema = _listing_schema()
         rows: list[ObjectInfo] = []
         for info in self._infos(prefix_uri, chunk_size, unreadable or names.add):
@@ -116,7 +116,7 @@ class ObjectStorage:
     def _infos(
         self, prefix_uri: str, chunk_size: int, unreadable: Callable[[str], None]
     ) -> Iterator[ObjectInfo]:
-        uri = folder_uri(prefix_uri)
+        uri = _with_slash(prefix_uri)
         with translated(uri):
             backend, prefix = self._find(uri)
             yield from backend.objects(prefix, chunk_size, unreadable)
@@ -128,7 +128,7 @@ class ObjectStorage:
 
         :raises ObjectNotFound: when there is no such bucket. :raises ObjectForbidden:
         """
-        uri = folder_uri(prefix_uri)
+        uri = _with_slash(prefix_uri)
         with translated(uri):
             backend, prefix = self._find(uri)
             return backend.folders(prefix)
@@ -236,6 +236,12 @@ class ObjectStorage:
                 LocalFiles() if scheme == "file" else Bucket(scheme, name, self._config)
             )
         return self._backends[scheme, name], key
+
+
+def _with_slash(uri: str) -> str:
+    # Not folder_uri: names that a store listed are listed again as they are.
+    normal = normalise_uri(uri)
+    return normal if normal.endswith("/") else normal + "/"
 
 
 class UnreadableNames:

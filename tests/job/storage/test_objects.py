@@ -176,7 +176,7 @@ def test_names_that_cannot_be_read_are_counted_in_the_log(
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).mkdir()
     (tmp_path / "ok.wav").write_bytes(b"x")
     assert set(listed(ObjectStorage(), str(tmp_path))) == {f"file://{tmp_path}/ok.wav"}
-    assert f"2 objects under file://{tmp_path}/ have names that cannot be read" in caplog.text
+    assert f"2 objects under {tmp_path} have names that cannot be read" in caplog.text
     assert "caf\\udce9.wav" in caplog.text or "stra\\udcdfe" in caplog.text
     assert ObjectStorage().folders(str(tmp_path)) == []
 
@@ -284,8 +284,6 @@ def test_folder_that_is_hardly_meant_is_refused(uri: str, meant: str) -> None:
     with pytest.raises(ValueError, match=rf"taken literally\. Did you mean '.*|{meant}") as error:
         folder_uri(uri)
     assert meant in str(error.value)
-    with pytest.raises(ValueError, match="taken literally"):
-        next(ObjectStorage().list(uri))
 
 
 def test_joining_puts_one_slash_between() -> None:

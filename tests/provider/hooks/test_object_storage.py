@@ -16,7 +16,7 @@ from servers import S3Server
 
 from airflow_whisper.hooks.object_storage import InvalidConnectionError, object_storage, storage_config
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema
-from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage
+from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage, StorageError
 from whisper_spark.storage.parquet import open_parquet, read_run
 
 Connect = Callable[..., str]
@@ -198,6 +198,14 @@ def test_google_impersonation_is_refused_and_not_ignored(connect: Connect) -> No
                 "azure_storage_endpoint": "https://storage.internal.example:10000/acct",
             },
         ),
+        (
+            {"login": "acct", "password": "a2V5", "host": "acct.storage.internal.example"},
+            {
+                "azure_storage_account_name": "acct",
+                "azure_storage_account_key": "a2V5",
+                "azure_storage_endpoint": "https://acct.storage.internal.example",
+            },
+        ),
         ({"login": "acct"}, {"azure_storage_account_name": "acct"}),
     ],
 )
@@ -246,6 +254,53 @@ def test_connection_of_another_kind_is_refused(
         InvalidConnectionError, match=f"is of type '{conn_type}', but .* needs one of type {wanted}"
     ):
         storage_config(connect(conn_type), uri)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "localhost:9000",
+        "minio",
+        "s3.example/",
+        "ftp://s3.example",
+        "http://",
+        "https:// s3.example",
+        "https://[::1",
+    ],
+)
+def test_endpoint_that_is_no_url_is_explained(connect: Connect, endpoint: str) -> None:
+    conn = connect("aws", login="key", password="secret-value", extra={"endpoint_url": endpoint})
+    with pytest.raises(
+        InvalidConnectionError, match=r"'store': the endpoint .* is not a URL such as https://"
+    ):
+        storage_config(conn, AWS_URI)
+
+
+def test_password_in_an_endpoint_is_not_shown(connect: Connect) -> None:
+    conn = connect("aws", extra={"endpoint_url": "https://user:hidden-word@s3.example"})
+    with pytest.raises(InvalidConnectionError, match="is not a URL") as error:
+        storage_config(conn, AWS_URI)
+    assert "hidden-word" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["login", "password"])
+def test_line_break_in_a_key_is_named_and_not_shown(connect: Connect, field: str) -> None:
+    conn = connect("aws", **{"login": "key", "password": "secret", field: "secret-value\n"})
+    with pytest.raises(InvalidConnectionError, match=r"'store'.*aws_\w+ holds a line break") as error:
+        storage_config(conn, AWS_URI)
+    assert "secret-value" not in str(error.value)
+
+
+@pytest.mark.parametrize("secret", [{"password": "a2V5"}, {"extra": {"sas_token": "sv=1&sig=2"}}])
+def test_azure_secrets_go_to_no_host_that_stands_in_a_uri(connect: Connect, secret: dict[str, Any]) -> None:
+    conn = connect("wasb", login="acct", **secret)
+    for host in ("evil.example", "acct.evil.example", "acct.dfs.core.windows.net.evil.example", "evil"):
+        uri = f"abfss://calls@{host}/raw/a.wav"
+        with pytest.raises(StorageError, match=f"names the host '{host}'.*no credentials are sent there"):
+            object_storage(conn, uri).open(uri)
+    uri = "abfss://calls@evil.dfs.core.windows.net/raw/a.wav"
+    with pytest.raises(StorageError, match="key or SAS is for 'acct' and is sent nowhere else"):
+        object_storage(conn, uri).open(uri)
 
 
 def test_secrets_are_masked_in_logs(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -245,6 +246,56 @@ def test_first_run_takes_every_file_largest_first(place: SimpleNamespace) -> Non
     for r in rows:
         info = place.storage.info(r["audio_uri"])
         assert (r["audio_etag"], r["last_modified"]) == (info.etag, info.last_modified)
+
+
+def test_names_that_cannot_be_read_cost_themselves(
+    tmp_path: Path, catalog_env: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = SimpleNamespace(
+        storage=ObjectStorage(), source=f"{tmp_path}/raw", staging=f"{tmp_path}/staging", conn_id=None
+    )
+    for name in ("a.wav", "_tmp/b.wav", "c.txt"):
+        place.storage.write_bytes(f"{place.source}/{name}", b"x")
+    for name in (b"caf\xe9.wav", b"_tmp/gar\xe7on.wav", b"stra\xdfe.txt"):
+        Path(os.fsdecode(os.fsencode(place.source) + b"/" + name)).write_bytes(b"x")
+    result = discover(place, pattern="*.wav")
+    assert [r["audio_uri"] for r in manifest(place, result)] == [f"file://{place.source}/a.wav"]
+    # What would not count as audio anyway is worth no warning.
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "cannot be read" in line]
+    assert f"1 objects under {place.source} have names that cannot be read, for example " in warning
+    assert r"caf\udce9.wav" in warning
+
+
+def test_odd_keys_of_s3_are_files_like_any_other(
+    catalog_env: SimpleNamespace, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_SEAWEED", s3.connection)
+    base = f"s3://{s3.bucket('odd')}"
+    place = SimpleNamespace(
+        storage=ObjectStorage(s3.config), source=f"{base}/raw", staging=f"{base}/staging", conn_id="seaweed"
+    )
+    for name in ("a.wav", "two\nlines.wav", "esc\x1b.wav"):
+        s3.client().put_object(Bucket=base.removeprefix("s3://"), Key=f"raw/{name}", Body=b"x")
+    uris = {row["audio_uri"] for row in manifest(place, discover(place))}
+    assert uris == {f"{place.source}/a.wav", f"{place.source}/two\nlines.wav", f"{place.source}/esc\x1b.wav"}
+    publish(place)
+    with pytest.raises(AirflowSkipException, match="up to date"):
+        discover(place, on_removed="delete")
+
+
+@pytest.mark.parametrize("where", ["source", "staging"])
+@pytest.mark.parametrize("uri", ["s3://bucket//raw/", "s3://bucket/raw//", "s3://bucket/./raw/"])
+def test_folder_with_an_empty_component_is_refused_and_not_emptied(
+    catalog_env: SimpleNamespace, where: str, uri: str
+) -> None:
+    place = SimpleNamespace(source="s3://bucket/audio/", staging="s3://bucket/staging/", conn_id=None)
+    with pytest.raises(ValueError, match=f"^{where}: '{uri}' has an empty.*Did you mean 's3://bucket/raw/'"):
+        operator(place, **{where: uri}, on_removed="delete")
+    # Templates are checked once they are rendered.
+    task = operator(place, **{where: "{{ params.folder }}"})
+    setattr(task, where, uri)
+    with pytest.raises(ValueError, match="Did you mean"):
+        task.execute({})
 
 
 def test_result_is_small_and_the_run_is_in_the_manifest(place: SimpleNamespace) -> None:

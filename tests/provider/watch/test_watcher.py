@@ -143,6 +143,32 @@ def test_what_is_no_audio_is_left_out(bucket: Bucket) -> None:
         assert names(watch.poll()) == ["f.wav"]
 
 
+def test_name_that_cannot_be_read_costs_itself(tmp_path: Path) -> None:
+    source, log = tmp_path / "raw" / f"dt={day(0)}", Log()
+    source.mkdir(parents=True)
+    (source / "a.wav").write_bytes(b"x")
+    for name in (b"/caf\xe9.wav", b"/gar\xe7on"):
+        Path(os.fsdecode(os.fsencode(source) + name)).mkdir()
+    watch = SourceWatch(WatchedSource(source=f"{tmp_path}/raw/dt={{dt}}/", rules=AT_ONCE), log)
+    try:
+        assert names(watch.poll()) == ["a.wav"]
+        watch.poll(later(2 * HOUR))
+    finally:
+        watch.close()
+    (line,) = [line for line in log.lines if "cannot be read" in line]
+    assert line.startswith(f"2 objects under file://{tmp_path}/raw/ have names that cannot be read")
+
+
+def test_odd_names_of_objects_and_folders_are_reported_as_they_are(bucket: Bucket) -> None:
+    for key in ("two\nlines.wav", "b.wav", "\x1b/c.wav"):
+        bucket.put(f"dt={day(0)}/{key}")
+    bucket.put(f"dt={day(1)}\t/d.wav")
+    with bucket.watch() as watch:
+        assert names(watch.poll()) == ["b.wav", "c.wav", "d.wav", "two\nlines.wav"]
+        bucket.put(f"dt={day(0)}/e.wav")
+        assert names(watch.poll()) == ["e.wav"]
+
+
 def test_partition_can_come_from_the_time_of_modification(bucket: Bucket) -> None:
     bucket.put("inbox/a.wav")
     with bucket.watch("inbox/", partition_from_modified={"dt": "%Y-%m-%d"}) as watch:
@@ -455,6 +481,8 @@ def test_store_that_refuses_is_an_error_that_leaves_the_cursor_alone(
         ({"overlap": -1}, "overlap"),
         ({"extensions": ("",)}, "extensions"),
         ({"source": ""}, "source"),
+        ({"source": "s3://calls//raw/dt={dt}/"}, "Did you mean 's3://calls/raw/dt={dt}/'"),
+        ({"staging": "s3://calls/staging//"}, "Did you mean 's3://calls/staging/'"),
     ],
 )
 def test_wrong_argument_is_named(wrong: dict[str, Any], message: str) -> None:
