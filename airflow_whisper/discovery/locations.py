@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whisper_spark.storage.objects import ObjectNotFound, folder_uri
+from whisper_spark.storage.objects import ObjectForbidden, ObjectNotFound, folder_uri
 
 if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
@@ -38,19 +38,23 @@ def _folder(argument: str, uri: str) -> str:
 
 
 def check_source_exists(storage: ObjectStorage, source: str, partition: Mapping[str, str]) -> None:
-    """Tells a partition without audio from a source that was never there.
+    """Tells a partition without audio from a source that was never there. Call it when the source is empty.
 
     Looks above the part of the source that depends on the partition: of ``s3://calls/raw/dt=2026-11-01/`` at
-    ``s3://calls/raw/``.
+    ``s3://calls/raw/``. Where that may not be listed, the source counts as existing: it could itself be
+    listed, so the bucket and the permission for this prefix are there.
 
     :raises ObjectNotFound: when nothing is there either.
     """
     root = source_root(source, partition)
-    if root.startswith("file://"):
-        exists = Path(root.removeprefix("file://")).is_dir()
-    else:
-        # A listing that succeeds proves that there is a bucket, which is all that its root can prove.
-        exists = storage.any_under(root) or root.count("/") == 3
+    try:
+        if root.startswith("file://"):
+            exists = Path(root.removeprefix("file://")).is_dir()
+        else:
+            # A listing that succeeds proves that there is a bucket, which is all that its root can prove.
+            exists = storage.any_under(root) or root.count("/") == 3
+    except (ObjectForbidden, PermissionError):
+        exists = True
     if not exists:
         raise ObjectNotFound(
             f"source {source} does not exist: there is nothing under {root}. Check the argument `source`; "

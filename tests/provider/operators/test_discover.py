@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
+from literal_s3 import literal_s3
 from servers import S3Server
 
 from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
@@ -281,6 +282,25 @@ def test_odd_keys_of_s3_are_files_like_any_other(
     publish(place)
     with pytest.raises(AirflowSkipException, match="up to date"):
         discover(place, on_removed="delete")
+
+
+@pytest.mark.parametrize("on_missing_source", ["fail", "skip"])
+def test_empty_day_is_skipped_where_only_its_own_folder_may_be_listed(
+    tmp_path: Path, catalog_env: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, on_missing_source: Any
+) -> None:
+    with literal_s3({"raw/dt=2026-11-02/a.wav": b"x"}) as server:
+        server.forbidden = ("", "raw/")
+        extra = {"endpoint_url": server.config["aws_endpoint"], "region_name": "us-east-1"}
+        connection = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_LEAST", json.dumps(connection))
+        place = SimpleNamespace(
+            source="s3://bucket/raw/dt=2026-11-01/", staging=f"{tmp_path}/staging", conn_id="least"
+        )
+        with pytest.raises(AirflowSkipException, match="there is no audio under"):
+            discover(place, on_missing_source=on_missing_source)
+        place.source = "s3://bucket/raw/"
+        with pytest.raises(ObjectForbidden):
+            discover(place, on_missing_source=on_missing_source)
 
 
 @pytest.mark.parametrize("where", ["source", "staging"])
