@@ -1,0 +1,103 @@
+"""Azurite, Microsoft's emulator of Azure Blob Storage: ``make azurite`` installs it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from servers import free_ports, stop
+
+from whisper_spark.storage.objects import ObjectStorage
+
+ACCOUNT = "whispertests"
+KEY = base64.b64encode(b"a key that nothing else knows, 64 bytes long, as Azure's own are.").decode()
+READY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Azure:
+    """A running emulator with one account."""
+
+    endpoint: str
+
+    @property
+    def config(self) -> dict[str, str]:
+        """For ``ObjectStorage(config)``: obstore's keys."""
+        return {
+            "azure_storage_account_name": ACCOUNT,
+            "azure_storage_account_key": KEY,
+            "azure_storage_endpoint": self.endpoint,
+        }
+
+    @property
+    def connection(self) -> str:
+        """An Airflow connection of type ``wasb`` as JSON, for ``AIRFLOW_CONN_<ID>``."""
+        return json.dumps({"conn_type": "wasb", "host": self.endpoint, "login": ACCOUNT, "password": KEY})
+
+
+def azurite_binary() -> str | None:
+    """The emulator where ``make azurite`` puts it, else on the path."""
+    made = (
+        Path(__file__).resolve().parents[2] / ".cache" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
+    )
+    return str(made) if made.exists() else shutil.which("azurite-blob")
+
+
+@contextmanager
+def azurite(binary: str, folder: Path) -> Iterator[Azure]:
+    """The emulator with its data in ``folder``, ready to serve; stopped at the end."""
+    (port,) = free_ports(1)
+    command = [binary, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder)]
+    command += ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+    environment = {**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}
+    log = folder / "azurite.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"Azurite did not come up; the end of its log:\n{log.read_text()[-3000:]}")
+            time.sleep(0.1)
+        yield Azure(f"http://127.0.0.1:{port}/{ACCOUNT}")
+    finally:
+        stop(process)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def create_container(azure: Azure, name: str) -> ObjectStorage:
+    """Creates a container through Azure's REST API; returns a storage that reaches it."""
+    import hashlib
+    import hmac
+    import urllib.request
+    from datetime import UTC, datetime
+
+    date = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    headers = f"x-ms-date:{date}\nx-ms-version:2021-08-06\n"
+    resource = f"/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
+    text = f"PUT\n\n\n\n\n\n\n\n\n\n\n\n{headers}{resource}"
+    signature = base64.b64encode(hmac.digest(base64.b64decode(KEY), text.encode(), hashlib.sha256)).decode()
+    request = urllib.request.Request(f"{azure.endpoint}/{name}?restype=container", method="PUT", data=b"")
+    request.add_header("x-ms-date", date)
+    request.add_header("x-ms-version", "2021-08-06")
+    request.add_header("Content-Type", "")
+    request.add_header("Authorization", f"SharedKey {ACCOUNT}:{signature}")
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.status == 201
+    return ObjectStorage(azure.config)
