@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_whisper.errors import ConfigurationError
 from whisper_spark.storage.clients import check_endpoint
 from whisper_spark.storage.objects import ObjectStorage, StorageError, normalise_uri
 
@@ -27,7 +28,7 @@ _TEXTS = ("root_certificate", "google_service_account_key")
 _SECRET_KEYS = ("secret", "token", "sas_key", "account_key", "service_account_key")
 
 
-class InvalidConnectionError(ValueError):
+class InvalidConnectionError(ConfigurationError):
     """An Airflow connection is missing, or cannot be used for what it was named for."""
 
 

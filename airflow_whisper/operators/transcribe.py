@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk.exceptions import AirflowException
 
+from airflow_whisper.errors import ConfigurationError
+from airflow_whisper.hooks.object_storage import object_storage, storage_config
+from airflow_whisper.hooks.spark_submit import (
+    Submission,
+    WhisperSubmitHook,
+    check_deploy_mode,
+    check_spark_connection,
+    runs_on_cluster,
+)
 from airflow_whisper.links import SparkUILink
-from whisper_spark.contract import WhisperOptions
+from whisper_spark.contract import WhisperOptions, speed_options
 
 if TYPE_CHECKING:
-    from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
     from airflow.sdk import Context
 
-    from airflow_whisper.hooks.process_tree import ProcessTree
     from whisper_spark.contract import Run
     from whisper_spark.staging.result import RunResult
     from whisper_spark.storage.objects import ObjectStorage
-
-
-def _forwarded(name: str) -> property:
-    """A constructor argument that the parent keeps in a private attribute, as a field for templates."""
-    private = f"_{name}"
-    return property(
-        lambda self: getattr(self, private, None), lambda self, value: setattr(self, private, value)
-    )
 
 
 class WhisperTranscribeOperator(SparkSubmitOperator):
@@ -84,7 +83,11 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     :param conn_id: Airflow connection of type ``spark``; its host is the master, for example ``local[2]``,
         ``spark://host:7077``, ``yarn`` or ``k8s://https://host``.
     :param conf: Spark properties. A value of ``None`` leaves the property out.
+    :param deploy_mode: ``"client"`` or ``"cluster"``; ``None``: what the connection says.
     :param application: another script than the packaged job, which gets the same arguments.
+    :param send_package: send ``whisper_spark`` to the executors with ``--py-files``. ``False`` for an image
+        that has the same release of it installed; ``application="local:///.../whisper_spark/job.py"`` then
+        names the script in the image.
     :param application_args: further arguments of the job, for example ``["--tasks", 16]``.
     :param durable: reconnect to a job that was submitted in cluster mode by an earlier try. Off by default,
         because Airflow remembers the job beyond a clear and would then not run it again.
@@ -118,19 +121,6 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     operator_extra_links = (SparkUILink(),)
     ui_color = "#fce5cd"
 
-    conn_id = _forwarded("conn_id")
-    archives = _forwarded("archives")
-    java_class = _forwarded("java_class")
-    repositories = _forwarded("repositories")
-    total_executor_cores = _forwarded("total_executor_cores")
-    executor_cores = _forwarded("executor_cores")
-    executor_memory = _forwarded("executor_memory")
-    driver_memory = _forwarded("driver_memory")
-    num_executors = _forwarded("num_executors")
-    spark_binary = _forwarded("spark_binary")
-    yarn_queue = _forwarded("yarn_queue")
-    deploy_mode = _forwarded("deploy_mode")
-
     def __init__(
         self,
         *,
@@ -139,7 +129,20 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         source_conn_id: str | None = None,
         staging_conn_id: str | None = None,
         model_conn_id: str | None = None,
+        conn_id: str = "spark_default",
         application: str = "",
+        send_package: bool = True,
+        archives: str | None = None,
+        java_class: str | None = None,
+        repositories: str | None = None,
+        total_executor_cores: int | None = None,
+        executor_cores: int | None = None,
+        executor_memory: str | None = None,
+        driver_memory: str | None = None,
+        num_executors: int | None = None,
+        spark_binary: str | None = None,
+        yarn_queue: str | None = None,
+        deploy_mode: str | None = None,
         name: str = "airflow-whisper",
         durable: bool = False,
         history_server: str | None = None,
@@ -151,21 +154,34 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         self.source_conn_id = source_conn_id
         self.staging_conn_id = staging_conn_id
         self.model_conn_id = model_conn_id
+        self.send_package = send_package
         self.history_server = history_server
-        self._add_spark_defaults = False
+        # The parent keeps these under private names, which cannot be templates.
+        self.conn_id = conn_id
+        self.archives = archives
+        self.java_class = java_class
+        self.repositories = repositories
+        self.total_executor_cores = total_executor_cores
+        self.executor_cores = executor_cores
+        self.executor_memory = executor_memory
+        self.driver_memory = driver_memory
+        self.num_executors = num_executors
+        self.spark_binary = spark_binary
+        self.yarn_queue = yarn_queue
+        self.deploy_mode = deploy_mode
         self._run: Run | None = None
         self._result: RunResult | None = None
         self._stopped = False
-        self._processes: ProcessTree | None = None
+        self._submission: Submission | None = None
         self._task_instance: Any = None
         self._application_id: str | None = None
+        if "{{" not in str(deploy_mode):
+            check_deploy_mode(deploy_mode)
         if isinstance(options, Mapping | str) and "{{" not in str(options):
             _speed_options(WhisperOptions(), options)
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the parent gives nothing
         """Submit the job unless its work is done, and tell what it did."""
-        from airflow_whisper.hooks.object_storage import object_storage
-        from airflow_whisper.hooks.spark_submit import check_spark_connection
         from whisper_spark.staging.result import finished_result, nothing_done
         from whisper_spark.storage.parquet import read_manifest
 
@@ -173,7 +189,10 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         storage = object_storage(self._staging_connection, self.manifest)
         run, metadata = read_manifest(self.manifest, storage)
         self._run = run
-        _speed_options(run.options, self.options)
+        try:
+            _speed_options(run.options, self.options)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
         finished = finished_result(run, storage)
         if finished is not None:
             self.log.info("All %d files are staged already: Spark is not started", finished.files)
@@ -195,38 +214,12 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     def on_kill(self) -> None:
         """End the Spark job, its driver and its Python workers. What is staged stays for the next run.
 
-        Runs in a signal handler, so in client mode it talks to nobody, neither to Airflow nor to Spark.
+        Runs in a signal handler.
         """
         self._stopped = True
-        if self._hook is None:
-            return  # nothing is submitted, and `_submit` will not do so any more
-        if self._processes is not None and not self._in_cluster_mode(self._hook):
-            self.log.info("Ending the Spark job: driver, executors and Python workers")
-            killed = self._processes.end()
-            self.log.info("The Spark job has ended; %d of its processes had to be killed", killed)
-        super().on_kill()
-
-    @staticmethod
-    def _in_cluster_mode(hook: SparkSubmitHook) -> bool:
-        """Whether the driver runs elsewhere, so that ending spark-submit would not end it."""
-        return bool(hook._connection["deploy_mode"] == "cluster")
-
-    def _watched(self, hook: SparkSubmitHook, lines: Iterator[str]) -> Iterator[str]:
-        """The output of spark-submit, of which its processes are learned while they come up."""
-        from airflow_whisper.hooks.process_tree import ProcessTree
-        from airflow_whisper.hooks.spark_submit import spark_application
-
-        spark_submit: Any = hook._submit_sp
-        self._processes = ProcessTree(spark_submit.pid)
-        if self._stopped:  # between `_submit` and here
-            self._processes.end()
-        for line in lines:
-            if self._application_id is None:
-                self._processes.living()
-                self._application_id, ui = spark_application(line)
-                if ui and self._task_instance is not None:
-                    self._task_instance.xcom_push(key=SparkUILink().xcom_key, value=ui)
-            yield line
+        # Without a hook nothing is submitted, and `_submit` will not do so any more.
+        if self._hook is not None:
+            super().on_kill()
 
     @property
     def _staging_connection(self) -> str | None:
@@ -242,11 +235,14 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 
         self._task_instance = context.get("ti")
         attempt_id = uuid.uuid4().hex
-        with (
-            tempfile.TemporaryDirectory(prefix="whisper-") as folder,
-            self._prepared(run, Path(folder), attempt_id),
-            self._progress(run, storage, attempt_id),
-        ):
+        arguments = ["--manifest", run.manifest_uri, "--attempt-id", attempt_id]
+        if self.options:
+            arguments += ["--options", json.dumps(_mapping(self.options))]
+        self._submission = Submission(
+            arguments=tuple(arguments), credentials=self._credentials(run), send_package=self.send_package
+        )
+        self._hook = None
+        with self._progress(run, storage, attempt_id):
             if self._stopped:
                 raise AirflowException("the task was stopped before Spark was started")
             super().execute(context)
@@ -262,7 +258,6 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 
     def _progress(self, run: Run, storage: ObjectStorage, attempt_id: str) -> AbstractContextManager[Any]:
         """Progress of a driver whose output is not that of spark-submit; any other prints its own."""
-        from airflow_whisper.hooks.spark_submit import runs_on_cluster
         from whisper_spark.progress.reports import (
             PROGRESS_SECONDS,
             ProgressLog,
@@ -278,43 +273,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
             storage, folder, lambda line: self.log.info("whisper: %s", line), every=PROGRESS_SECONDS
         )
 
-    @contextmanager
-    def _prepared(self, run: Run, folder: Path, attempt_id: str) -> Iterator[None]:
-        """The fields that the parent reads, as the job needs them; as they were afterwards."""
-        from airflow_whisper.hooks.job_package import job_script, write_archive
-        from airflow_whisper.hooks.spark_submit import clean_conf, write_properties
-        from whisper_spark.storage.credentials import redaction_regex, to_properties
-
-        arguments = ["--manifest", run.manifest_uri, "--attempt-id", attempt_id]
-        if self.options:
-            arguments += ["--options", json.dumps(_mapping(self.options))]
-        conf = clean_conf(self.conf)
-        redaction = redaction_regex(conf.get("spark.redaction.regex"))
-        fields: dict[str, Any] = {
-            "application": self.application or str(job_script()),
-            "application_args": arguments + [str(argument) for argument in self.application_args or ()],
-            "py_files": ",".join(filter(None, [str(write_archive(folder)), self.py_files])),
-            "conf": conf | ({"spark.redaction.regex": redaction} if redaction else {}),
-            "_hook": None,
-        }
-        secrets = to_properties(self._credentials(run))
-        if secrets:
-            fields["properties_file"] = str(folder / "spark.properties")
-            # Spark reads spark-defaults.conf only when it is given no file, and this one is not the user's.
-            fields["_add_spark_defaults"] = not self.properties_file
-            write_properties(folder / "spark.properties", secrets, self.properties_file)
-        before = {name: getattr(self, name) for name in fields if name != "_hook"}
-        try:
-            for name, value in fields.items():
-                setattr(self, name, value)
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(self, name, value)
-
     def _credentials(self, run: Run) -> dict[str, dict[str, str]]:
-        from airflow_whisper.hooks.object_storage import storage_config
-
         model = run.options.model if "://" in run.options.model else None
         return {
             "source": storage_config(self.source_conn_id, run.source),
@@ -322,23 +281,21 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
             "model": storage_config(self.model_conn_id, model) if model else {},
         }
 
-    def _get_hook(self) -> SparkSubmitHook:
-        from airflow_whisper.hooks.spark_submit import client_environment, spark_submit_binary
+    def _get_hook(self) -> WhisperSubmitHook:
+        """The hook that the parent submits with. Called by its ``execute``."""
+        # By name, so that arguments which later releases of the Spark provider add come along.
+        names = [name for name in inspect.signature(SparkSubmitHook.__init__).parameters if name != "self"]
+        arguments = {
+            name: getattr(self, name) if hasattr(self, name) else getattr(self, f"_{name}") for name in names
+        }
+        return WhisperSubmitHook(
+            submission=self._submission or Submission(), on_application=self._tell_application, **arguments
+        )
 
-        hook = super()._get_hook()
-        connection = hook._connection
-        connection["spark_binary"] = spark_submit_binary(connection["spark_binary"])
-        hook._env_vars = client_environment(connection["master"], connection["deploy_mode"], hook._env_vars)
-        process_log = hook._process_spark_submit_log
-
-        def watch(itr: Iterator[Any]) -> None:
-            process_log(self._watched(hook, itr))
-
-        hook._process_spark_submit_log = watch  # type: ignore[method-assign]
-        if self._add_spark_defaults:
-            common_arguments = hook._build_spark_common_args
-            hook._build_spark_common_args = lambda: [*common_arguments(), "--load-spark-defaults"]  # type: ignore[method-assign]
-        return hook
+    def _tell_application(self, application_id: str, ui: str | None) -> None:
+        self._application_id = application_id
+        if ui and self._task_instance is not None:
+            self._task_instance.xcom_push(key=SparkUILink().xcom_key, value=ui)
 
 
 def _mapping(options: Mapping[str, Any] | str) -> dict[str, Any]:
@@ -349,8 +306,6 @@ def _mapping(options: Mapping[str, Any] | str) -> dict[str, Any]:
 
 
 def _speed_options(options: WhisperOptions, changes: Mapping[str, Any] | str | None) -> WhisperOptions:
-    from whisper_spark.job import speed_options
-
     return speed_options(options, _mapping(changes or {}))
 
 

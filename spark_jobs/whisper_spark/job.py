@@ -13,7 +13,6 @@ if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).reso
     del sys.path[0]
 
 import argparse
-import dataclasses
 import json
 import logging
 import re
@@ -21,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from whisper_spark.contract import WhisperOptions
+from whisper_spark.contract import speed_options
 from whisper_spark.progress.reports import PROGRESS_SECONDS
 from whisper_spark.spark.conf import spark_defaults
 from whisper_spark.staging.result import RunResult, StagingError
@@ -127,24 +126,6 @@ def _positive(kind: type[int] | type[float]) -> Any:
 
     number.__name__ = kind.__name__  # argparse quotes it: "invalid int value"
     return number
-
-
-def speed_options(options: WhisperOptions, overrides: dict[str, Any]) -> WhisperOptions:
-    """The options with other values for what changes only speed.
-
-    :raises ValueError: for an option that would change the text: the manifest has decided on those.
-    """
-    speed = {f.name for f in dataclasses.fields(WhisperOptions) if f.metadata.get("speed_only")}
-    changed = {**json.loads(options.to_json()), **overrides}
-    result = WhisperOptions.from_dict(changed)  # names unknown options first
-    others = sorted(set(overrides) - speed)
-    if others:
-        raise ValueError(
-            f"{', '.join(others)} cannot be changed here: the manifest was made for certain options, and "
-            f"these change the text. Run discovery again with other options, or change only "
-            f"{', '.join(sorted(speed))}"
-        )
-    return result
 
 
 def run_job(arguments: argparse.Namespace) -> RunResult:

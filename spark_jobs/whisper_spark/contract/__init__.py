@@ -15,7 +15,7 @@ from whisper_spark.contract.codes import (
     TRANSIENT_ERRORS,
     WINDOW_SECONDS,
 )
-from whisper_spark.contract.options import WhisperOptions
+from whisper_spark.contract.options import WhisperOptions, speed_options
 from whisper_spark.contract.run import (
     Run,
     check_partition,
@@ -44,5 +44,6 @@ __all__ = [
     "parse_partition_path",
     "partition_path",
     "run_folder",
+    "speed_options",
     "transcript_schema",
 ]

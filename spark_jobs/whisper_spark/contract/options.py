@@ -192,3 +192,21 @@ class WhisperOptions:
             if name not in known:
                 raise ValueError(f"unknown Whisper option {shown(name)}{did_you_mean(str(name), known)}")
         return cls(**values)
+
+
+def speed_options(options: WhisperOptions, overrides: dict[str, Any]) -> WhisperOptions:
+    """The options with other values for what changes only speed.
+
+    :raises ValueError: for an option that would change the text: the manifest has decided on those.
+    """
+    speed = {f.name for f in dataclasses.fields(WhisperOptions) if f.metadata.get("speed_only")}
+    changed = {**json.loads(options.to_json()), **overrides}
+    result = WhisperOptions.from_dict(changed)  # names unknown options first
+    others = sorted(set(overrides) - speed)
+    if others:
+        raise ValueError(
+            f"{', '.join(others)} cannot be changed here: the manifest was made for certain options, and "
+            f"these change the text. Run discovery again with other options, or change only "
+            f"{', '.join(sorted(speed))}"
+        )
+    return result

@@ -244,7 +244,8 @@ def test_file_of_properties_is_left_alone_without_credentials(
     assert recorder.after("--properties-file") == str(mine)
 
 
-def test_all_arguments_that_are_text_are_templates() -> None:
+def test_all_arguments_that_are_text_are_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection(monkeypatch, "calls_spark", {"conn_type": "spark", "host": "local[2]"})
     operator = WhisperTranscribeOperator(
         task_id="t",
         manifest="{{ m }}/manifest.parquet",
@@ -267,8 +268,9 @@ def test_all_arguments_that_are_text_are_templates() -> None:
     rendered = {name: getattr(operator, name) for name in operator.template_fields}
     assert "{{" not in str(rendered)
     assert rendered["executor_memory"] == "5g"
-    assert operator._conn_id == "calls_spark"
-    assert operator._archives == "s3://b.tar.gz"
+    hook = operator._get_hook()
+    assert hook._conn_id == "calls_spark"
+    assert hook._archives == "s3://b.tar.gz"
 
 
 @pytest.mark.parametrize(

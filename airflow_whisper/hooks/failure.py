@@ -1,0 +1,77 @@
+"""Why a Spark job failed, out of the hundreds of lines that spark-submit prints."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+_JAVA = "install Java 17 or newer and set JAVA_HOME, or put java on the path"
+
+# Lines of the launch script and of the JVM that mean something else than they say.
+_KNOWN = (
+    (
+        re.compile(r"JAVA_HOME is not set|java: (command )?not found"),
+        f"there is no Java on this machine: {_JAVA}",
+    ),
+    (
+        re.compile(r"UnsupportedClassVersionError|requires Java \d+"),
+        f"the Java on this machine is too old: {_JAVA}",
+    ),
+    (re.compile(r"jdk\.incubator\.vector not found"), f"this Java lacks a module that Spark needs: {_JAVA}"),
+)
+_REASON = re.compile(r"^whisper: failed: (.+)$")
+_JVM = re.compile(r'^Exception in thread "[^"]*" (.+)$')
+_CAUSED_BY = re.compile(r"^Caused by: (.+)$")
+_LAUNCHER = re.compile(r"^Error: (.+)$")
+_PYTHON = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|NotFound|Forbidden|Changed): .+$")
+
+
+class Failure:
+    """Fed with the output line by line, it remembers those that name a cause."""
+
+    def __init__(self) -> None:
+        self._known = ""
+        self._reason = ""
+        self._jvm = ""
+        self._caused_by = ""
+        self._launcher = ""
+        self._python = ""
+
+    def add(self, line: str) -> None:
+        """Take one line of the output of spark-submit."""
+        line = line.strip()
+        for pattern, meaning in _KNOWN:
+            if pattern.search(line):
+                self._known = meaning
+        if match := _REASON.match(line):
+            self._reason = match[1]
+        elif match := _JVM.match(line):
+            self._jvm, self._caused_by = match[1], ""
+        elif self._jvm and (match := _CAUSED_BY.match(line)):
+            self._caused_by = match[1]
+        elif match := _LAUNCHER.match(line):
+            self._launcher = match[1]
+        elif _PYTHON.match(line):
+            self._python = line
+
+    def cause(self, status: int | None) -> str:
+        """The cause in one line, from the most telling source that there was.
+
+        :param status: exit status of spark-submit, negative for a signal; ``None`` when it is not known.
+        """
+        jvm = f"{self._jvm} (caused by {self._caused_by})" if self._caused_by else self._jvm
+        said = self._reason or self._known or jvm or self._launcher or self._python
+        return said or _ended(status)
+
+
+def _ended(status: int | None) -> str:
+    if status is None:
+        return "spark-submit did not say why"
+    # A shell reports the end of its child by a signal as 128 and the number of the signal.
+    number = -status if status < 0 else status - 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"spark-submit ended with exit status {status} and did not say why"
+    memory = ", as happens when the machine or the container runs out of memory" if name == "SIGKILL" else ""
+    return f"spark-submit was ended by {name}{memory}"
