@@ -63,7 +63,7 @@ types: setup ## mypy, strict, both packages
 
 constraints: setup ## pin the newest versions that go together
 	$(PY) -m uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate --no-header \
-	  --no-emit-index-url --extra all --group dev pyproject.toml -o constraints.txt
+	  --no-emit-index-url --extra all --extra kubernetes --group dev pyproject.toml -o constraints.txt
 
 clean: ## remove everything that the other targets made, except downloads in .cache
 	rm -rf .venv .demo artifacts .mypy_cache .ruff_cache .pytest_cache dist build

@@ -234,21 +234,21 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         from whisper_spark.staging.result import StagingError, finished_result
 
         self._task_instance = context.get("ti")
-        attempt_id = uuid.uuid4().hex
-        arguments = ["--manifest", run.manifest_uri, "--attempt-id", attempt_id]
+        job_run_id = uuid.uuid4().hex
+        arguments = ["--manifest", run.manifest_uri, "--attempt-id", job_run_id]
         if self.options:
             arguments += ["--options", json.dumps(_mapping(self.options))]
         self._submission = Submission(
             arguments=tuple(arguments), credentials=self._credentials(run), send_package=self.send_package
         )
         self._hook = None
-        with self._progress(run, storage, attempt_id):
+        with self._progress(run, storage, job_run_id):
             if self._stopped:
                 raise AirflowException("the task was stopped before Spark was started")
             super().execute(context)
         result = finished_result(run, storage)
         # A job that is still the one of an earlier try carries that try's id.
-        if result is None or (result.attempt_id != attempt_id and not self.durable):
+        if result is None or (result.attempt_id != job_run_id and not self.durable):
             raise StagingError(
                 f"the Spark job ended without an error, but {run.result_uri} does not describe what is in "
                 f"{run.rows_uri}. Does another job work on the same run, or tidy up staging? Clear this task "
@@ -256,7 +256,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
             )
         return result
 
-    def _progress(self, run: Run, storage: ObjectStorage, attempt_id: str) -> AbstractContextManager[Any]:
+    def _progress(self, run: Run, storage: ObjectStorage, job_run_id: str) -> AbstractContextManager[Any]:
         """Progress of a driver whose output is not that of spark-submit; any other prints its own."""
         from whisper_spark.progress.reports import (
             PROGRESS_SECONDS,
@@ -268,7 +268,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         if not runs_on_cluster(self.conn_id, self.deploy_mode):
             return nullcontext()
         # A job of an earlier try reports under that try's id.
-        folder = reports_folder(run.run_uri) if self.durable else report_folder(run.run_uri, attempt_id)
+        folder = reports_folder(run.run_uri) if self.durable else report_folder(run.run_uri, job_run_id)
         return ProgressLog(
             storage, folder, lambda line: self.log.info("whisper: %s", line), every=PROGRESS_SECONDS
         )
