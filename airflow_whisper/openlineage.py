@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from airflow_whisper.table.replace import Registered
-    from airflow_whisper.validation.run import Report
+    from airflow_whisper.validation.report import Report
     from whisper_spark.staging.result import RunResult
 
 

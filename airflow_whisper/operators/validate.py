@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_whisper.links import ReportLink, push_report
+from whisper_spark.contract.text import visible
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_whisper.validation.run import Report
+    from airflow_whisper.validation.report import Report
     from whisper_spark.contract import Run
+    from whisper_spark.storage.objects import ObjectStorage
 
 
 class ValidateTranscriptsOperator(BaseOperator):
@@ -36,6 +38,9 @@ class ValidateTranscriptsOperator(BaseOperator):
     A failed check fails the task without a retry: the same staged rows would fail again. The log shows which
     checks failed and the first offenders. ``RUN/report.json`` in staging has everything; the task's link
     *Transcription report* shows it as a page with plots, which also lies in staging, as ``RUN/report.html``.
+
+    What the job staged is judged by the job's own ``result.json``. A damaged manifest, result or file of rows
+    fails a check. Damaged files of rows are deleted, so that clearing the transcribe task makes them again.
 
     :param manifest: URI of the run's manifest, from ``DiscoverAudioOperator``.
     :param staging_conn_id: Airflow connection for staging; ``None``: ambient credentials.
@@ -76,25 +81,23 @@ class ValidateTranscriptsOperator(BaseOperator):
         limits = _flag_limits(self.block_on)
 
         from airflow_whisper.hooks.object_storage import object_storage
-        from airflow_whisper.validation.run import check_table, validate_run, write_report
-        from whisper_spark.storage.parquet import read_run
+        from airflow_whisper.report.write import write_report
+        from airflow_whisper.validation.run import validate_run
+        from airflow_whisper.validation.staged import at_place
 
         storage = object_storage(self.staging_conn_id, self.manifest)
-        run = read_run(self.manifest, storage)
-        report = validate_run(run, storage, max_error_rate=max_error_rate, block_on=limits)
+        run = self._read_run(storage)
+        report = validate_run(
+            run, storage, max_error_rate=max_error_rate, block_on=limits, manifest_uri=self.manifest
+        )
+        run = at_place(run, self.manifest)
         self._checked = run, report
         report_uri = write_report(report, run, storage)
         context["ti"].xcom_push(key="report_uri", value=report_uri)
         push_report(context, report_uri, self.staging_conn_id)
-        files, errors = report.counts["files"], report.counts["errors"]
         if not report.passed:
-            for line in check_table(report.failed).splitlines():  # a log viewer prefixes each record
-                self.log.error("%s", line)
-            raise AirflowFailException(
-                f"{len(report.failed)} of {len(report.checks)} checks failed for {run.table} "
-                f"{report.partition} ({', '.join(check.check for check in report.failed)}); "
-                f"nothing was published. Report: {run.report_page_uri}"
-            )
+            self._fail(run, report, storage)
+        files, errors = report.counts["files"], report.counts["errors"]
         self.log.info(
             "All %d checks passed for %s %s: %d files, %d errors. Warnings: %s. Report: %s",
             len(report.checks),
@@ -112,6 +115,42 @@ class ValidateTranscriptsOperator(BaseOperator):
             "errors": errors,
             "warnings": dict(report.warnings),
         }
+
+    def _read_run(self, storage: ObjectStorage) -> Run:
+        """The run that the manifest describes.
+
+        :raises AirflowFailException: when the file is no manifest.
+        """
+        from whisper_spark.storage.objects import normalise_uri
+        from whisper_spark.storage.parquet import read_run
+
+        self.manifest = normalise_uri(self.manifest)
+        try:
+            return read_run(self.manifest, storage)
+        except ValueError as error:
+            raise AirflowFailException(
+                f"the manifest cannot be read: {visible(error)}. Clear the discover task to write it again"
+            ) from None
+
+    def _fail(self, run: Run, report: Report, storage: ObjectStorage) -> NoReturn:
+        from airflow_whisper.validation.report import check_table
+
+        # Line by line, because a log viewer prefixes each record.
+        for line in check_table(report.failed).split("\n"):
+            self.log.error("%s", line)
+        again = ""
+        if report.damaged:
+            # The job takes what is staged for done, unless it is gone.
+            storage.delete(report.damaged)
+            again = (
+                f". {len(report.damaged)} damaged files were deleted: clear the transcribe task, which makes "
+                "them again"
+            )
+        raise AirflowFailException(
+            f"{len(report.failed)} of {len(report.checks)} checks failed for {run.table} "
+            f"{report.partition} ({', '.join(check.check for check in report.failed)}); "
+            f"nothing was published. Report: {run.report_page_uri}{again}"
+        )
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""

@@ -1,25 +1,28 @@
 """The validation report as one HTML page that needs nothing else: no script, font or image from elsewhere.
 
-Names of files, transcripts and error messages are written by strangers. All of them go through :func:`text`,
-links through :func:`link`, and the page forbids the browser everything but its own style.
+Others wrote the names of files, the transcripts and the error messages. The template environment escapes
+whatever is put into the page and makes visible what acts without being seen; and the page forbids the browser
+everything but its own style.
 """
 
 from __future__ import annotations
 
-import html
+import functools
 import itertools
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_whisper.report.charts import bars, columns
-from airflow_whisper.report.style import STYLE
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from airflow_whisper.report import charts
 from whisper_spark.contract import ERROR_CODES, QUALITY_FLAGS
+from whisper_spark.contract.text import visible
 
 if TYPE_CHECKING:
-    from airflow_whisper.validation.checks import Check
-    from airflow_whisper.validation.run import Report
+    from airflow_whisper.validation.report import Report
 
 LINKED_SCHEMES = ("s3", "gs", "az", "abfss", "http", "https", "file")
 """Others, ``javascript`` above all, are shown without a link."""
@@ -27,245 +30,178 @@ LINKED_SCHEMES = ("s3", "gs", "az", "abfss", "http", "https", "file")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """What browsers may load and run for the page: its own style."""
 
+# Whatever a report says, its page stays small: rows and checks that are shown, and characters of one cell.
+_MOST_ROWS = 100
 _LONGEST_TEXT = 300
+_LONGEST_URI = 2000
+_MOST_BARS = 40
 _LANGUAGES = 12
-
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
-# Control characters, and those that turn the direction of text around: "gpj.exe" can pass for "exe.jpg".
 
 
 def report_page(report: Report) -> str:
-    """The page of a report."""
+    """The page of a report.
+
+    :raises TypeError, ValueError, KeyError, ...: when the report holds values of other types than it should.
+    """
     verdict = "Passed" if report.passed else "Failed"
-    sections = [
-        _header(report, verdict),
-        _tiles(report),
-        _checks(report.checks),
-        _plots(report),
-        _worst(report.worst),
-        _errors(report.errors, report.counts.get("errors", 0)),
-        _footer(report),
-    ]
-    return _page(f"{verdict}: {report.table} {report.partition}", "".join(sections))
+    spread, counts = report.distributions, report.counts
+    errors = report.errors[:_MOST_ROWS]
+    return _render(
+        title=f"{verdict}: {report.table} {report.partition}",
+        report=report,
+        verdict=verdict,
+        said=_said(report),
+        tiles=_tiles(report),
+        checks=report.checks[:_MOST_ROWS],
+        durations=_durations(spread.get("duration_s")),
+        confidence=_confidence(spread.get("confidence")),
+        throughput=_throughput(spread.get("throughput")),
+        languages=charts.bars(_most_common(counts.get("languages", {}), _LANGUAGES)),
+        flags=charts.bars(_most_common(report.warnings), QUALITY_FLAGS),
+        error_codes=charts.bars(_most_common(counts.get("error_codes", {})), ERROR_CODES),
+        worst=report.worst[:_MOST_ROWS],
+        errors=errors,
+        errors_note=_first_of(len(errors), counts.get("errors", 0)),
+        facts=_facts(report),
+    )
 
 
 def message_page(message: str) -> str:
     """A page for when there is no report to show."""
-    return _page("No report", f'<header><h1>No report</h1></header><p class="verdict">{text(message)}</p>')
+    return _render(title="No report", message=message)
 
 
-def _page(title: str, content: str) -> str:
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        # A page that was changed by somebody, or forgets to escape something, still runs no script.
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="referrer" content="no-referrer"><meta name="color-scheme" content="light dark">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body><main>{content}</main></body></html>\n"
+def address(uri: object) -> str | None:
+    """Where a link to a URI leads; ``None`` unless its scheme only names data."""
+    scheme, separator, _ = str(uri).partition("://")
+    if not separator or scheme.lower() not in LINKED_SCHEMES:
+        return None
+    # Of object stores and files the name is given as it is, so that each "%", "?" and "#" is part of it.
+    kept = "%?#" if scheme.lower().startswith("http") else ""
+    return quote(str(uri), safe="/:@!$&'()*+,;=~[]" + kept, errors="replace")
+
+
+def _render(**values: Any) -> str:
+    style = Markup(files(__package__).joinpath("page.css").read_text())  # noqa: S704 - our own file
+    page = _environment().get_template("page.html.jinja")
+    return page.render(
+        policy=POLICY,
+        style=style,
+        width=charts.WIDTH,
+        height=charts.HEIGHT,
+        floor=charts.FLOOR,
+        **values,
     )
 
 
-def text(value: object, limit: int | None = None) -> str:
-    """A value as HTML text that shows what is in it: nothing acts as markup and nothing is invisible.
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("airflow_whisper.report", "."), autoescape=True, finalize=_shown
+    )
+    environment.filters |= {
+        "address": address,
+        "short": functools.partial(_cut, _LONGEST_TEXT),
+        "long": functools.partial(_cut, _LONGEST_URI),
+        "decimal": _decimal,
+        "span": _span,
+    }
+    return environment
 
-    :param limit: longest text, in characters.
-    """
-    shown = str(value)
-    if limit is not None and len(shown) > limit:
-        shown = shown[:limit] + "…"
-    return html.escape(_INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", shown), quote=True)
+
+def _shown(value: object) -> object:
+    """A value as it is put into the page; markup is that of the template itself."""
+    return value if isinstance(value, Markup) else visible(value, keep="\n\t")
 
 
-def link(uri: str) -> str:
-    """A URI as a link, if it is of a scheme that only names data; else as text."""
-    shown = f"<bdi>{text(uri)}</bdi>"
-    scheme = uri.partition("://")[0].lower()
-    if scheme not in LINKED_SCHEMES or "://" not in uri:
-        return f'<span class="uri">{shown}</span>'
-    address = html.escape(quote(uri, safe="/:@!$&'()*+,;=~[]" + ("%?#" if scheme.startswith("http") else "")))
-    return f'<a class="uri" href="{address}" rel="noreferrer noopener">{shown}</a>'
+def _cut(limit: int, value: object) -> str:
+    text = str(value)
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 # --- sections ------------------------------------------------------------------------------------------
 
 
-def _header(report: Report, verdict: str) -> str:
+def _said(report: Report) -> str:
     failed = [check.check for check in report.checks if not check.passed]
-    said = f"{len(failed)} of {len(report.checks)} checks failed: {', '.join(failed)}. Nothing was published."
     if report.passed:
-        said = f"All {len(report.checks)} checks passed."
-    return (
-        f'<header><p class="eyebrow">Transcription report</p>'
-        f"<h1>{text(report.table)} <span>{text(report.partition)}</span></h1>"
-        f'<p class="verdict {verdict.lower()}"><b>{verdict}</b> {text(said)}</p></header>'
-    )
+        return f"All {len(report.checks)} checks passed."
+    names = _cut(_LONGEST_TEXT, ", ".join(failed))
+    return f"{len(failed)} of {len(report.checks)} checks failed: {names}. Nothing was published."
 
 
-def _tiles(report: Report) -> str:
+def _tiles(report: Report) -> list[tuple[str, str, str]]:
+    """Name, value and note of each."""
     counts, totals, job = report.counts, report.totals, report.job
+    files, errors = counts.get("files", 0), counts.get("errors", 0)
+    audio, speech = totals.get("audio_seconds", 0.0), totals.get("speech_seconds", 0.0)
     speed = job.get("real_time_factor")
-    tiles = [
-        ("Files", _number(counts.get("files", 0)), _how_made(job)),
-        ("Errors", _number(counts.get("errors", 0)), _share(counts.get("errors", 0), counts.get("files", 0))),
-        ("Audio", _hours(totals.get("audio_seconds", 0.0)), ""),
-        ("Speech", _hours(totals.get("speech_seconds", 0.0)), _of_audio(totals)),
+    return [
+        ("Files", _number(files), _how_made(job)),
+        ("Errors", _number(errors), _share(errors, files)),
+        ("Audio", _hours(audio), ""),
+        ("Speech", _hours(speech), f"{_share(speech, audio)} of the audio"),
         (
             "Speed",
-            f"{_short(speed)}×" if speed else "–",
+            f"{_rate(speed)}×" if speed else "–",
             "real time, whole cluster" if speed else "nothing to do",
         ),
     ]
-    cells = (
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd><p>{text(note)}</p></div>"
-        for name, value, note in tiles
-    )
-    return f'<dl class="tiles">{"".join(cells)}</dl>'
 
 
-def _checks(checks: Sequence[Check]) -> str:
-    rows = "".join(
-        f"<tr{'' if check.passed else ' class=bad'}>"
-        f"<td>{text(check.check)}</td><td>{text(check.expected)}</td>"
-        f"<td>{text(check.found)}{_offenders(check.offenders)}</td>"
-        f"<td>{'<b class=ok>passed' if check.passed else '<b class=no>failed'}</b></td></tr>"
-        for check in checks
-    )
-    return _section("Checks", _table(("Check", "Expected", "Found", "Result"), rows))
-
-
-def _offenders(offenders: Iterable[str]) -> str:
-    items = "".join(f"<li><bdi>{text(offender, _LONGEST_TEXT)}</bdi></li>" for offender in offenders)
-    return f"<ul>{items}</ul>" if items else ""
-
-
-def _plots(report: Report) -> str:
-    spread, counts = report.distributions, report.counts
-    figures = [
-        _figure("Duration", "files by length of the audio", _duration(spread.get("duration_s"))),
-        _figure(
-            "Confidence", "transcripts by mean probability of a token", _confidence(spread.get("confidence"))
-        ),
-        _figure(
-            "Real-time factor",
-            "seconds of audio per second, over the job",
-            _throughput(spread.get("throughput")),
-        ),
-        _figure("Languages", "transcripts", bars(_most_common(counts.get("languages", {})), text)),
-        _figure(
-            "Quality flags", "transcripts that carry each", bars(_known(report.warnings), text, QUALITY_FLAGS)
-        ),
-        _figure("Error codes", "files", bars(_known(counts.get("error_codes", {})), text, ERROR_CODES)),
-    ]
-    return f'<section><h2>Distributions</h2><div class="figures">{"".join(figures)}</div></section>'
-
-
-def _duration(histogram: Mapping[str, Any] | None) -> str:
+def _durations(histogram: Mapping[str, Any] | None) -> charts.Histogram | None:
     if not histogram:
-        return ""
-    edges = [_span(edge) for edge in histogram["edges"]]
+        return None
+    edges = [_span(edge) for edge in histogram["edges"][:_MOST_ROWS]]
     labels = [f"{low} to {high}" for low, high in itertools.pairwise(edges)] + [f"over {edges[-1]}"]
-    return columns(histogram["counts"], labels, edges, text)
+    return charts.histogram(histogram["counts"][:_MOST_ROWS], labels, edges)
 
 
-def _confidence(histogram: Mapping[str, Any] | None) -> str:
+def _confidence(histogram: Mapping[str, Any] | None) -> charts.Histogram | None:
     if not histogram:
-        return ""
-    edges, counts = histogram["edges"], list(histogram["counts"])
-    counts[-2] += counts.pop()  # nothing exceeds 1, and 1 itself belongs to the last bar
+        return None
+    edges, counts = histogram["edges"][:_MOST_ROWS], list(histogram["counts"][:_MOST_ROWS])
+    # Nothing exceeds 1, and 1 itself belongs to the last column.
+    counts[-2] += counts.pop()
     labels = [f"{low:.2f} to {high:.2f}" for low, high in itertools.pairwise(edges)]
-    return columns(counts, labels, [f"{edge:g}" for edge in edges], text)
+    return charts.histogram(counts, labels, [f"{edge:g}" for edge in edges])
 
 
-def _throughput(series: Mapping[str, Any] | None) -> str:
+def _throughput(series: Mapping[str, Any] | None) -> charts.Histogram | None:
     if not series:
-        return ""
+        return None
     step = series["seconds_a_bin"]
-    values = series["real_time_factors"]
+    values = series["real_time_factors"][:_MOST_ROWS]
     starts = [_span(step * place) for place in range(len(values) + 1)]
-    labels = [f"after {start}" for start in starts[:-1]]
-    return columns(values, labels, starts, text)
+    return charts.histogram(values, [f"after {start}" for start in starts[:-1]], starts)
 
 
-def _worst(rows: Sequence[Mapping[str, Any]]) -> str:
-    body = "".join(
-        f"<tr><td>{link(str(row['audio_uri']))}<q>{text(row.get('text') or '', 200)}</q></td>"
-        f"<td>{''.join(f'<i>{text(flag)}</i>' for flag in row.get('quality_flags') or ())}</td>"
-        f'<td class="num">{_decimal(row.get("avg_logprob"))}</td>'
-        f"<td>{text(row.get('language') or '–')}</td>"
-        f'<td class="num">{text(_span(row.get("duration_s") or 0.0))}</td></tr>'
-        for row in rows
-    )
-    heads = ("Audio and beginning of the text", "Flags", "Log prob.", "Language", "Duration")
-    return _section("Worth listening to", _table(heads, body), "most flags first, then the least probable")
-
-
-def _errors(rows: Sequence[Mapping[str, Any]], total: int) -> str:
-    if not rows:
-        return ""
-    body = "".join(
-        f"<tr><td>{link(str(row['audio_uri']))}</td><td><i>{text(row.get('error_code') or '–')}</i></td>"
-        f"<td><bdi>{text(row.get('error_message') or '', _LONGEST_TEXT)}</bdi></td></tr>"
-        for row in rows
-    )
-    note = f"the first {len(rows)} of {_number(total)}" if total > len(rows) else ""
-    return _section("Errors", _table(("Audio", "Code", "Message"), body), note)
-
-
-def _footer(report: Report) -> str:
-    facts = {
-        "Checked": report.checked_at,
-        "Model": report.job.get("model"),
-        "Options": report.fingerprint,
-        "Engine": report.job.get("engine_version"),
-        "Manifest": report.manifest_uri,
-    }
-    rows = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items() if value)
-    return f"<footer><p>Counts are those of this run, not of the whole partition.</p><dl>{rows}</dl></footer>"
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    small = f" <small>{text(note)}</small>" if note else ""
-    return f"<section><h2>{text(title)}{small}</h2>{content}</section>"
-
-
-def _table(heads: Sequence[str], rows: str) -> str:
-    if not rows:
-        return '<p class="none">None.</p>'
-    head = "".join(f"<th scope=col>{text(head)}</th>" for head in heads)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _figure(title: str, what: str, plot: str) -> str:
-    return (
-        f"<figure><figcaption><b>{text(title)}</b> {text(what)}</figcaption>"
-        f"{plot or '<p class=none>None.</p>'}</figure>"
-    )
+def _facts(report: Report) -> list[tuple[str, Any]]:
+    return [
+        ("Checked", report.checked_at),
+        ("Model", report.job.get("model")),
+        ("Options", report.fingerprint),
+        ("Engine", report.job.get("engine_version")),
+        ("Manifest", report.manifest_uri),
+    ]
 
 
 # --- numbers -------------------------------------------------------------------------------------------
 
 
-def _known(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(((name, count) for name, count in counts.items() if count), key=lambda item: -item[1])
+def _most_common(counts: Mapping[str, int], most: int = _MOST_BARS) -> list[tuple[str, int]]:
+    ordered = sorted(((name, count) for name, count in counts.items() if count), key=lambda item: -item[1])
+    rest = sum(count for _, count in ordered[most:])
+    return [*ordered[:most], *([("others", rest)] if rest else [])]
 
 
-def _most_common(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    ordered = _known(counts)
-    rest = sum(count for _, count in ordered[_LANGUAGES:])
-    return [*ordered[:_LANGUAGES], *([("others", rest)] if rest else [])]
+def _first_of(shown: int, total: int) -> str:
+    return f"the first {shown} of {_number(total)}" if total > shown else ""
 
 
 def _how_made(job: Mapping[str, Any]) -> str:
-    parts = [
-        (job.get("transcribed"), "transcribed"),
-        (job.get("resumed"), "resumed"),
-        (job.get("reused"), "reused"),
-    ]
+    parts = [(job.get(word), word) for word in ("transcribed", "resumed", "reused")]
     return ", ".join(f"{_number(count)} {word}" for count, word in parts if count)
-
-
-def _of_audio(totals: Mapping[str, float]) -> str:
-    return f"{_share(totals.get('speech_seconds', 0.0), totals.get('audio_seconds', 0.0))} of the audio"
 
 
 def _share(part: float, whole: float) -> str:
@@ -276,7 +212,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _short(value: float) -> str:
+def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -138,16 +138,32 @@ class Run:
     def from_metadata(cls, metadata: typing.Mapping[bytes, bytes] | None) -> Run:
         """The inverse of :meth:`to_metadata`.
 
-        :raises ValueError: when the metadata is not that of a manifest.
+        :raises ValueError: when the metadata is not that of a manifest, or damaged.
         """
         if not metadata or _RUN_METADATA_KEY not in metadata:
             raise ValueError("this Parquet file is no manifest: DiscoverAudioOperator did not write it")
-        values = json.loads(metadata[_RUN_METADATA_KEY])
-        values["options"] = WhisperOptions.from_dict(values["options"])
-        return cls(**values)
+        try:
+            values = json.loads(metadata[_RUN_METADATA_KEY])
+            values["options"] = WhisperOptions.from_dict(values["options"])
+            run = cls(**values)
+            _check_kinds(run)
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"this manifest describes no run: {type(error).__name__}: {error}") from None
+        return run
 
 
 _RUN_METADATA_KEY = b"whisper_spark.run"
+
+
+def _check_kinds(run: Run) -> None:
+    for name in ("table", "source", "run_uri", "manifest_id"):
+        if not isinstance(getattr(run, name), str):
+            raise ValueError(f"{name} is {getattr(run, name)!r}")
+    if not isinstance(run.partition, dict) or not all(isinstance(v, str) for v in run.partition.values()):
+        raise ValueError(f"partition is {run.partition!r}")
+    check_partition(run.partition)
+    if not isinstance(run.counts, dict) or not all(type(count) is int for count in run.counts.values()):
+        raise ValueError(f"counts are {run.counts!r}")
 
 
 def run_folder(

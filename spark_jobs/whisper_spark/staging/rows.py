@@ -50,7 +50,8 @@ def write_table(storage: ObjectStorage, uri: str, table: pa.Table) -> int:
     import pyarrow.parquet as pq
 
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    # With checksums, because a flipped byte in a page may still unpack: to other words.
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     data = buffer.getvalue()
     storage.write_bytes(uri, data.to_pybytes())
     return len(data)

@@ -32,7 +32,8 @@ def open_parquet(uri: str, storage: ObjectStorage) -> Iterator[pq.ParquetFile]:
     with storage.open_ranges(uri) as source:
         try:
             file = pq.ParquetFile(source)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
+            # Damaged metadata is an OSError, too.
             raise ValueError(f"{uri} is no Parquet file: {error}") from None
         with file:
             yield file
