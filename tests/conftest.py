@@ -74,7 +74,7 @@ def _needs(item: pytest.Item) -> set[str]:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     if any(isinstance(value, str) and value in SERVER_PARAMETERS for value in parameters):
         needs.add("server")
-    if "e2e" in item.path.parts:
+    if {"e2e", "standalone"} & set(item.path.parts):
         needs |= {"airflow", "jvm"}
     return needs
 

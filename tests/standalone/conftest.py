@@ -42,11 +42,15 @@ def site(
         "AIRFLOW_WHISPER_CATALOG_CONN_ID": "lake",
         "AIRFLOW_WHISPER_RETRIES": "2",
         "AIRFLOW_WHISPER_POOL": "spark",
-        "AIRFLOW_WHISPER_POLL_INTERVAL": "5",
+        "AIRFLOW_WHISPER_POLL_INTERVAL": "3",
+        "STANDIN_ENGINE": str(ROOT / "tests" / "support" / "standin_engine.py"),
         "AIRFLOW_WHISPER_SPARK_CONF": json.dumps({"spark.ui.enabled": "false"}),
     }
-    home = tmp_path_factory.mktemp("standalone") / "airflow"
-    with airflow_standalone(home, artifacts / "logs", ROOT / "dags", settings) as airflow:
-        airflow.wait_until_ready([path.stem for path in (ROOT / "dags").glob("*.py")])
+    folder = tmp_path_factory.mktemp("standalone")
+    dags = folder / "dags"
+    shutil.copytree(ROOT / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(Path(__file__).with_name("stopped.py"), dags)
+    with airflow_standalone(folder / "airflow", artifacts / "logs", dags, settings) as airflow:
+        airflow.wait_until_ready([path.stem for path in dags.glob("*.py")])
         airflow.send("POST", "pools", {"name": "spark", "slots": 2})
         yield Site(airflow, s3, lake, bucket)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from live_airflow import airflow_standalone, wait_for
+from live_airflow import wait_for
+from live_site import Site
 from spark_cluster import write_run
 from standin_engine import LOG_SUFFIX
 
@@ -19,23 +19,9 @@ from whisper_spark.storage.objects import ObjectStorage
 
 pytestmark = pytest.mark.timeout(900)
 
-STANDIN = Path(__file__).parents[1] / "support" / "standin_engine.py"
 ALLOWED_SECONDS = 30
 
-DAG = """
-from datetime import datetime
-from airflow.sdk import DAG
-from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
-
-with DAG("stopped", schedule=None, start_date=datetime(2026, 11, 1)):
-    WhisperTranscribeOperator(
-        task_id="transcribe",
-        manifest={manifest!r},
-        py_files={standin!r},
-        application_args=["--engine", "standin_engine:get_engine", "--flush-seconds", 0.3, "--tasks", 1],
-        history_server="https://history.example",
-    )
-"""
+DAG_ID = "stopped"
 
 
 def runs(process: psutil.Process) -> bool:
@@ -45,26 +31,21 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def test_marking_a_running_task_failed_ends_spark_and_clearing_it_goes_on(tmp_path: Path) -> None:
-    audio, dags = tmp_path / "audio", tmp_path / "dags"
+def test_marking_a_running_task_failed_ends_spark_and_clearing_it_goes_on(site: Site, tmp_path: Path) -> None:
+    airflow, audio = site.airflow, tmp_path / "audio"
     audio.mkdir()
-    dags.mkdir()
     quick = "quick " + "." * 500  # a task takes its largest files first
     for name, order in (("0", quick), ("1", quick), ("2", f"sleep-unless {tmp_path}/awake")):
         (audio / f"{name}.wav").write_text(order)
     run = write_run(f"file://{tmp_path}/staging", [f"file://{f}" for f in audio.iterdir()], WhisperOptions())
-    (dags / "stopped.py").write_text(DAG.format(manifest=run.manifest_uri, standin=str(STANDIN)))
     started = audio / f"2.wav{LOG_SUFFIX}"
 
     def busy() -> bool:
         return started.exists() and sum(f.rows for f in staged_files(ObjectStorage(), run.rows_uri)) == 2
 
-    spark = {"AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[2]"})}
-    with airflow_standalone(tmp_path / "home", tmp_path / "logs", dags, spark) as airflow:
-        airflow.wait_until_ready(["stopped"])
-        airflow.unpause("stopped")
-        run_id = airflow.trigger("stopped")["dag_run_id"]
-        task = f"dags/stopped/dagRuns/{run_id}/taskInstances/transcribe"
+    with site.unpaused(DAG_ID):
+        run_id = airflow.trigger(DAG_ID, {"manifest": run.manifest_uri})["dag_run_id"]
+        task = f"dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/transcribe"
         wait_for("a job at work", busy, 300)
         assert airflow.get(f"{task}/links")["extra_links"]["Spark UI"].startswith("http://")
         (jvm,) = (
@@ -81,10 +62,8 @@ def test_marking_a_running_task_failed_ends_spark_and_clearing_it_goes_on(tmp_pa
 
         (tmp_path / "awake").touch()
         clear = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["transcribe"], "only_failed": False}
-        airflow.send("POST", "dags/stopped/clearTaskInstances", clear)
-        wait_for(
-            "the second try", lambda: airflow.states("stopped", run_id) == {"transcribe": "success"}, 300
-        )
+        airflow.send("POST", f"dags/{DAG_ID}/clearTaskInstances", clear)
+        wait_for("the second try", lambda: airflow.states(DAG_ID, run_id) == {"transcribe": "success"}, 300)
         done = airflow.get(f"{task}/xcomEntries/return_value", deserialize="true")["value"]
         assert (done["ok"], done["resumed"], done["transcribed"]) == (3, 2, 1)
         assert "/history/local-" in airflow.get(f"{task}/links")["extra_links"]["Spark UI"]

@@ -250,8 +250,13 @@ def airflow_standalone(
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_logs),
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(worker_logs),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-        # A restarted scheduler looks after five minutes for what the killed one has left behind.
-        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
+        # A restarted scheduler looks after five minutes for what the killed one has left behind, and takes a
+        # component for dead after 30 seconds.
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "20",
+        # The DAG files do not change. Each would be parsed twice a minute, for seconds of processor time.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
         **settings,
     }
     # Not SQLite, Airflow's default: where two components write at once, one of them fails.
