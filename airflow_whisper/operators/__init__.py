@@ -1,1 +1,5 @@
-"""Operators, one concept a file."""
+"""The four operators, one file each: arguments, templates, messages and XCom.
+
+Decisions belong to ``discovery``, ``validation`` and ``table``, where they are tested without Airflow.
+Template fields, returned keys and class paths are public.
+"""
