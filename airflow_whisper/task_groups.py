@@ -135,6 +135,7 @@ def transcribe_partition(
         report: Any = XComArg(validate, key="report_uri")
         register = RegisterTranscriptsOperator(
             task_id="register",
+            table=table,
             report=report,
             catalog_conn_id=catalog_conn_id,
             outlets=list(outlets or ()),

@@ -206,20 +206,21 @@ class DiscoverAudioOperator(BaseOperator):
         """Reads the table, before the listing: what is committed meanwhile must not look like compared."""
         from airflow_whisper.discovery.manifest import Target
         from airflow_whisper.hooks.catalog import open_catalog
-        from airflow_whisper.table.read import current_rows, current_snapshot_id
+        from airflow_whisper.table.read import current_rows, current_snapshot_id, table_partition
         from whisper_spark.storage.objects import normalise_uri
 
         catalog = open_catalog(self.catalog_conn_id or None)
+        partition = table_partition(catalog, self.table, self.partition)
         snapshot_id = current_snapshot_id(catalog, self.table)
         target = Target(
             table=self.table,
-            partition=dict(self.partition),
+            partition=partition,
             source=normalise_uri(self.source),
             staging=normalise_uri(self.staging),
             options=_whisper_options(self.options),
             base_snapshot_id=snapshot_id,
         )
-        rows = current_rows(catalog, self.table, self.partition, snapshot_id=snapshot_id)
+        rows = current_rows(catalog, self.table, partition, snapshot_id=snapshot_id)
         return target, comparison.add_rows(rows)
 
     def _add_listing(self, comparison: Comparison, storage: ObjectStorage) -> int:
@@ -259,7 +260,7 @@ class DiscoverAudioOperator(BaseOperator):
             )
             return
         try:
-            check_source_exists(storage, target.source, target.partition)
+            check_source_exists(storage, target.source, self.partition)
         except ObjectNotFound as error:
             if self.on_missing_source == "fail":
                 raise

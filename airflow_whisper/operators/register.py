@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from airflow_whisper.table.replace import Registered
     from whisper_spark.contract import Run
+    from whisper_spark.storage.objects import ObjectStorage
 
 
 class RegisterTranscriptsOperator(BaseOperator):
@@ -39,6 +40,8 @@ class RegisterTranscriptsOperator(BaseOperator):
     is taken from staging.
 
     :param manifest: URI of the run's manifest, from ``DiscoverAudioOperator``.
+    :param table: ``namespace.table`` that this task may write to; a manifest that names another is refused.
+        ``None``: whichever the manifest names.
     :param staging_conn_id: Airflow connection for staging; ``None``: ambient credentials.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded SQLite catalog.
     :param report: URI of the validation report; ``None``: ``report.json`` beside the manifest.
@@ -47,7 +50,14 @@ class RegisterTranscriptsOperator(BaseOperator):
     :raises ValueError: when an argument is wrong; before any work for values that are templates.
     """
 
-    template_fields: Sequence[str] = ("manifest", "staging_conn_id", "catalog_conn_id", "report", "table_url")
+    template_fields: Sequence[str] = (
+        "manifest",
+        "table",
+        "staging_conn_id",
+        "catalog_conn_id",
+        "report",
+        "table_url",
+    )
     operator_extra_links = (ReportLink(), TableLink())
     ui_color = "#cfe2f3"
 
@@ -55,6 +65,7 @@ class RegisterTranscriptsOperator(BaseOperator):
         self,
         *,
         manifest: str,
+        table: str | None = None,
         staging_conn_id: str | None = None,
         catalog_conn_id: str | None = None,
         report: str | None = None,
@@ -64,6 +75,7 @@ class RegisterTranscriptsOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.manifest = manifest
+        self.table = table
         self.staging_conn_id = staging_conn_id
         self.catalog_conn_id = catalog_conn_id
         self.report = report
@@ -85,10 +97,9 @@ class RegisterTranscriptsOperator(BaseOperator):
         from airflow_whisper.hooks.object_storage import object_storage
         from airflow_whisper.table.errors import PartitionConflictError, TableMismatchError
         from airflow_whisper.table.publish import register_run, result_of
-        from whisper_spark.storage.parquet import read_run
 
         storage = object_storage(self.staging_conn_id or None, self.manifest)
-        run = read_run(self.manifest, storage)
+        run = self._read_run(storage)
         name = f"{partition_path(run.partition)} of {run.table}"
         try:
             registered = register_run(
@@ -101,7 +112,10 @@ class RegisterTranscriptsOperator(BaseOperator):
         except (PartitionConflictError, TableMismatchError) as error:
             raise AirflowFailException(str(error)) from error  # the next try would find the same
         if registered is None:
-            raise AirflowSkipException(f"Nothing left to do for {name}: another run did the same work.")
+            raise AirflowSkipException(
+                f"Nothing left to do for {name}, which holds every row as this run wants it: another run did "
+                "the same work."
+            )
         self._registered = run, registered
         result = result_of(run, registered, self.report)
         if self.require_report:
@@ -118,6 +132,24 @@ class RegisterTranscriptsOperator(BaseOperator):
         )
         self._tell_assets(context, run, result)
         return result
+
+    def _read_run(self, storage: ObjectStorage) -> Run:
+        from whisper_spark.storage.objects import ObjectNotFound
+        from whisper_spark.storage.parquet import read_run
+
+        try:
+            run = read_run(self.manifest, storage)
+        except ObjectNotFound:
+            raise AirflowFailException(
+                f"there is no manifest at {self.manifest}. If it was deleted, by hand or by a lifecycle "
+                "rule, clear the discover task, which writes a new one"
+            ) from None
+        if self.table and run.table != self.table:
+            raise AirflowFailException(
+                f"the manifest {self.manifest} is for the table {run.table}, but this task may only write to "
+                f"{self.table}"
+            )
+        return run
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""

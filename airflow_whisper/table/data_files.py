@@ -7,23 +7,26 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow_whisper.table.columns import moved_columns, under_new_names
 from airflow_whisper.table.errors import RegistrationError
+from airflow_whisper.table.partitions import partition_key, partition_values
 from airflow_whisper.table.read import read_data_file
+from airflow_whisper.table.requirements import TARGET_SIZE, parquet_codec
 from airflow_whisper.table.schema import TABLE_PROPERTIES
+from whisper_spark.contract import transcript_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from pyiceberg.manifest import DataFile
-    from pyiceberg.partitioning import PartitionKey
     from pyiceberg.table import DataScan, FileScanTask, Table
 
-_BATCH_BYTES = 16 * 1024 * 1024
-_MOST_ROWS = 10_000
 # A row with the words of an 11-hour recording is 100,000 times as large as one without speech, so batches are
 # sized by what a file says about its rows.
-_ROW_GROUP_BYTES = 32 * 1024 * 1024
+_BATCH_BYTES = 16 * 1024 * 1024
+_MOST_ROWS = 10_000
 # Of Arrow memory. A row group is what a writer holds at once, and the least that a reader can skip.
+_ROW_GROUP_BYTES = 32 * 1024 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,9 @@ class DataFileWriter:
 
         self._table = table
         self._schema = schema_to_pyarrow(table.schema())
-        self._partition = dict(partition)
+        self._values = partition_values(table, partition)
+        self._key = partition_key(table, partition)
+        self._moved = moved_columns(table, transcript_schema(partition))
         self._paths: set[str] = set()
 
     def write(self, batches: Iterable[pa.RecordBatch]) -> list[DataFile]:
@@ -49,16 +54,8 @@ class DataFileWriter:
         :return: the files, described as a commit needs them; none for no rows.
         :raises RegistrationError: when a row belongs to another partition, or has unknown columns.
         """
-        from pyiceberg.io.pyarrow import parquet_file_to_data_file
-
         groups = _row_groups(self._conform(batch) for batch in batches if batch.num_rows)
-        written = []
-        for first in groups:
-            path = self._write_file(first, groups)
-            # Reads the footer back: proof that the file is whole, and the statistics as PyIceberg takes them.
-            file = parquet_file_to_data_file(self._table.io, self._table.metadata, path)
-            written.append(file)
-        return written
+        return [self._describe(self._write_file(first, groups)) for first in groups]
 
     def discard(self, files: Iterable[DataFile] | None = None) -> None:
         """Delete files that no commit names; ``None`` for all that were written."""
@@ -76,59 +73,84 @@ class DataFileWriter:
         import pyarrow.parquet as pq
 
         properties = {**TABLE_PROPERTIES, **self._table.properties}
-        codec = properties["write.parquet.compression-codec"]
-        target = int(properties["write.target-file-size-bytes"])
-        path = self._table.location_provider().new_data_location(
-            f"{uuid.uuid4()}.parquet", self._partition_key()
-        )
+        codec, level = parquet_codec(properties)
+        target = int(properties[TARGET_SIZE])
+        path = self._table.location_provider().new_data_location(f"{uuid.uuid4()}.parquet", self._key)
         self._paths.add(path)
-        with self._table.io.new_output(path).create(
-            overwrite=True
-        ) as stream:  # a new name: nothing to overwrite
+        # The name is new, so there is nothing to overwrite, and nothing to ask the store first.
+        with self._table.io.new_output(path).create(overwrite=True) as stream:
             sink: Any = stream
-            with pq.ParquetWriter(
-                sink, first.schema, compression="none" if codec == "uncompressed" else codec
-            ) as out:
+            with pq.ParquetWriter(sink, first.schema, compression=codec, compression_level=level) as out:
                 out.write_table(first)
                 while sink.tell() < target and (group := next(more, None)) is not None:
                     out.write_table(group)
         return path
+
+    def _describe(self, path: str) -> DataFile:
+        """What a commit says about a file: its partition, which is known, and statistics from its footer.
+
+        To read the footer back also proves that the file is whole. ``parquet_file_to_data_file`` would take
+        the partition from the statistics, which a table may do without.
+        """
+        import pyarrow.parquet as pq
+        from pyiceberg.io.pyarrow import (
+            compute_statistics_plan,
+            data_file_statistics_from_parquet_metadata,
+            parquet_path_to_id_mapping,
+        )
+        from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+
+        table, file = self._table, self._table.io.new_input(path)
+        with file.open() as stream:
+            footer = pq.read_metadata(stream)
+        statistics = data_file_statistics_from_parquet_metadata(
+            parquet_metadata=footer,
+            stats_columns=compute_statistics_plan(table.schema(), table.properties),
+            parquet_column_mapping=parquet_path_to_id_mapping(table.schema()),
+        )
+        return DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=path,
+            file_format=FileFormat.PARQUET,
+            partition=self._key.partition,
+            file_size_in_bytes=len(file),
+            sort_order_id=None,
+            spec_id=table.metadata.default_spec_id,
+            equality_ids=None,
+            key_metadata=None,
+            **statistics.to_serialized_dict(),
+        )
 
     def _conform(self, batch: pa.RecordBatch) -> pa.Table:
         """The rows with the table's columns, in the table's order, and field ids at every level."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        columns = {
+            self._moved.get(name, name): under_new_names(batch.column(name), name, self._moved)
+            for name in batch.schema.names
+        }
+        columns.pop(None, None)  # what the table has dropped
         schema = self._schema
-        if unknown := set(batch.schema.names) - set(schema.names):
+        if unknown := set(columns) - set(schema.names):
             raise RegistrationError(
-                f"the rows have columns that the table lacks: {', '.join(sorted(unknown))}"
+                f"the rows have columns that the table lacks: {', '.join(sorted(map(str, unknown)))}"
             )
-        for key, value in self._partition.items():
-            if (
-                key not in batch.schema.names
-                or not pc.all(pc.equal(batch.column(key), value), skip_nulls=False).as_py()
-            ):
+        for key, value in self._values.items():
+            held = columns.get(key)
+            wanted = pa.scalar(value, schema.field(key).type)
+            if held is None or not pc.all(pc.equal(held.cast(wanted.type), wanted), skip_nulls=False).as_py():
                 raise RegistrationError(
-                    f"a row has a value of {key} other than {value!r}: it was staged for another partition"
+                    f"a row has a value of {key} other than {str(value)!r}: it was staged for another "
+                    "partition"
                 )
-        columns = [
-            batch.column(field.name).cast(field.type)
-            if field.name in batch.schema.names
+        arrays = [
+            columns[field.name].cast(field.type)
+            if field.name in columns
             else pa.nulls(batch.num_rows, field.type)
             for field in schema
         ]
-        return pa.Table.from_arrays(columns, schema=schema)
-
-    def _partition_key(self) -> PartitionKey:
-        from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
-
-        spec, schema = self._table.spec(), self._table.schema()
-        values = [
-            PartitionFieldValue(field, self._partition[schema.find_column_name(field.source_id) or ""])
-            for field in spec.fields
-        ]
-        return PartitionKey(values, spec, schema)
+        return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def read_rows(table: Table, scan: DataScan, task: FileScanTask) -> Iterator[pa.RecordBatch]:

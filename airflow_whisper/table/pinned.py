@@ -24,6 +24,10 @@ class PinnedTable(Table):
 
     def __init__(self, table: Table) -> None:
         head = table.current_snapshot()
+        properties = {k: v for k, v in table.properties.items() if not k.startswith("commit.retry.")}
+        # Known to PyIceberg in lower case, and to other writers in any.
+        if codec := properties.get("write.avro.compression-codec"):
+            properties["write.avro.compression-codec"] = codec.lower().replace("uncompressed", "null")
         metadata = table.metadata.model_copy(
             update={
                 "snapshots": [head] if head else [],
@@ -33,7 +37,7 @@ class PinnedTable(Table):
                 # Only in memory: a commit sends changes, and there is none here. One retry, at once, so that
                 # PyIceberg refreshes and asks.
                 "properties": {
-                    **table.metadata.properties,
+                    **properties,
                     "commit.retry.num-retries": "1",
                     "commit.retry.min-wait-ms": "0",
                 },

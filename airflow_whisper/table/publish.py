@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from airflow_whisper.table.errors import RegistrationError
 from airflow_whisper.table.replace import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
 from whisper_spark.contract import Run, partition_path
 from whisper_spark.staging.result import read_result
-from whisper_spark.storage.objects import ObjectNotFound
+from whisper_spark.storage.objects import ObjectNotFound, StorageError
 from whisper_spark.storage.parquet import open_parquet
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
 
 _MANIFEST_ROWS = 10_000
+
+log = logging.getLogger(__name__)
 
 
 def register_run(
@@ -54,7 +58,11 @@ def register_run(
         rows=_staged_rows(run, storage),
         properties={MANIFEST_URI: run.manifest_uri, REPORT_URI: report_uri},
     )
-    return replace_rows(catalog, run.table, change)
+    registered = replace_rows(catalog, run.table, change)
+    if registered is None:
+        return _registered_before(run, storage)
+    _note_registration(run, storage, registered)
+    return registered
 
 
 def result_of(run: Run, registered: Registered, report_uri: str | None = None) -> dict[str, Any]:
@@ -70,6 +78,35 @@ def result_of(run: Run, registered: Registered, report_uri: str | None = None) -
         "report_uri": report_uri or run.report_uri,
         "table_location": registered.table_location,
     }
+
+
+def registration_uri(run: Run) -> str:
+    """JSON that says which snapshot registered a run; still there when that snapshot has expired."""
+    return f"{run.run_uri}/registered.json"
+
+
+def _note_registration(run: Run, storage: ObjectStorage, registered: Registered) -> None:
+    note = {"idempotency_key": run.idempotency_key, **dataclasses.asdict(registered)}
+    try:
+        storage.write_bytes(registration_uri(run), json.dumps(note).encode())
+    except StorageError as error:
+        # The commit has landed, and its snapshot holds the same for as long as it exists.
+        log.warning("Could not note the registration in %s: %s", registration_uri(run), error)
+
+
+def _registered_before(run: Run, storage: ObjectStorage) -> Registered | None:
+    """What a run registered in a snapshot that has expired since.
+
+    Only asked when the table holds every row as the run wants it: a note alone proves nothing, because a
+    table may be rolled back.
+    """
+    try:
+        note = json.loads(storage.read_bytes(registration_uri(run)))
+        if note.pop("idempotency_key") != run.idempotency_key:
+            return None
+        return dataclasses.replace(Registered(**note), again=True)
+    except (StorageError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _check_report(run: Run, storage: ObjectStorage, report_uri: str) -> None:
@@ -111,5 +148,11 @@ def _staged_rows(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
             "missing"
         ) from None
     for staged in result.staged:
-        with open_parquet(staged.uri, storage) as file:
-            yield from file.iter_batches(batch_size=batch_rows(file.metadata))
+        try:
+            with open_parquet(staged.uri, storage) as file:
+                yield from file.iter_batches(batch_size=batch_rows(file.metadata))
+        except ObjectNotFound:
+            raise RegistrationError(
+                f"the staged file {staged.uri} is gone, deleted by hand or by a lifecycle rule: clear the "
+                "discover task, and what is still staged is taken from there"
+            ) from None

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from airflow_whisper.table.errors import TableMismatchError
+from airflow_whisper.table.partitions import canonical_partition, partition_filter
 from airflow_whisper.table.schema import STATE_COLUMNS, check_table, load_table
-from whisper_spark.contract import transcript_schema
+from whisper_spark.contract import partition_path, transcript_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyiceberg.catalog import Catalog
-    from pyiceberg.expressions import BooleanExpression
     from pyiceberg.table import DataScan, FileScanTask, Table
-
-
-# --- reading -----------------------------------------------------------------------------------------
 
 
 def current_snapshot_id(catalog: Catalog, table: str) -> int | None:
@@ -23,6 +21,19 @@ def current_snapshot_id(catalog: Catalog, table: str) -> int | None:
     loaded = load_table(catalog, table)
     snapshot = loaded.current_snapshot() if loaded else None
     return snapshot.snapshot_id if snapshot else None
+
+
+def table_partition(catalog: Catalog, table: str, partition: Mapping[str, str]) -> dict[str, str]:
+    """The partition as the table spells it: ``{"hour": "07"}`` is ``{"hour": "7"}`` in a column of numbers.
+
+    :return: the same, when there is no table.
+    :raises TableMismatchError: when the table cannot hold transcripts of this partition, or a value does not
+        fit the type of its column.
+    """
+    loaded = load_table(catalog, table)
+    if loaded is not None:
+        check_table(loaded, partition)
+    return canonical_partition(loaded, partition)
 
 
 def current_rows(
@@ -68,7 +79,7 @@ def partition_rows(
         else [n for n in ours.names if n in scan.projection().column_names]
     )
     schema = pa.schema([ours.field(name) for name in names])
-    for task in scan.plan_files():
+    for task in partition_files(loaded, scan, partition):
         for batch in read_data_file(loaded, scan, task):
             yield batch.select(names).cast(schema)
 
@@ -83,8 +94,33 @@ def scan_partition(
     """A scan of one partition, planned by its exact partition values."""
     selected = ("*",) if columns is None else tuple(columns)
     return table.scan(
-        row_filter=_partition_filter(partition), selected_fields=selected, snapshot_id=snapshot_id
+        row_filter=partition_filter(table, partition), selected_fields=selected, snapshot_id=snapshot_id
     )
+
+
+def partition_files(table: Table, scan: DataScan, partition: Mapping[str, str]) -> list[FileScanTask]:
+    """The data files of a scan of one partition.
+
+    :raises TableMismatchError: when one of them cannot be replaced: it holds rows of several partitions, or
+        has row-level deletes that PyIceberg does not apply.
+    """
+    from pyiceberg.expressions import AlwaysTrue
+
+    name = f"{partition_path(partition)} of {'.'.join(table.name())}"
+    try:
+        tasks = list(scan.plan_files())
+    except (ValueError, NotImplementedError) as error:
+        raise TableMismatchError(
+            f"the data files of {name} cannot be read: {error}. Rewrite them with the engine that wrote "
+            "them, for example CALL system.rewrite_data_files in Spark"
+        ) from error
+    for task in tasks:
+        if task.residual != AlwaysTrue():
+            raise TableMismatchError(
+                f"{task.file.file_path} of {name} holds rows of several partitions, from before the table "
+                "was partitioned this way: rewrite the table's data files first"
+            )
+    return tasks
 
 
 def read_data_file(table: Table, scan: DataScan, task: FileScanTask) -> Iterator[pa.RecordBatch]:
@@ -95,13 +131,3 @@ def read_data_file(table: Table, scan: DataScan, task: FileScanTask) -> Iterator
     from pyiceberg.io.pyarrow import ArrowScan
 
     return ArrowScan(table.metadata, table.io, scan.projection(), scan.row_filter).to_record_batches([task])
-
-
-def _partition_filter(partition: Mapping[str, str]) -> BooleanExpression:
-    from pyiceberg.expressions import AlwaysTrue, And, EqualTo, Reference
-    from pyiceberg.expressions.literals import literal
-
-    expression: BooleanExpression = AlwaysTrue()
-    for key, value in partition.items():
-        expression = And(expression, EqualTo(term=Reference(key), value=literal(value)))
-    return expression

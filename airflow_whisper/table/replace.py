@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from airflow_whisper.table.commit import ancestors, prepare_commit, summary_of, until_committed
 from airflow_whisper.table.data_files import DataFileWriter, read_rows
-from airflow_whisper.table.errors import PartitionConflictError, RegistrationError, TableMismatchError
-from airflow_whisper.table.read import read_data_file, scan_partition
+from airflow_whisper.table.errors import PartitionConflictError, RegistrationError
+from airflow_whisper.table.read import partition_files, read_data_file, scan_partition
 from airflow_whisper.table.row_states import BASE, NOW, RowStates, Verdict, open_row_states
 from airflow_whisper.table.schema import STATE_COLUMNS, ensure_table
 from whisper_spark.contract import partition_path
@@ -291,16 +291,8 @@ class _Replacement:
         return [] if base is None or table.snapshot_by_id(base) is None else self._tasks(table, base)
 
     def _tasks(self, table: Table, snapshot_id: int | None) -> list[FileScanTask]:
-        from pyiceberg.expressions import AlwaysTrue
-
-        tasks = list(scan_partition(table, self._change.partition, snapshot_id=snapshot_id).plan_files())
-        for task in tasks:
-            if task.residual != AlwaysTrue():
-                raise TableMismatchError(
-                    f"{task.file.file_path} of {self._name} holds rows of several partitions, from before "
-                    "the table was partitioned this way: rewrite the table's data files first"
-                )
-        return tasks
+        scan = scan_partition(table, self._change.partition, snapshot_id=snapshot_id)
+        return partition_files(table, scan, self._change.partition)
 
     def _conflict(self, table: Table, verdict: Verdict) -> str:
         culprit = next(iter(self._newer_snapshots(table)), None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from airflow_whisper.table.columns import describe_moved, moved_columns, without
 from airflow_whisper.table.errors import RegistrationError, TableMismatchError
+from airflow_whisper.table.requirements import STATE_COLUMNS, problems
 from whisper_spark.contract import transcript_schema
 
 if TYPE_CHECKING:
@@ -13,22 +16,24 @@ if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
 
-STATE_COLUMNS: tuple[str, ...] = (
-    "audio_uri",
-    "audio_etag",
-    "status",
-    "error_code",
-    "attempt",
-    "fingerprint",
-)
-"""What decides whether a file has to be transcribed again."""
+__all__ = [
+    "STATE_COLUMNS",
+    "TABLE_PROPERTIES",
+    "check_table",
+    "check_table_name",
+    "ensure_table",
+    "expected_columns",
+    "load_table",
+]
+
+log = logging.getLogger(__name__)
 
 TABLE_PROPERTIES: dict[str, str] = {
     "format-version": "2",
     "write.parquet.compression-codec": "zstd",
     "write.target-file-size-bytes": str(128 * 1024 * 1024),
     # Each commit of any partition competes for the one pointer to the table's metadata: PyIceberg's default
-    # of 4 tries ran out with 6 writers. These are for other writers; replacement.py has its own loop.
+    # of 4 tries ran out with 6 writers. These are for other writers; commit.py has its own loop.
     "commit.retry.num-retries": "30",
     "commit.retry.min-wait-ms": "100",
     "commit.retry.max-wait-ms": "5000",
@@ -107,65 +112,14 @@ def _create_namespaces(catalog: Catalog, table: str) -> None:
 def check_table(table: Table, partition_keys: Iterable[str]) -> None:
     """:raises TableMismatchError: when the table cannot hold transcripts partitioned by these keys."""
     keys = list(partition_keys)
-    problems = [*_column_problems(table, keys), *_partition_problems(table, keys)]
-    if problems:
+    found = list(problems(table, keys))
+    if found:
         name = ".".join(table.name())
         raise TableMismatchError(
             f"table {name} exists but cannot hold transcripts partitioned by {', '.join(keys)}:\n- "
-            + "\n- ".join(problems)
+            + "\n- ".join(found)
             + "\nName another table, or change this one to match."
         )
-
-
-def _column_problems(table: Table, keys: list[str]) -> Iterator[str]:
-    from pyiceberg.io.pyarrow import schema_to_pyarrow
-
-    ours, theirs = transcript_schema(keys), schema_to_pyarrow(table.schema(), include_field_ids=False)
-    for field in ours:
-        needed = field.name in STATE_COLUMNS or not field.nullable
-        if field.name not in theirs.names:
-            if needed:
-                yield f"column {field.name} is missing: add it with type {field.type}"
-            continue
-        column = theirs.field(field.name)
-        if not _holds(column.type, field.type):
-            yield f"column {field.name} has type {column.type}, expected {field.type}"
-        elif field.nullable and not column.nullable:
-            yield f"column {field.name} is required, but some transcript rows have no value for it"
-    for column in theirs:
-        if column.name not in ours.names and not column.nullable:
-            yield f"column {column.name} is required, but a transcript row has no such column"
-
-
-def _holds(theirs: pa.DataType, ours: pa.DataType) -> bool:
-    """Whether a table column can take our values: equal, a wider number, or a struct with more fields."""
-    import pyarrow.types as types
-
-    if types.is_struct(ours):
-        if not types.is_struct(theirs):
-            return False
-        names = {field.name: field for field in theirs}
-        shared = all(_holds(names[f.name].type, f.type) for f in ours if f.name in names)
-        return shared and all(field.nullable for field in theirs)
-    if types.is_list(ours):
-        lists = types.is_list(theirs) or types.is_large_list(theirs)
-        return bool(lists) and _holds(theirs.value_type, ours.value_type)
-    if types.is_string(ours):
-        return bool(types.is_string(theirs) or types.is_large_string(theirs))
-    if types.is_int32(ours) and types.is_int64(theirs):
-        return True
-    same: bool = ours.equals(theirs)
-    return same
-
-
-def _partition_problems(table: Table, keys: list[str]) -> Iterator[str]:
-    schema = table.schema()
-    actual = [
-        f"{field.transform}({schema.find_column_name(field.source_id)})" for field in table.spec().fields
-    ]
-    if sorted(actual) != sorted(f"identity({key})" for key in keys):
-        expected = ", ".join(f"identity({key})" for key in keys)
-        yield f"it is partitioned by {', '.join(actual) or 'nothing'}, expected {expected}"
 
 
 def _with_new_columns(table: Table, keys: list[str]) -> Table:
@@ -173,11 +127,12 @@ def _with_new_columns(table: Table, keys: list[str]) -> Table:
     from pyiceberg.exceptions import CommitFailedException
 
     for _ in range(int(TABLE_PROPERTIES["commit.retry.num-retries"])):
-        if not _lacks_columns(table, keys):
+        ours = expected_columns(table, keys)
+        if not _lacks_columns(table, ours):
             return table
         try:
             with table.update_schema() as update:
-                update.union_by_name(transcript_schema(keys))
+                update.union_by_name(ours)
         except CommitFailedException:
             pass  # somebody else committed, perhaps the very same columns
         table.refresh()
@@ -187,11 +142,25 @@ def _with_new_columns(table: Table, keys: list[str]) -> Table:
     )
 
 
-def _lacks_columns(table: Table, keys: list[str]) -> bool:
+def expected_columns(table: Table, keys: Iterable[str]) -> pa.Schema:
+    """The transcript row without the columns that the table has dropped or renamed.
+
+    Without the partition columns, too, which are there already, and may be of another type than ours.
+    """
+    import pyarrow as pa
+
+    keys = set(keys)
+    ours = transcript_schema(keys)
+    moved = moved_columns(table, ours)
+    if moved:
+        log.warning("%s", describe_moved(table, moved))
+    return pa.schema([field for field in without(ours, moved) if field.name not in keys])
+
+
+def _lacks_columns(table: Table, ours: pa.Schema) -> bool:
     from pyiceberg.io.pyarrow import schema_to_pyarrow
 
     theirs = schema_to_pyarrow(table.schema(), include_field_ids=False)
-    ours = transcript_schema(keys)
     return any(f.name not in theirs.names or _lacks_fields(theirs.field(f.name).type, f.type) for f in ours)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -178,6 +179,51 @@ def test_running_the_task_again_returns_the_first_commit(tmp_path: Path) -> None
     assert len(open_catalog(None).load_table(TABLE).snapshots()) == 1
 
 
+def expire_all_but_the_newest() -> None:
+    table = open_catalog(None).load_table(TABLE)
+    table.maintenance.expire_snapshots().older_than(datetime.now()).commit()
+
+
+def test_task_run_again_after_its_snapshot_expired_still_succeeds(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, ["a", "b"])
+    first = register(run)
+    other = stage_run(tmp_path, ["c"], partition={"dt": "2026-11-02"}, base_snapshot_id=first["snapshot_id"])
+    register(other)
+    expire_all_but_the_newest()
+    assert len(open_catalog(None).load_table(TABLE).snapshots()) == 1
+    assert register(run) == first
+
+
+def test_note_of_a_registration_is_no_proof_when_the_rows_are_gone(tmp_path: Path) -> None:
+    first = register(stage_run(tmp_path, ["z"], partition={"dt": "2026-11-02"}))
+    run = stage_run(tmp_path, ["a"], base_snapshot_id=first["snapshot_id"])
+    register(run)
+    table = open_catalog(None).load_table(TABLE)
+    table.manage_snapshots().rollback_to_snapshot(first["snapshot_id"]).commit()
+    expire_all_but_the_newest()
+    assert uris() == []
+    register(run)
+    assert uris() == ["a"]
+
+
+def test_manifest_for_another_table_is_refused(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, ["a"], table="speech.other")
+    with pytest.raises(AirflowFailException, match=r"is for the table speech.other.*speech.transcripts"):
+        register(run, table=TABLE)
+    assert open_catalog(None).list_namespaces() == []
+
+
+def test_staging_that_expired_asks_to_clear_discover(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, ["a"], files=1)
+    staged = Path(run.rows_uri.removeprefix("file://"), "part-0.parquet")
+    staged.unlink()
+    with pytest.raises(RegistrationError, match=r"part-0.parquet is gone.*clear the discover task"):
+        register(run)
+    Path(run.manifest_uri.removeprefix("file://")).unlink()
+    with pytest.raises(AirflowFailException, match="clear the discover task"):
+        register(run)
+
+
 def test_task_skips_when_another_run_did_the_same_work(tmp_path: Path) -> None:
     register(stage_run(tmp_path, ["a", "b"]))
     asset, context = Asset("transcripts"), {"outlet_events": OutletEventAccessors()}
@@ -214,6 +260,7 @@ def test_wrong_uri_is_refused_before_any_work(name: str, value: str) -> None:
 def test_all_string_arguments_are_templates() -> None:
     assert set(RegisterTranscriptsOperator.template_fields) == {
         "manifest",
+        "table",
         "staging_conn_id",
         "catalog_conn_id",
         "report",

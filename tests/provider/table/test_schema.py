@@ -68,14 +68,14 @@ def test_table_that_does_not_fit_is_refused_with_every_difference(sqlite: Lake) 
     catalog.create_namespace("speech")
     schema = transcript_schema([]).remove(transcript_schema([]).get_field_index("fingerprint"))
     schema = schema.set(schema.get_field_index("duration_s"), pa.field("duration_s", pa.string()))
-    schema = schema.append(pa.field("dt", pa.date32())).append(
+    schema = schema.append(pa.field("dt", pa.timestamp("us"))).append(
         pa.field("tenant", pa.string(), nullable=False)
     )
     catalog.create_table(TABLE, schema)
     differences = (
         "fingerprint is missing",
         "duration_s has type",
-        "dt has type date32",
+        "dt has type timestamp, but a partition column must be string, date, int, long",
         "tenant is required",
     )
     for use in (
