@@ -605,8 +605,10 @@ def test_options_may_come_as_json(place: SimpleNamespace) -> None:
 
 
 def test_options_object_is_left_alone_by_templating() -> None:
-    options = WhisperOptions(model="base", initial_prompt="a {{ curly }} prompt")
+    options = WhisperOptions(model="base", initial_prompt="a prompt")
     assert rendered(operator(LOCAL, options=options)).options is options
+    with pytest.raises(ValueError, match="Give the operator a dict, which it renders"):
+        WhisperOptions(model="base", initial_prompt="a {{ curly }} prompt")
 
 
 @pytest.mark.parametrize(
