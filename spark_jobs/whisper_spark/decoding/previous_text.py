@@ -9,8 +9,8 @@ LONGEST = 60
 """Tokens of previous text that a window is given at most. Whisper takes up to 223 (openai/whisper
 ``n_text_ctx // 2 - 1``), but beam search slows down with every one of them; RESULTS.md has figures."""
 
-_STEP = 20
 # The windows of a batch need equally many: fewer than LONGEST come in multiples of this.
+_STEP = 20
 
 
 class PreviousText:

@@ -22,8 +22,8 @@ PAUSE_SECONDS = 0.6
 
 _SENTENCE_END = (".", "?", "!", "。", "？", "！", "…", "؟", "।")
 _CLAUSE_END = (*_SENTENCE_END, ",", ";", ":", "、", "，", "；", "：", "،")
-_ABBREVIATIONS = frozenset("mr. mrs. ms. dr. prof. st. vs. sr. sra. jr. mme. sig. dott. e.g. i.e.".split())
 # A full stop behind these ends no sentence.
+_ABBREVIATIONS = frozenset("mr. mrs. ms. dr. prof. st. vs. sr. sra. jr. mme. sig. dott. e.g. i.e.".split())
 _PREPENDED = "\"'“¿([{-«"
 _APPENDED = "\"'.。,，!！?？:：”)]}、»…"
 
