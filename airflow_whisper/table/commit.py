@@ -67,6 +67,20 @@ def prepare_commit(
     return PreparedCommit(producer.snapshot_id, transaction)
 
 
+def prepare_manifest_merge(table: Table, *, summary: Mapping[str, str]) -> PreparedCommit:
+    """A snapshot with the data files of ``table`` as it was loaded, listed in as few manifests as fit."""
+    from airflow_whisper.table.pinned import PinnedTable
+
+    merge = {"commit.manifest-merge.enabled": "true", "commit.manifest.min-count-to-merge": "2"}
+    pinned = PinnedTable(table, properties=merge)
+    transaction = pinned.transaction()
+    # An append of nothing, which is where PyIceberg merges manifests.
+    producer = transaction.update_snapshot(snapshot_properties=dict(summary)).merge_append()
+    producer.commit()
+    pinned.expected_snapshot_id = producer.snapshot_id
+    return PreparedCommit(producer.snapshot_id, transaction)
+
+
 def until_committed(name: str, commit: Callable[[], T]) -> T:
     """Call ``commit`` until it does not fail because of other writers, or for a reason that may pass.
 

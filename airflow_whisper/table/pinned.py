@@ -6,6 +6,8 @@ functions. ``tests/provider/table/test_pyiceberg.py`` says what it relies on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pyiceberg.exceptions import CommitFailedException  # noqa: TID253
 from pyiceberg.table import Table  # noqa: TID253
 
@@ -20,11 +22,16 @@ class PinnedTable(Table):
 
     **Light**: a transaction copies all of the table's metadata more than ten times, which for a history of
     5,000 snapshots takes six seconds. It needs nothing of that history but the newest snapshot.
+
+    :param properties: of the table, as the transaction is to see them.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, *, properties: Mapping[str, str] | None = None) -> None:
         head = table.current_snapshot()
-        properties = {k: v for k, v in table.properties.items() if not k.startswith("commit.retry.")}
+        properties = {
+            **{k: v for k, v in table.properties.items() if not k.startswith("commit.retry.")},
+            **(properties or {}),
+        }
         # Known to PyIceberg in lower case, and to other writers in any.
         if codec := properties.get("write.avro.compression-codec"):
             properties["write.avro.compression-codec"] = codec.lower().replace("uncompressed", "null")

@@ -123,6 +123,11 @@ def partition_files(table: Table, scan: DataScan, partition: Mapping[str, str]) 
     return tasks
 
 
+def file_identity(task: FileScanTask) -> tuple[str, ...]:
+    """What a data file's rows depend on: the file, and the files with its row-level deletes."""
+    return (task.file.file_path, *sorted(file.file_path for file in task.delete_files))
+
+
 def read_data_file(table: Table, scan: DataScan, task: FileScanTask) -> Iterator[pa.RecordBatch]:
     """The rows of one data file of a scan, with row-level deletes applied.
 

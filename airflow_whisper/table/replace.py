@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from airflow_whisper.table.commit import ancestors, prepare_commit, summary_of, until_committed
 from airflow_whisper.table.data_files import DataFileWriter, read_rows
 from airflow_whisper.table.errors import PartitionConflictError, RegistrationError
-from airflow_whisper.table.read import partition_files, read_data_file, scan_partition
+from airflow_whisper.table.read import file_identity, partition_files, read_data_file, scan_partition
 from airflow_whisper.table.row_states import BASE, NOW, RowStates, Verdict, open_row_states
 from airflow_whisper.table.schema import STATE_COLUMNS, ensure_table
 from whisper_spark.contract import partition_path
@@ -234,7 +234,7 @@ class _Replacement:
         :raises PartitionConflictError: when it is not what discovery saw.
         """
         tasks = self._tasks(table, None)
-        files = frozenset(_identity(task) for task in tasks)
+        files = frozenset(file_identity(task) for task in tasks)
         if self._plan is not None:
             if self._plan.files == files:
                 return self._plan  # only other partitions moved
@@ -259,11 +259,11 @@ class _Replacement:
     def _find(self, table: Table, tasks: list[FileScanTask]) -> list[tuple[int, FileScanTask, bool]]:
         """Fills the row states. Returns the data files with affected rows, and whether all their rows are."""
         self._states.forget_found()
-        base = {_identity(task): task for task in self._base_tasks(table)}
+        base = {file_identity(task): task for task in self._base_tasks(table)}
         scan = scan_partition(table, self._change.partition, columns=STATE_COLUMNS)
         affected = []
         for number, task in enumerate(tasks):
-            untouched = base.pop(_identity(task), None) is not None
+            untouched = base.pop(file_identity(task), None) is not None
             rows = read_data_file(table, scan, task)
             total, wanted = self._states.find(NOW, number, rows, untouched=untouched)
             if wanted:
@@ -318,8 +318,3 @@ class _Replacement:
 def _head(table: Table) -> int | None:
     snapshot = table.current_snapshot()
     return snapshot.snapshot_id if snapshot else None
-
-
-def _identity(task: FileScanTask) -> tuple[str, ...]:
-    """What a data file's rows depend on: the file, and the files with its row-level deletes."""
-    return (task.file.file_path, *sorted(file.file_path for file in task.delete_files))

@@ -1,0 +1,197 @@
+"""Care for the table and for staging: fewer files, and no more history than is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from airflow_whisper.templates import is_final, text
+from whisper_spark.contract import check_partition
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from pyiceberg.catalog import Catalog
+
+
+class MaintainTableOperator(BaseOperator):
+    """Compact small data files, merge manifests, and forget old snapshots with the files that only they need.
+
+    .. code-block:: python
+
+        MaintainTableOperator(task_id="maintain", table="speech.transcripts", catalog_conn_id="lake")
+
+    Once a day for a table is usual. It is safe beside running jobs: it changes no row, commits only on top of
+    what others have committed, and keeps the snapshots that a job may have started from. A task that
+    registers again after its snapshot has expired still finds in staging what it did.
+
+    Returns ``{"table", "compacted_files", "merged_manifests", "expired_snapshots", "deleted_files"}``.
+
+    :param table: ``namespace.table``. It must exist.
+    :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded SQLite catalog.
+    :param partition: compact only this partition; ``None``: every partition that has enough small files.
+    :param compact: whether to write small data files again as larger ones.
+    :param min_files: small data files of a partition that are worth it.
+    :param merge_manifests: whether to write the table's manifests again as fewer ones.
+    :param min_manifests: manifests that are worth it.
+    :param expire_older_than: age of the snapshots to forget, longer than the longest job; ``None``: keep all.
+        Zero, for erasure, leaves the newest ``keep_snapshots``.
+    :param keep_snapshots: the newest snapshots that stay whatever their age.
+    :raises ValueError: when an argument is wrong.
+    """
+
+    template_fields: Sequence[str] = ("table", "catalog_conn_id", "partition")
+    ui_color = "#e2e3e5"
+
+    def __init__(
+        self,
+        *,
+        table: str,
+        catalog_conn_id: str | None = None,
+        partition: Mapping[str, str] | None = None,
+        compact: bool = True,
+        min_files: int = 5,
+        merge_manifests: bool = True,
+        min_manifests: int = 20,
+        expire_older_than: timedelta | None = timedelta(days=7),
+        keep_snapshots: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.table = table
+        self.catalog_conn_id = catalog_conn_id
+        self.partition = partition
+        self.compact = compact
+        self.min_files = min_files
+        self.merge_manifests = merge_manifests
+        self.min_manifests = min_manifests
+        self.expire_older_than = expire_older_than
+        self.keep_snapshots = keep_snapshots
+        for name in ("min_files", "min_manifests"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)!r}")
+        _check_age("expire_older_than", expire_older_than)
+        if keep_snapshots < 1:
+            raise ValueError(f"keep_snapshots must be at least 1, got {keep_snapshots!r}")
+        self._check_templates()
+
+    def _check_templates(self) -> None:
+        from airflow_whisper.table.schema import check_table_name
+
+        if is_final(self.table):
+            check_table_name(self.table)
+        if isinstance(self.partition, Mapping) and all(is_final(v) for v in self.partition.values()):
+            check_partition(self.partition)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Compact, merge, expire: in this order, so that what was compacted away can expire one day."""
+        from airflow_whisper.hooks.catalog import open_catalog
+        from airflow_whisper.table.compaction import merge_manifests
+        from airflow_whisper.table.expiry import Expired, expire_snapshots
+
+        if isinstance(self.partition, Mapping):
+            self.partition = {key: text(value) for key, value in self.partition.items()}
+        self._check_templates()
+        catalog = open_catalog(self.catalog_conn_id or None)
+        compacted = self._compact(catalog) if self.compact else 0
+        merged = 0
+        if self.merge_manifests:
+            merged = merge_manifests(catalog, self.table, min_manifests=self.min_manifests)
+        expired = Expired()
+        if self.expire_older_than is not None:
+            expired = expire_snapshots(
+                catalog, self.table, older_than=self.expire_older_than, keep=self.keep_snapshots
+            )
+        self.log.info(
+            "%s: compacted %s data files, merged %s manifests, expired %s snapshots and deleted %s files",
+            self.table,
+            f"{compacted:,}",
+            f"{merged:,}",
+            f"{expired.snapshots:,}",
+            f"{expired.files:,}",
+        )
+        return {
+            "table": self.table,
+            "compacted_files": compacted,
+            "merged_manifests": merged,
+            "expired_snapshots": expired.snapshots,
+            "deleted_files": expired.files,
+        }
+
+    def _compact(self, catalog: Catalog) -> int:
+        from airflow_whisper.table.compaction import compact_partition, partitions_with_small_files
+
+        if self.partition:
+            return compact_partition(catalog, self.table, self.partition, min_files=self.min_files)
+        found = partitions_with_small_files(catalog.load_table(self.table), min_files=self.min_files)
+        return sum(compact_partition(catalog, self.table, p, min_files=self.min_files) for p in found)
+
+
+class PurgeStagingOperator(BaseOperator):
+    """Delete old runs from staging: their manifests, staged transcripts, and reports.
+
+    .. code-block:: python
+
+        PurgeStagingOperator(task_id="purge", staging="s3://calls/staging/", table="speech.transcripts")
+
+    What is registered lies in the table and needs staging no more. Until a run is purged, a task that is
+    cleared takes its transcripts from staging instead of paying for them again.
+
+    Returns ``{"deleted_runs", "deleted_files"}``.
+
+    :param staging: folder where runs keep their files.
+    :param table: ``namespace.table`` whose runs are deleted.
+    :param partition: only the runs of this partition, as asset events spell it; ``None``: of all.
+    :param older_than: since something was last written to a run. Longer than the time between the tasks of a
+        run that may still go on, so that none loses its files.
+    :param staging_conn_id: Airflow connection for staging; ``None``: ambient credentials.
+    :raises ValueError: when an argument is wrong.
+    """
+
+    template_fields: Sequence[str] = ("staging", "table", "partition", "staging_conn_id")
+    ui_color = "#e2e3e5"
+
+    def __init__(
+        self,
+        *,
+        staging: str,
+        table: str,
+        partition: Mapping[str, str] | None = None,
+        older_than: timedelta = timedelta(days=30),
+        staging_conn_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.staging = staging
+        self.table = table
+        self.partition = partition
+        self.older_than = older_than
+        self.staging_conn_id = staging_conn_id
+        _check_age("older_than", older_than)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """List the table's folder in staging, and delete the runs that are old enough."""
+        from airflow_whisper.discovery.purge import purge_staging
+        from airflow_whisper.hooks.object_storage import object_storage
+        from airflow_whisper.table.schema import check_table_name
+
+        check_table_name(self.table)
+        partition = None
+        if self.partition:
+            partition = check_partition({key: text(value) for key, value in self.partition.items()})
+        runs, files = purge_staging(
+            object_storage(self.staging_conn_id or None, self.staging),
+            self.staging,
+            self.table,
+            partition,
+            older_than=self.older_than,
+        )
+        self.log.info("Deleted %s runs of %s with %s files", f"{runs:,}", self.table, f"{files:,}")
+        return {"deleted_runs": runs, "deleted_files": files}
+
+
+def _check_age(name: str, age: timedelta | None) -> None:
+    if age is not None and (not isinstance(age, timedelta) or age < timedelta(0)):
+        raise ValueError(f"{name} must be a timedelta such as timedelta(days=7), got {age!r}")
