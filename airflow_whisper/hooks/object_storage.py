@@ -32,21 +32,23 @@ class InvalidConnectionError(ConfigurationError):
     """An Airflow connection is missing, or cannot be used for what it was named for."""
 
 
-def object_storage(conn_id: str | None, uri: str) -> ObjectStorage:
+def object_storage(conn_id: str | None, uri: str, *, connection: Any = None) -> ObjectStorage:
     """The object storage that holds ``uri``, with the credentials of a connection.
 
+    :param conn_id, connection: see :func:`storage_config`.
     :raises InvalidConnectionError: see :func:`storage_config`.
     """
-    return ObjectStorage(storage_config(conn_id, uri))
+    return ObjectStorage(storage_config(conn_id, uri, connection=connection))
 
 
-def storage_config(conn_id: str | None, uri: str) -> dict[str, str]:
+def storage_config(conn_id: str | None, uri: str, *, connection: Any = None) -> dict[str, str]:
     """What :class:`whisper_spark.storage.objects.ObjectStorage` needs to reach ``uri``, secrets included.
 
     Every secret in it is masked in Airflow's logs.
 
     :param conn_id: a connection of type ``aws``, ``google_cloud_platform``, ``wasb``, ``adls`` or
         ``azure_data_lake``; ``None``: ambient credentials, and the result is empty.
+    :param connection: that connection, for who has it already; ``None``: it is looked up.
     :raises InvalidConnectionError: when the connection does not exist, is of a type that does not fit the
         URI, or asks for something that needs another provider.
     :raises ValueError: when the URI is not supported.
@@ -54,7 +56,7 @@ def storage_config(conn_id: str | None, uri: str) -> dict[str, str]:
     scheme = normalise_uri(uri).partition("://")[0]
     if conn_id is None or scheme == "file":
         return {}
-    connection = _connection(conn_id, scheme)
+    connection = connection or _connection(conn_id, scheme)
     kind = connection.conn_type or ""
     if kind not in _TYPES_OF_SCHEME[scheme]:
         wanted = " or ".join(repr(t) for t in _TYPES_OF_SCHEME[scheme])

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import re
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.api_fastapi.common.db.common import SessionDep
-from airflow.api_fastapi.core_api.security import requires_access_dag
-from fastapi import Depends, FastAPI, status
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from fastapi import Depends, FastAPI, Query, Request, status
 from fastapi.responses import HTMLResponse
 
 from airflow_whisper.links import REPORT_KEY
 from airflow_whisper.report.page import POLICY, message_page, report_page
+from whisper_spark.contract.text import visible
 
 if TYPE_CHECKING:
-    from airflow_whisper.validation.run import Report
+    from airflow_whisper.validation.report import Report
 
 log = logging.getLogger(__name__)
 
-MAX_REPORT_BYTES = 16 << 20
-"""A report holds counts and a few dozen rows: a few hundred kilobytes at most."""
+MAX_REPORT_BYTES = 1 << 20
+"""A report holds counts and a few dozen rows: a hundred kilobytes or two."""
+
+MAX_READERS = 4
+"""Reports that are read at the same time: a store that does not answer must not take all the threads that the
+API server has for everybody."""
+
+_WAIT_SECONDS = 5.0
+_OPERATORS = ("ValidateTranscriptsOperator", "RegisterTranscriptsOperator")
+
+# STAGING/TABLE/PARTITION/FINGERPRINT/MANIFEST_ID/report.json: see `contract.run_folder`.
+_REPORT_URI = re.compile(
+    r"^[a-z0-9]+://[^\x00-\x1f\x7f]+/[^/]+=[^/]+/[0-9a-f]{16}/[0-9a-f]{32}/report\.json$"
+)
 
 _HEADERS = {
     "Content-Security-Policy": f"{POLICY}; sandbox allow-popups; frame-ancestors 'self'",
@@ -29,55 +44,165 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 
+# What the database cannot look for, or would refuse with an error of its own, is no identifier.
+_Identifier = Annotated[str, Query(min_length=1, max_length=250, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_MapIndex = Annotated[int, Query(ge=-1, le=2**31 - 1)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The task instance whose report is asked for."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a report is, and the connection to read it with, of the team that the DAG belongs to."""
+
+    uri: str
+    conn_id: str | None
+    team: str | None = None
+
 
 def create_app() -> FastAPI:
     """An application with one page, ``/report``."""
     app = FastAPI(title="Whisper", docs_url=None, redoc_url=None, openapi_url=None)
+    readers = threading.BoundedSemaphore(MAX_READERS)
 
-    @app.get("/report", dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.XCOM))])
-    def report(
-        dag_id: str, run_id: str, task_id: str, session: SessionDep, map_index: int = -1
-    ) -> HTMLResponse:
-        place = _pushed(session, dag_id, run_id, task_id, map_index)
+    @app.get("/report")
+    def report(task: Annotated[Task, Depends(_allowed)]) -> HTMLResponse:
+        place = _find(task)
         if place is None:
-            return _message(f"Task {task_id} of run {run_id} has not written a report.")
-        uri = place["uri"]
-        try:
-            found = _read(uri, place.get("conn_id"))
-        except Exception as error:
-            # Whatever keeps this server from reading it: no such connection, no route, no permission.
-            log.warning("the report %s cannot be shown", uri, exc_info=True)
+            return _message(f"Task {task.task_id} of run {task.run_id} has not written a report.")
+        if not readers.acquire(timeout=_WAIT_SECONDS):
             return _message(
-                f"The report is {uri}, but Airflow's API server cannot show it: {type(error).__name__}. Its "
-                "log says more. It needs network access to that storage and the connection of the task."
+                "Too many reports are being read. Try again.", status.HTTP_503_SERVICE_UNAVAILABLE
             )
-        return HTMLResponse(report_page(found), headers=_HEADERS)
+        try:
+            page = report_page(_read(place))
+        except Exception as error:
+            # Whatever keeps this server from showing it: no such connection, no route, a damaged report.
+            log.warning(
+                "the report %s cannot be shown: %s: %s",
+                visible(place.uri),
+                type(error).__name__,
+                visible(error, limit=500),
+            )
+            return _message(
+                f"The report is {place.uri}, but Airflow's API server cannot show it: "
+                f"{type(error).__name__}. Its log says more. It needs network access "
+                "to that storage and the connection of the task."
+            )
+        finally:
+            readers.release()
+        return HTMLResponse(page, headers=_HEADERS)
 
     return app
 
 
-def _pushed(session: Any, dag_id: str, run_id: str, task_id: str, map_index: int) -> dict[str, Any] | None:
+def _task(dag_id: _Identifier, run_id: _Identifier, task_id: _Identifier, map_index: _MapIndex = -1) -> Task:
+    return Task(dag_id, run_id, task_id, map_index)
+
+
+def _allowed(task: Annotated[Task, Depends(_task)], request: Request, user: GetUserDep) -> Task:
+    """The task, for users who may see the XComs of its DAG. Asked only about identifiers that can exist."""
+    requires_access_dag("GET", DagAccessEntity.XCOM)(request, user)
+    return task
+
+
+def _find(task: Task) -> Place | None:
+    """Where the task's report is, if the task is one of ours and the XCom names a report of its run.
+
+    Anybody who may write XComs could name another place, which this server would then read with the
+    credentials of the connection. So what the XCom says has to agree with the arguments that Airflow has
+    rendered for the task; these are kept for the last runs only, and after that the operator has to be ours.
+    """
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields as Fields
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    def of_task(model: Any) -> tuple[Any, ...]:
+        return tuple(getattr(model, name) == value for name, value in vars(task).items())
+
+    # Closed before the report is read: a slow store must not hold connections to the database.
+    with create_session(scoped=False) as session:
+        pushed = _pushed(session, task)
+        fields = session.scalar(select(Fields.rendered_fields).where(*of_task(Fields)))
+        operator = session.scalar(select(TaskInstance.operator).where(*of_task(TaskInstance)))
+        team = _team(session, task.dag_id)
+    uri = pushed.get("uri")
+    if not isinstance(uri, str) or not _REPORT_URI.match(uri) or "/../" in uri:
+        return None
+    conn_id = pushed.get("conn_id")
+    if isinstance(fields, dict) and "manifest" in fields:
+        if not _same_run(uri, fields["manifest"]):
+            return None
+        conn_id = fields.get("staging_conn_id")
+    elif operator not in _OPERATORS:
+        return None
+    return Place(uri, conn_id if isinstance(conn_id, str) and conn_id not in ("", "None") else None, team)
+
+
+def _pushed(session: Any, task: Task) -> dict[str, Any]:
     from airflow.models.xcom import XComModel
 
     row = session.execute(
         XComModel.get_many(
-            key=REPORT_KEY, run_id=run_id, dag_ids=dag_id, task_ids=task_id, map_indexes=map_index
+            key=REPORT_KEY,
+            run_id=task.run_id,
+            dag_ids=task.dag_id,
+            task_ids=task.task_id,
+            map_indexes=task.map_index,
         ).with_only_columns(XComModel.value)
     ).first()
     value = XComModel.deserialize_value(row) if row else None
-    return value if isinstance(value, dict) and isinstance(value.get("uri"), str) else None
+    return value if isinstance(value, dict) else {}
 
 
-def _read(uri: str, conn_id: str | None) -> Report:
+def _same_run(report_uri: str, manifest_uri: object) -> bool:
+    from whisper_spark.storage.objects import normalise_uri
+
+    try:
+        manifest = normalise_uri(str(manifest_uri))
+    except ValueError:
+        return False
+    return manifest.rsplit("/", 1)[0] == report_uri.rsplit("/", 1)[0]
+
+
+def _team(session: Any, dag_id: str) -> str | None:
+    """The team of a DAG, where Airflow has teams."""
+    from airflow.configuration import conf
+    from airflow.models.dag import DagModel
+
+    if not conf.getboolean("core", "multi_team", fallback=False):
+        return None
+    return DagModel.get_team_name(dag_id, session=session)
+
+
+def _read(place: Place) -> Report:
     from airflow_whisper.hooks.object_storage import object_storage
-    from airflow_whisper.validation.run import Report
+    from airflow_whisper.validation.report import Report
 
-    storage = object_storage(conn_id, uri)
-    size = storage.info(uri).size
+    storage = object_storage(place.conn_id, place.uri, connection=_team_connection(place))
+    size = storage.info(place.uri).size
     if size > MAX_REPORT_BYTES:
-        raise ValueError(f"{uri} has {size:,} bytes: this is no report")
-    return Report.from_json(storage.read_bytes(uri))
+        raise ValueError(f"{place.uri} has {size:,} bytes: this is no report")
+    return Report.from_json(storage.read_bytes(place.uri))
 
 
-def _message(message: str) -> HTMLResponse:
-    return HTMLResponse(message_page(message), status.HTTP_404_NOT_FOUND, headers=_HEADERS)
+def _team_connection(place: Place) -> Any:
+    """A connection that only a team may use; ``None`` where everybody's will do."""
+    from airflow.models.connection import Connection
+
+    if place.team is None or place.conn_id is None:
+        return None
+    return Connection.get_connection_from_secrets(place.conn_id, team_name=place.team)
+
+
+def _message(message: str, code: int = status.HTTP_404_NOT_FOUND) -> HTMLResponse:
+    return HTMLResponse(message_page(message), code, headers=_HEADERS)

@@ -211,7 +211,7 @@ def report_path(observed: Observed, task: str, **changes: str) -> str:
 def test_api_server_shows_the_report_to_users(observed: Observed, api_server: ApiServer, task: str) -> None:
     status, headers, page = api_server.get(report_path(observed, task), api_server.token())
     assert status == 200, page
-    assert "All 8 checks passed." in page
+    assert "All 9 checks passed." in page
     assert f"file://{observed.audio}/c.wav" in page
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
