@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -21,24 +23,25 @@ WAREHOUSE_VARIABLE = "AIRFLOW_WHISPER_WAREHOUSE"
 CATALOG_NAME = "whisper"
 """Name of the embedded catalog. SQL catalogs keep the tables of different names apart."""
 
+# Executors whose tasks all run where the scheduler runs.
+_LOCAL_EXECUTORS = {"LocalExecutor", "SequentialExecutor"}
+
 _SECRET_KEY = re.compile(r"secret|password|token|credential|account-key|authorization|access-key", re.I)
-_SHORTEST_SECRET = 8
 # Shorter values are settings such as "true", and masking those would black out half of every log.
+_SHORTEST_SECRET = 8
 _URI_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
-
-
-# --- catalogs ----------------------------------------------------------------------------------------
 
 
 def open_catalog(conn_id: str | None) -> Catalog:
     """The Iceberg catalog of an Airflow connection, or the embedded one.
 
     :param conn_id: connection of type ``iceberg``; its extra fields are PyIceberg catalog properties, with
-        ``type`` one of PyIceberg's (``rest``, the default, ``sql``, ``glue``, ...). ``None``: a SQLite
-        catalog ``catalog.db`` beside its tables in the folder ``AIRFLOW_WHISPER_WAREHOUSE``, else in
-        ``AIRFLOW_HOME/whisper_warehouse``, which suits one machine.
-    :raises CatalogConnectionError: when there is no such connection, it has another type, or PyIceberg
-        lacks a package for it.
+        ``type`` one of PyIceberg's (``rest``, the default, ``sql``, ``glue``, ...), and ``name`` the
+        catalog's own name, by default the connection id: catalogs in a SQL database keep the tables of
+        different names apart. ``None``: a SQLite catalog ``catalog.db`` beside its tables in the folder
+        ``AIRFLOW_WHISPER_WAREHOUSE``, else in ``AIRFLOW_HOME/whisper_warehouse``, which suits one machine.
+    :raises CatalogConnectionError: when there is no such connection, it has another type, PyIceberg lacks
+        a package for it, or the embedded catalog would vanish with the machine that a task runs on.
     """
     return _embedded_catalog(_embedded_folder()) if conn_id is None else _connected_catalog(conn_id)
 
@@ -51,6 +54,8 @@ def _embedded_folder() -> Path:
             "tables in object storage create an Airflow connection of type 'iceberg' and pass its id as "
             "catalog_conn_id."
         )
+    if not configured:
+        _check_one_machine()
     if configured:
         folder = Path(configured.removeprefix("file://")).expanduser()
     else:
@@ -63,26 +68,41 @@ def _embedded_folder() -> Path:
     return folder.absolute()
 
 
+def _check_one_machine() -> None:
+    """A folder below AIRFLOW_HOME is another one in each pod and on each worker."""
+    from airflow.sdk.configuration import conf
+
+    # Several may be configured, each by its name or its class path, with an alias or a team before it.
+    configured = re.split(r"[,;=:]", conf.get("core", "executor", fallback="LocalExecutor"))
+    names = {name.strip().rsplit(".", 1)[-1] for name in configured if "Executor" in name}
+    if elsewhere := sorted(names - _LOCAL_EXECUTORS):
+        raise CatalogConnectionError(
+            f"tasks of the {elsewhere[0]} run on machines of their own, where a table in the embedded "
+            "catalog would vanish with the machine. Create an Airflow connection of type 'iceberg' and pass "
+            f"its id as catalog_conn_id; or set {WAREHOUSE_VARIABLE} to a folder that all machines share"
+        )
+
+
 def _embedded_catalog(folder: Path) -> Catalog:
     from pyiceberg.catalog.sql import SqlCatalog
+    from sqlalchemy import URL
     from sqlalchemy.exc import OperationalError
 
     folder.mkdir(parents=True, exist_ok=True)
+    # SQLite waits this many seconds for another writer; its default of 5 is short for a busy disk.
+    uri = URL.create("sqlite", database=str(folder / "catalog.db"), query={"timeout": "60"})
     properties = {
-        # SQLite waits this many seconds for another writer; its default of 5 is short for a busy disk.
-        "uri": f"sqlite:///{folder / 'catalog.db'}?timeout=60",
+        "uri": uri.render_as_string(),
         "warehouse": f"file://{folder}",
     }
     try:
         return SqlCatalog(CATALOG_NAME, **properties)
     except OperationalError:
-        # Two processes created the catalog's own tables at once; the second attempt finds them.
+        # Two processes created the catalog's own tables at once; the second time finds them.
         return SqlCatalog(CATALOG_NAME, **properties)
 
 
 def _connected_catalog(conn_id: str) -> Catalog:
-    from airflow.providers.apache.iceberg.hooks.iceberg import IcebergHook
-
     connection = _connection(conn_id)
     if connection.conn_type != "iceberg":
         raise CatalogConnectionError(
@@ -91,12 +111,35 @@ def _connected_catalog(conn_id: str) -> Catalog:
         )
     _mask(connection)
     try:
-        return IcebergHook(conn_id).catalog
+        return _load_catalog(connection)
     except ImportError as error:
         raise CatalogConnectionError(
             f"the catalog of connection {conn_id!r} needs the Python package {error.name!r}: install it on "
             "the Airflow workers (for AWS: pip install 'airflow-provider-whisper[amazon]')"
         ) from error
+
+
+def _load_catalog(connection: Any) -> Catalog:
+    from airflow.providers.apache.iceberg.hooks.iceberg import IcebergHook
+
+    extra = connection.extra_dejson or {}
+    name = extra.pop("name", None)
+    if name is None:
+        return IcebergHook(connection.conn_id).catalog
+    if not isinstance(name, str) or not name:
+        raise CatalogConnectionError(
+            f"`name` in the extra of connection {connection.conn_id!r} must be the name of a catalog, "
+            f"got {name!r}"
+        )
+    renamed = copy.copy(connection)
+    renamed.extra = json.dumps(extra)
+
+    # The hook names the catalog after its connection.
+    class NamedCatalogHook(IcebergHook):
+        def get_connection(self, conn_id: str) -> Any:  # type: ignore[override]
+            return renamed
+
+    return NamedCatalogHook(name).catalog
 
 
 def _connection(conn_id: str) -> Any:

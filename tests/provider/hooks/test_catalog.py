@@ -100,3 +100,62 @@ def test_secrets_of_a_connection_are_masked(monkeypatch: pytest.MonkeyPatch, tmp
     open_catalog("lake")
     assert {"storage-secret", "oauth-secret", "database-secret", "catalog-secret"} <= set(masked)
     assert "true" not in masked  # would black out half of every log
+
+
+@pytest.mark.parametrize("name", ["w%20x", "100%", "q%2Fz", "a b", "é+&;"])
+def test_embedded_catalog_lies_in_a_folder_of_any_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_WHISPER_WAREHOUSE", str(tmp_path / name))
+    replace_rows(open_catalog(None), TABLE, change(["a"]))
+    assert uris(open_catalog(None)) == ["a"]
+    assert (tmp_path / name / "catalog.db").is_file()
+    assert data_files_on_disk(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("executor", "refused"),
+    [
+        ("LocalExecutor", None),
+        ("airflow.executors.local_executor.LocalExecutor", None),
+        ("KubernetesExecutor", "KubernetesExecutor"),
+        ("CeleryExecutor", "CeleryExecutor"),
+        ("LocalExecutor,KubernetesExecutor", "KubernetesExecutor"),
+        ("LocalExecutor;team_a=CeleryExecutor", "CeleryExecutor"),
+        ("LocalExecutor,mine:my.company.PodExecutor", "PodExecutor"),
+    ],
+)
+def test_embedded_catalog_is_refused_where_it_would_vanish_with_a_pod(
+    executor: str, refused: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW_WHISPER_WAREHOUSE", raising=False)
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", executor)
+    if refused is None:
+        open_catalog(None)
+        return
+    with pytest.raises(
+        CatalogConnectionError, match=f"{refused}.*catalog_conn_id.*AIRFLOW_WHISPER_WAREHOUSE"
+    ):
+        open_catalog(None)
+    # A folder that somebody chose may be one that all machines share.
+    monkeypatch.setenv("AIRFLOW_WHISPER_WAREHOUSE", str(tmp_path / "shared"))
+    open_catalog(None)
+
+
+def test_sql_catalog_may_have_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = {"uri": f"sqlite:///{tmp_path}/c.db", "warehouse": f"file://{tmp_path}"}
+    extra = {"type": "sql", "name": "lakehouse", **properties}
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps({"conn_type": "iceberg", "extra": extra}))
+    replace_rows(open_catalog("lake"), TABLE, change(["a"]))
+    # Another tool knows the catalog's name, and nothing of Airflow's connection.
+    assert SqlCatalog("lakehouse", **properties).load_table(TABLE).scan().count() == 1
+    assert uris(open_catalog("lake")) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["", 7])
+def test_name_of_a_catalog_must_be_a_name(name: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = {"type": "sql", "name": name, "uri": "sqlite://"}
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps({"conn_type": "iceberg", "extra": extra}))
+    with pytest.raises(CatalogConnectionError, match="must be the name of a catalog"):
+        open_catalog("lake")
