@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 
 if TYPE_CHECKING:
-    from whisper_spark.engine.transcriber import transcribe_files
+    from whisper_spark.engine.isolated import transcribe_files
     from whisper_spark.udf import whisper_udf
 
 __version__ = "0.1.0"
 __all__ = ["Segment", "Transcript", "WhisperOptions", "Word", "transcribe_files", "whisper_udf"]
 
-_LAZY = {"transcribe_files": "whisper_spark.engine.transcriber", "whisper_udf": "whisper_spark.udf"}
+_LAZY = {"transcribe_files": "whisper_spark.engine.isolated", "whisper_udf": "whisper_spark.udf"}
 
 
 def __getattr__(name: str) -> Any:

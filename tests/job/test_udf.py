@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from pyspark.sql import SparkSession
 from speech import Clip
 
-from whisper_spark import WhisperOptions, whisper_udf
+from whisper_spark import Transcript, WhisperOptions, udf, whisper_udf
 from whisper_spark.contract import transcript_schema
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +35,7 @@ def spark() -> Iterator[SparkSession]:
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", "2")
         .getOrCreate()
     )
+    session.sparkContext.addPyFile(str(Path(__file__).parents[1] / "support" / "standin_engine.py"))
     yield session
     session.stop()
     patch.undo()
@@ -38,8 +49,8 @@ def test_a_column_of_uris_becomes_a_column_of_transcripts(
     uris = [str(clip.path) for clip in librivox]
     column = [uris[0], str(tmp_path / "broken.wav"), None, *uris[1:], uris[0]]
     frame = spark.createDataFrame([(n, uri) for n, uri in enumerate(column)], "n int, uri string").coalesce(1)
-    udf = whisper_udf(WhisperOptions(model=str(model_dir), prefetch_processes=processes))
-    rows = frame.select("n", "uri", udf("uri").alias("t")).orderBy("n").collect()
+    transcribed = whisper_udf(WhisperOptions(model=str(model_dir), prefetch_processes=processes))("uri")
+    rows = frame.select("n", "uri", transcribed.alias("t")).orderBy("n").collect()
     assert [row.uri for row in rows] == column
     assert [row.t.status for row in rows] == ["ok", "error", "error", "ok", "ok", "ok", "ok", "ok"]
     assert rows[1].t.error_code == "not_audio"
@@ -49,3 +60,58 @@ def test_a_column_of_uris_becomes_a_column_of_transcripts(
             assert row.t.segments[0].words[0].probability > 0
     assert "ill-disposed young man" in rows[3].t.text
     assert list(rows[0].t.asDict()) == transcript_schema().names
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
+def test_file_that_kills_its_process_costs_its_own_row(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # A local master gives no task a second try, so that nothing but the UDF itself can cope with this.
+    paths = [tmp_path / f"{number}.wav" for number in range(20)]
+    for path in paths:
+        path.touch()
+    paths[8].write_text(f"kill {name}")
+    frame = spark.createDataFrame([(str(path),) for path in paths], "uri string").coalesce(1)
+    monkeypatch.setattr(udf, "ENGINE", "standin_engine:get_engine")
+    rows = frame.select(whisper_udf(WhisperOptions(model="base"))("uri").alias("t")).collect()
+    assert [row.t.status for row in rows] == ["ok"] * 8 + ["error"] + ["ok"] * 11
+    assert rows[8].t.error_code == "internal"
+    assert name in rows[8].t.error_message
+
+
+def test_transcripts_behind_a_long_file_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "word " * 1000
+    monkeypatch.setattr(udf, "MOST_BYTES", 10 * len(text))
+    rows = udf.InputOrder()
+    files = rows.files(iter([pd.Series([f"/{number}.wav" for number in range(100)])]))
+    given = [next(files).uri]
+
+    def finish_all_others() -> None:
+        for file in files:
+            given.append(file.uri)
+            rows.add(Transcript(file.uri, text=text))
+
+    others = threading.Thread(target=finish_all_others)
+    others.start()
+    wait_until(lambda: rows.held_bytes > 10 * len(text))
+    assert rows.take(1000) == []
+    assert len(given) <= 12
+    rows.add(Transcript(given[0], text="long"))
+    taken: list[str] = []
+    while len(taken) < 100:
+        taken += [transcript.audio_uri for transcript in rows.take(7)]
+    others.join()
+    assert taken == given
+    assert rows.held_bytes == 0
+
+
+def test_uri_that_cannot_be_read_costs_its_own_row(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tmp_path / "good.wav"
+    good.touch()
+    frame = spark.createDataFrame([("http://a/b.wav",), (str(good),), ("s3://",)], "uri string").coalesce(1)
+    monkeypatch.setattr(udf, "ENGINE", "standin_engine:get_engine")
+    rows = frame.select(whisper_udf(WhisperOptions(model="base"))("uri").alias("t")).collect()
+    assert [row.t.status for row in rows] == ["error", "ok", "error"]
+    assert "http://a/b.wav" in rows[0].t.error_message

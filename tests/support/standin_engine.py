@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import queue
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from pyspark import TaskContext
 
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.progress.counters import Progress
@@ -33,7 +34,7 @@ class StandIn:
     ) -> Iterator[Transcript]:
         progress = progress or Progress()
         progress.start()
-        for file in files:
+        for file in _read_ahead(files, self._options.prefetch_files):
             with storage.open(file.uri, etag=file.etag) as audio:
                 order = audio.read(200).decode().split()
             with Path(file.uri.removeprefix("file://") + LOG_SUFFIX).open("a") as log:
@@ -55,24 +56,16 @@ class StandIn:
             "transcribed_at": datetime.now(UTC),
         }
         action, argument = [*order, "", ""][:2]
-        if action == "sleep":
-            time.sleep(float(argument))
-        elif action == "sleep-unless" and not Path(argument).exists():
-            time.sleep(3600)
-        elif action == "crash-once" and not Path(argument).exists():
-            Path(argument).touch()
-            # Long enough for the rows before this one to become durable.
-            time.sleep(1.5)
-            os._exit(70)
-        elif action == "error" or (action == "error-once" and not Path(argument).exists()):
-            if action == "error-once":
-                Path(argument).touch()
-            code = "corrupt" if action == "error" else "internal"
+        code = _error_code(action, argument)
+        if code:
             return Transcript(
                 status="error", error_code=code, error_message=f"asked to fail: {code}", **common
             )
+        _obey(action, argument)
         name = file.uri.rsplit("/", 1)[1]
         if action == "gpu":
+            from pyspark import TaskContext
+
             context = TaskContext.get()
             name = f"GPU {context.resources()['gpu'].addresses}, {context.cpus()} cores"
         words = (Word(0.0, 1.0, name, 0.9),)
@@ -80,3 +73,56 @@ class StandIn:
         return Transcript(
             language="en", duration_s=2.0, speech_s=1.0, channels=1, text=name, segments=(segment,), **common
         )
+
+
+def _error_code(action: str, argument: str) -> str | None:
+    """What the file fails with, if it is to fail."""
+    match action:
+        case "error":
+            return "corrupt"
+        case "fail":
+            return argument
+        case "forbidden-until" if not Path(argument).exists():
+            return "forbidden"
+        case "error-once" if not Path(argument).exists():
+            Path(argument).touch()
+            return "internal"
+    return None
+
+
+def _obey(action: str, argument: str) -> None:
+    """Wait, or kill something."""
+    match action:
+        case "sleep":
+            time.sleep(float(argument))
+        case "sleep-unless" if not Path(argument).exists():
+            time.sleep(3600)
+        case "crash-once" if not Path(argument).exists():
+            Path(argument).touch()
+            # Long enough for the rows before this one to become durable.
+            time.sleep(1.5)
+            os._exit(70)
+        case "kill":
+            os.kill(os.getpid(), signal.Signals[argument])
+        case "kill-worker":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        case "kill-worker-once" if not Path(argument).exists():
+            Path(argument).touch()
+            time.sleep(1.5)
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+
+
+def _read_ahead(files: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """As the engine does, in another thread: so many files are under way when it dies."""
+    waiting: queue.Queue[Any] = queue.Queue(ahead)
+
+    def read() -> None:
+        for file in files:
+            waiting.put(file)
+        waiting.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while (file := waiting.get()) is not None:
+        yield file

@@ -12,16 +12,25 @@ import ctypes
 import sys
 from typing import Any
 
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # glibc's malloc.h
+# glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
+
+_own_process = False
+
+
+def own_process() -> None:
+    """This process does nothing but transcribe: its allocator may be changed for good."""
+    global _own_process
+    _own_process = True
 
 
 def keep_freed_memory() -> None:
     """From now on freed memory stays with this process, until :func:`release_freed_memory`.
 
-    Does nothing where the C library is not glibc.
+    Does nothing in processes that do other work, too, nor where the C library is not glibc.
     """
-    libc = _glibc()
+    libc = _glibc() if _own_process else None
     if libc is not None:
         libc.mallopt(_TRIM_THRESHOLD, _NEVER)
         libc.mallopt(_MMAP_MAX, 0)  # older versions refuse a threshold of more than 32 MiB

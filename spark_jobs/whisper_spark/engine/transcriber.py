@@ -7,10 +7,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
 from importlib.resources import files as resources
 from io import BytesIO
-from os import PathLike, fspath
 
 from threadpoolctl import threadpool_limits
 
@@ -28,11 +26,12 @@ from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.engine.malloc import keep_freed_memory, release_freed_memory
 from whisper_spark.engine.pipeline import Pipeline
 from whisper_spark.engine.readers import MOST_READERS, reader_processes
+from whisper_spark.engine.version import engine_version
 from whisper_spark.engine.work import FileWork
 from whisper_spark.progress.counters import Progress, stage
-from whisper_spark.storage.objects import ObjectStorage, normalise_uri
+from whisper_spark.storage.objects import ObjectStorage
 
-__all__ = ["AudioFile", "Engine", "ModelError", "UnusableDeviceError", "get_engine", "transcribe_files"]
+__all__ = ["AudioFile", "Engine", "ModelError", "UnusableDeviceError", "get_engine"]
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +148,9 @@ class Engine:
         """
         clip = AudioFile("self-test", language="en")
         data = (resources("whisper_spark") / "assets" / _CLIP).read_bytes()
-        plain = WhisperOptions(model=self.options.model, vad=False)  # whatever the user's options refuse
+        # Nothing that the user's options refuse, but with the voice detector if they want one: one that is
+        # broken would turn every file into an error.
+        plain = WhisperOptions(model=self.options.model, vad=self.options.vad)
         reader = FileReader(plain, self._decoder.features, lambda _: (BytesIO(data), len(data)))
         works = list(Pipeline([clip], self._decoder, plain, [reader]))
         text = " ".join(text.text for work in works for text in work.texts)
@@ -234,19 +235,6 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def engine_version() -> str:
-    """Versions of everything that turns audio into text, for the column ``engine_version``."""
-    from whisper_spark import __version__
-
-    parts = [f"whisper_spark {__version__}"]
-    for name in ("faster-whisper", "ctranslate2"):
-        try:
-            parts.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            parts.append(f"{name} ?")
-    return ", ".join(parts)
-
-
 _engines: dict[tuple[str, str], Engine] = {}
 _engines_lock = threading.Lock()
 
@@ -259,30 +247,3 @@ def get_engine(options: WhisperOptions, storage: Mapping[str, str] | None = None
             _engines.clear()  # one model at a time: two would not fit on most GPUs
             _engines[key] = Engine(options, storage)
         return _engines[key]
-
-
-def transcribe_files(
-    paths: Iterable[str | PathLike[str]],
-    options: WhisperOptions | None = None,
-    *,
-    storage: Mapping[str, str] | None = None,
-    model_storage: Mapping[str, str] | None = None,
-) -> Iterator[Transcript]:
-    """Transcribe files in this process, without Spark. Yields each transcript as it completes.
-
-    .. code-block:: python
-
-        for transcript in transcribe_files(["a.wav", "s3://bucket/b.mp3"], WhisperOptions(model="base")):
-            print(transcript.audio_uri, transcript.text)
-
-    On a CPU with glibc, what this process frees stays with it until the last transcript, see ``allocator``.
-
-    :param paths: local paths or URIs; raw, nothing percent-encoded.
-    :param storage: obstore configuration for the URIs; ``None``: ambient credentials.
-    :param model_storage: the same for a model in an object store.
-    :raises ModelError: when the model cannot be found or loaded.
-    :raises UnusableDeviceError: when the device does not work.
-    """
-    engine = get_engine(options or WhisperOptions(), model_storage)
-    audio = (AudioFile(normalise_uri(fspath(path))) for path in paths)
-    yield from engine.transcribe(audio, ObjectStorage(storage))

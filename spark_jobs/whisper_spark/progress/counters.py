@@ -215,6 +215,7 @@ class Snapshot:
         return {
             "windows": self.windows,
             "retried_windows": self.retried_windows,
+            **{f"error {name}": number for name, number in self.errors.items()},
             **{f"flag {name}": number for name, number in self.flags.items()},
             **{f"stage {name}": seconds for name, seconds in self.stages.items()},
         }
@@ -249,6 +250,41 @@ def seconds_left(seconds: float, done: float, total: float | None) -> float | No
     return seconds * (total - done) / done
 
 
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """What an engine is doing, apart from the files that it has finished.
+
+    :param windows: windows decoded.
+    :param retried_windows: of these, how many were decoded more than once.
+    :param stages: seconds of all threads together in each of :data:`STAGES`.
+    :param underway_bytes: the finished part of files under way, in bytes.
+    :param underway_seconds: the same in seconds of audio.
+    :param queue_bytes: bytes of features that wait for the device.
+    :param queue_limit: bytes of features that may wait.
+    """
+
+    windows: int = 0
+    retried_windows: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict)
+    underway_bytes: float = 0.0
+    underway_seconds: float = 0.0
+    queue_bytes: int = 0
+    queue_limit: int = 0
+
+    def __add__(self, other: Activity) -> Activity:
+        stages = {name: self.stages.get(name, 0.0) + other.stages.get(name, 0.0) for name in STAGES}
+        numbers = {
+            f.name: getattr(self, f.name) + getattr(other, f.name)
+            for f in dataclasses.fields(self)
+            if f.name != "stages"
+        }
+        return Activity(stages=stages, **numbers)
+
+    def past(self) -> Activity:
+        """What remains of it once the engine is gone."""
+        return Activity(windows=self.windows, retried_windows=self.retried_windows, stages=self.stages)
+
+
 @dataclass(slots=True)
 class _Underway:
     bytes: float
@@ -280,6 +316,8 @@ class Progress:
         self._bytes = self._audio_s = self._speech_s = 0.0
         self._errors: Counter[str] = Counter()
         self._flags: Counter[str] = Counter()
+        # Of engines in other processes: those that are gone, and the one at work.
+        self._past = self._elsewhere = Activity()
 
     def start(self, queue: Callable[[], tuple[int, int]] | None = None) -> None:
         """The model is loaded and the first file is being read.
@@ -287,7 +325,7 @@ class Progress:
         :param queue: gives the bytes that wait for the device, and how many may.
         """
         self._queue = queue or self._queue
-        self._started = time.monotonic()
+        self._started = self._started or time.monotonic()
 
     def stop(self) -> None:
         """Nothing more will come."""
@@ -342,33 +380,59 @@ class Progress:
             if file.error_code:
                 self._errors[file.error_code] += 1
 
-    def snapshot(self) -> Snapshot:
-        """Everything, as it is now."""
-        now = self._stopped or time.monotonic()
+    def follow(self, activity: Activity) -> None:
+        """What an engine in another process has been doing since it started; files are counted here."""
+        with self._lock:
+            self._elsewhere = activity
+
+    def unfollow(self) -> None:
+        """That engine is gone: another one will count from 0."""
+        with self._lock:
+            self._past, self._elsewhere = self._past + self._elsewhere.past(), Activity()
+
+    def activity(self) -> Activity:
+        """What is going on now, here and elsewhere."""
         queue_bytes, queue_limit = self._queue()
         with self._lock:
             records = list(self._records.values())
             underway = list(self._underway.values())
+            elsewhere = self._past + self._elsewhere
+        running = [record.running() for record in records]
+        here = Activity(
+            windows=sum(record.counts["windows"] for record in records),
+            retried_windows=sum(record.counts["retried_windows"] for record in records),
+            stages={name: sum(seconds[name] for seconds in running) for name in STAGES},
+            underway_bytes=sum(file.bytes_done for file in underway),
+            underway_seconds=sum(file.heard_s for file in underway),
+            queue_bytes=queue_bytes,
+            queue_limit=queue_limit,
+        )
+        return here + elsewhere
+
+    def snapshot(self) -> Snapshot:
+        """Everything, as it is now."""
+        now = self._stopped or time.monotonic()
+        activity = self.activity()
+        with self._lock:
             values: dict[str, Any] = {
                 "files": self._files,
                 "total_files": self._total_files,
-                "audio_bytes": self._bytes + sum(file.bytes_done for file in underway),
+                "audio_bytes": self._bytes + activity.underway_bytes,
                 "total_bytes": self._total_bytes,
                 "left_out": self._left_out,
                 "left_out_bytes": self._left_out_bytes,
-                "audio_seconds": round(self._audio_s + sum(file.heard_s for file in underway), 3),
+                "audio_seconds": round(self._audio_s + activity.underway_seconds, 3),
                 "speech_seconds": round(self._speech_s, 3),
                 "errors": dict(self._errors),
                 "flags": dict(self._flags),
             }
-        running = [record.running() for record in records]
         return Snapshot(
             state="loading" if self._started is None else "done" if self._stopped else "running",
             seconds=round(now - self._started, 3) if self._started else 0.0,
-            windows=sum(record.counts["windows"] for record in records),
-            retried_windows=sum(record.counts["retried_windows"] for record in records),
-            queue_bytes=queue_bytes,
-            queue_limit=queue_limit,
-            stages={name: round(sum(seconds[name] for seconds in running), 3) for name in STAGES},
+            windows=activity.windows,
+            retried_windows=activity.retried_windows,
+            queue_bytes=activity.queue_bytes,
+            queue_limit=activity.queue_limit,
+            stages={name: round(seconds, 3) for name, seconds in activity.stages.items()},
             **values,
         )

@@ -14,6 +14,7 @@ PROGRAM = """
 import json, resource, sys
 import numpy as np
 from whisper_spark import WhisperOptions
+from whisper_spark.engine.malloc import own_process
 from whisper_spark.engine.transcriber import AudioFile, get_engine
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.audio.windows import Chunk, ChunkMap, Window
@@ -22,6 +23,7 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 model, clip = sys.argv[1:]
+own_process()
 engine = get_engine(WhisperOptions(model=model, num_workers=1))
 window = Window(0, 0, ChunkMap((Chunk(0.0, 0.0, 30.0),)), np.zeros((80, FULL_FRAMES), np.float32))
 engine._decoder.encode([window], FULL_FRAMES)

@@ -1,0 +1,276 @@
+"""The engine in a process of its own, and the messages between it and the process that wants transcripts.
+
+Native code reads and decodes files that anybody may have made. When it crashes, or the kernel ends it for
+lack of memory, only this process is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import pickle
+import platform
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from whisper_spark.audio.files import AudioFile
+from whisper_spark.child_process import ChildProcess
+from whisper_spark.contract import Transcript, WhisperOptions
+from whisper_spark.progress.counters import Activity, Progress
+from whisper_spark.storage.objects import ObjectStorage
+
+log = logging.getLogger(__name__)
+
+ENGINE = "whisper_spark.engine.transcriber:get_engine"
+"""The engine that is used unless tests name another one."""
+
+_ACTIVITY_SECONDS = 1.0
+_LONG_FILE_SECONDS = 10.0
+_OOM_SCORE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One pass over files.
+
+    :param engine: ``module:function`` with the signature of :func:`transcriber.get_engine`.
+    :param model_storage: obstore configuration for a model in an object store.
+    :param storage: the same for the files.
+    :param task: the ``TaskContext`` of the Spark task, which tells the cores and GPUs that it was given.
+    """
+
+    engine: str
+    options: WhisperOptions
+    model_storage: Mapping[str, str]
+    storage: Mapping[str, str]
+    task: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model is loaded and tested."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The pass ended with an exception."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """All files are finished."""
+
+
+Message = Loaded | Transcript | Activity | logging.LogRecord | Failed | Done
+
+
+class EngineProcess:
+    """A process with an engine. It works on one pass at a time, and keeps its model for the next one.
+
+    :raises OSError: when no process can be started here.
+    """
+
+    def __init__(self) -> None:
+        self._process = ChildProcess(__name__, connections=2)
+        self._files, self._messages = self._process.connections
+        self._surroundings = _surroundings()
+
+    def start(self, order: Order) -> None:
+        """Begin a pass.
+
+        :raises OSError: when the process has ended.
+        """
+        self._files.send((order, logging.getLogger("whisper_spark").getEffectiveLevel()))
+
+    def wanted(self) -> bool:
+        """Wait until it wants a file; ``False`` when the pass is over."""
+        try:
+            return bool(self._files.recv())
+        except (EOFError, OSError):
+            return False
+
+    def give(self, file: AudioFile | None) -> None:
+        """The file that it wants, or ``None``: there are no more."""
+        with contextlib.suppress(OSError):
+            self._files.send(file)
+
+    def message(self) -> Message:
+        """Wait for what it has to say.
+
+        :raises EOFError: when the process has ended.
+        """
+        try:
+            message: Message = self._messages.recv()
+        except OSError as error:
+            raise EOFError from error
+        return message
+
+    def end(self) -> int:
+        """Kill it and wait for its end. Returns its exit status."""
+        return self._process.end()
+
+    def is_usable(self) -> bool:
+        """Whether it runs, and one started now would see the same environment, path and folder."""
+        return self._process.is_running and self._surroundings == _surroundings()
+
+
+_idle: EngineProcess | None = None
+_idle_lock = threading.Lock()
+
+
+def take_process() -> EngineProcess:
+    """The process that is waiting for work, or a new one.
+
+    :raises OSError: when no process can be started here.
+    """
+    global _idle
+    with _idle_lock:
+        process, _idle = _idle, None
+    if process is not None and not process.is_usable():
+        process.end()
+        process = None
+    return process or EngineProcess()
+
+
+def keep_process(process: EngineProcess) -> None:
+    """Let it wait for work, with its model loaded. One does at a time: two models would not fit most GPUs."""
+    global _idle
+    with _idle_lock:
+        before, _idle = _idle, process
+    if before is not None:
+        before.end()
+
+
+def _surroundings() -> tuple[object, ...]:
+    # A process that was forked from this one, too, may not use its sockets.
+    return os.getpid(), dict(os.environ), list(sys.path), Path.cwd()
+
+
+# --- in the process ----------------------------------------------------------------------------------
+
+
+def serve(files: Connection, messages: Connection) -> None:
+    """What the process does: one pass after the other, until nobody listens any more."""
+    from whisper_spark.engine.malloc import own_process
+
+    _end_first_when_memory_runs_out()
+    own_process()
+    speaker = _Speaker(messages)
+    logging.getLogger("whisper_spark").addHandler(speaker)
+    while True:
+        order, level = files.recv()
+        logging.getLogger("whisper_spark").setLevel(level)
+        _run(order, files, speaker)
+
+
+def _run(order: Order, files: Connection, speaker: _Speaker) -> None:
+    _set_task_context(order.task)
+    progress = Progress()
+    over = threading.Event()
+    reports = threading.Thread(target=_report, args=(progress, speaker, over), daemon=True)
+    reports.start()
+    last: Message = Done()
+    try:
+        engine = engine_of(order.engine)(order.options, order.model_storage or None)
+        speaker.say(Loaded())
+        storage = ObjectStorage(order.storage)
+        for transcript in engine.transcribe(_wanted_files(files), storage, progress):
+            # The file is under way no longer: without this it would be counted twice for a moment.
+            if (transcript.duration_s or 0.0) > _LONG_FILE_SECONDS:
+                speaker.say(progress.activity())
+            speaker.say(transcript)
+    except ImportError as error:
+        place = f"{error} on host {platform.node()} with {sys.executable}"
+        last = Failed(_portable(type(error)(place, name=error.name)))
+    except Exception as error:
+        last = Failed(_portable(error))
+    finally:
+        over.set()
+        reports.join()
+    files.send(False)
+    speaker.say(progress.activity())
+    speaker.say(last)
+
+
+def engine_of(path: str) -> Any:
+    """The function that ``module:function`` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _wanted_files(files: Connection) -> Iterator[AudioFile]:
+    """Runs in a thread of the engine."""
+    while True:
+        try:
+            files.send(True)
+            file = files.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        if file is None:
+            return
+        yield file
+
+
+def _report(progress: Progress, speaker: _Speaker, over: threading.Event) -> None:
+    while not over.wait(_ACTIVITY_SECONDS):
+        speaker.say(progress.activity())
+
+
+class _Speaker(logging.Handler):
+    """Sends messages and log records to the parent, from any thread. Ends the process when it is gone."""
+
+    def __init__(self, messages: Connection) -> None:
+        super().__init__()
+        self._messages = messages
+        self._turn = threading.Lock()
+
+    def say(self, message: Message) -> None:
+        data = pickle.dumps(message)
+        with self._turn:
+            try:
+                self._messages.send_bytes(data)
+            except OSError:
+                os._exit(0)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """What :class:`logging.handlers.QueueHandler` does: text travels, objects need not."""
+        record.msg, record.args = record.getMessage(), None
+        if record.exc_info:
+            record.msg += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            record.exc_info = record.exc_text = None
+        self.say(record)
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception as it can be pickled, with its traceback as a note."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        copy: Exception = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+        copy.add_note(f"In the engine's process:\n{text}")
+        pickle.dumps(copy)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return copy
+
+
+def _set_task_context(task: Any) -> None:
+    if task is not None or "pyspark" in sys.modules:
+        from pyspark import TaskContext
+
+        TaskContext._setTaskContext(task)
+
+
+def _end_first_when_memory_runs_out() -> None:
+    """The kernel is to end this process, which is started again, before Spark's executor or a notebook."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))

@@ -1,0 +1,328 @@
+"""The engine behind a wall: a file that kills the process which reads or decodes it costs its own row.
+
+When the engine's process ends, one of the files under way may be the reason. A new process gets them one at
+a time, so that the file which ends it again is known. All others are finished, then the rest follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from os import PathLike, fspath
+from typing import Any
+
+from whisper_spark.audio.files import AudioFile
+from whisper_spark.child_process import describe_end
+from whisper_spark.contract import Transcript, WhisperOptions
+from whisper_spark.decoding.device import UnusableDeviceError
+from whisper_spark.engine import engine_process
+from whisper_spark.engine.engine_process import (
+    Done,
+    EngineProcess,
+    Failed,
+    Loaded,
+    Order,
+    engine_of,
+    keep_process,
+    take_process,
+)
+from whisper_spark.engine.version import engine_version
+from whisper_spark.progress.counters import Activity, Progress
+from whisper_spark.storage.objects import ObjectStorage, normalise_uri
+
+log = logging.getLogger(__name__)
+
+_MOST_TRIES = 2
+_MOST_BLAMELESS_ENDS = 3
+_JOIN_SECONDS = 1.0
+
+
+class EngineProcessError(RuntimeError):
+    """The engine's process ended, and no file is to blame."""
+
+
+class IsolatedEngine:
+    """The engine in a process of its own, which is started again when a file has ended it.
+
+    :param model_storage: obstore configuration for a model in an object store.
+    :param engine: ``module:function`` with the signature of :func:`transcriber.get_engine`.
+    """
+
+    def __init__(
+        self,
+        options: WhisperOptions,
+        model_storage: Mapping[str, str] | None = None,
+        engine: str | None = None,
+    ) -> None:
+        self._options = options
+        self._model_storage = dict(model_storage or {})
+        self._engine = engine or engine_process.ENGINE
+
+    def transcribe(
+        self, files: Iterable[AudioFile], storage: ObjectStorage, progress: Progress | None = None
+    ) -> Iterator[Transcript]:
+        """Transcribe files, each as it completes: one transcript for each, never an exception for a bad one.
+
+        ``files`` is read ahead, by at most ``options.prefetch_files``, from another thread.
+
+        :raises ModelError: when the model cannot be found or loaded.
+        :raises UnusableDeviceError: when the device fails for good.
+        :raises EngineProcessError: when the engine's process ends for a reason that lies in no file.
+        """
+        progress = progress or Progress()
+        order = Order(self._engine, self._options, self._model_storage, storage.config, _task_context())
+        queue = FileQueue(files)
+        blameless = 0
+        while True:
+            try:
+                process = take_process()
+            except OSError as error:
+                log.warning("a file that crashes the engine will end this process: %s", error)
+                engine = engine_of(self._engine)(self._options, self._model_storage or None)
+                yield from engine.transcribe(queue.rest(), storage, progress)
+                return
+            run = _Pass(process, queue, progress)
+            yield from run.transcripts(order)
+            if run.end is None:
+                return
+            culprit = queue.give_up_on_process()
+            blameless = 0 if culprit or queue.suspects else blameless + 1
+            if not run.loaded or blameless > _MOST_BLAMELESS_ENDS:
+                raise EngineProcessError(_without_culprit(run.end, run.loaded))
+            if culprit is not None:
+                yield self._error(culprit, run.end, progress)
+            elif queue.suspects:
+                log.warning(
+                    "the engine's process ended (%s): %d files that were under way are tried one at a time",
+                    run.end,
+                    queue.suspects,
+                )
+
+    def _error(self, file: AudioFile, cause: str, progress: Progress) -> Transcript:
+        log.warning("%s ended the engine's process %d times: %s", file.uri, _MOST_TRIES, cause)
+        message = f"the process that read and decoded the file ended {_MOST_TRIES} times: {cause}"
+        transcript = Transcript(
+            audio_uri=file.uri,
+            audio_etag=file.etag,
+            audio_bytes=file.size,
+            attempt=file.attempt,
+            status="error",
+            error_code="internal",
+            error_message=message[:500],
+            model=self._options.model,
+            fingerprint=self._options.fingerprint(),
+            engine_version=engine_version(),
+            transcribed_at=datetime.now(UTC),
+        )
+        progress.finished(transcript)
+        return transcript
+
+
+class FileQueue:
+    """Gives files to the engine's process and knows which of them it has not finished. Thread-safe."""
+
+    def __init__(self, files: Iterable[AudioFile]) -> None:
+        self._files = iter(files)
+        # Guards the iterator, which may block while Spark sends more.
+        self._taking = threading.Lock()
+        self._state = threading.Condition()
+        self._process = 0
+        self._under_way: list[AudioFile] = []
+        self._suspects: deque[AudioFile] = deque()
+        # Taken for a process that had ended meanwhile.
+        self._returned: deque[AudioFile] = deque()
+        self._tries: Counter[AudioFile] = Counter()
+        self._careful = False
+        self.failure: BaseException | None = None
+
+    @property
+    def process(self) -> int:
+        """The number of the present process."""
+        return self._process
+
+    @property
+    def suspects(self) -> int:
+        """Files of which one may have ended the process before."""
+        return len(self._suspects)
+
+    def next(self, process: int) -> AudioFile | None:
+        """The next file for a process, or ``None``: there are no more, or there is another process by now.
+
+        Suspects go alone: the next file comes when they are finished.
+        """
+        with self._state:
+            while self._process == process and self._careful and self._under_way:
+                self._state.wait()
+            if self._process != process:
+                return None
+            self._careful = bool(self._suspects)
+            if self._suspects:
+                return self._given(self._suspects.popleft())
+        with self._taking:
+            with self._state:
+                if self._returned:
+                    return self._given(self._returned.popleft())
+            file = next(self._files, None)
+            with self._state:
+                if file is None or self._process == process:
+                    return file and self._given(file)
+                self._returned.append(file)
+        return None
+
+    def _given(self, file: AudioFile) -> AudioFile:
+        self._under_way.append(file)
+        return file
+
+    def finished(self, uri: str) -> None:
+        """A file is finished."""
+        with self._state:
+            for file in self._under_way:
+                if file.uri == uri:
+                    self._under_way.remove(file)
+                    break
+            self._state.notify_all()
+
+    def give_up_on_process(self) -> AudioFile | None:
+        """The process has ended: what was under way is suspect. Returns the file that did it, if known."""
+        with self._state:
+            self._process += 1
+            under_way, self._under_way = self._under_way, []
+            self._tries.update(set(under_way))
+            culprit = None
+            if len(under_way) == 1 and self._tries[under_way[0]] >= _MOST_TRIES:
+                culprit = under_way.pop()
+            self._suspects.extendleft(reversed(under_way))
+            self._state.notify_all()
+            return culprit
+
+    def rest(self) -> Iterator[AudioFile]:
+        """All files that are left, for an engine in this process."""
+        yield from self._suspects
+        yield from self._returned
+        yield from self._files
+
+
+class _Pass:
+    """Files of a queue through one process, until they are finished or it ends.
+
+    ``loaded`` tells whether the model was; ``end`` what ended the process, or ``None``.
+    """
+
+    def __init__(self, process: EngineProcess, queue: FileQueue, progress: Progress) -> None:
+        self._process, self._queue, self._progress = process, queue, progress
+        self._number = queue.process
+        self.loaded = False
+        self.end: str | None = None
+
+    def transcripts(self, order: Order) -> Iterator[Transcript]:
+        """One for each file that is finished before the process ends.
+
+        :raises BaseException: what the engine, or the iterator of files, raises.
+        """
+        feeder = threading.Thread(target=self._feed, name="whisper-feed", daemon=True)
+        try:
+            self._process.start(order)
+            feeder.start()
+            yield from self._received()
+        except (EOFError, OSError):
+            self.end = describe_end(self._process.end())
+        except BaseException:
+            # It may be anywhere in its files, so it is of no use for others. This also ends it when whoever
+            # wanted the transcripts stops or is interrupted.
+            self._process.end()
+            raise
+        finally:
+            self._progress.unfollow()
+            if feeder.ident is not None:
+                feeder.join(_JOIN_SECONDS)
+        if self._queue.failure is not None:
+            raise self._queue.failure
+        if self.end is None:
+            keep_process(self._process)
+
+    def _received(self) -> Iterator[Transcript]:
+        while True:
+            match self._process.message():
+                case Transcript() as transcript:
+                    self._queue.finished(transcript.audio_uri)
+                    self._progress.finished(transcript)
+                    yield transcript
+                case Activity() as activity:
+                    self._progress.follow(activity)
+                case logging.LogRecord() as record:
+                    _log_here(record)
+                case Loaded():
+                    self.loaded = True
+                    self._progress.start()
+                case Failed(error):
+                    self._process.end()
+                    if self.loaded and isinstance(error, UnusableDeviceError):
+                        # A GPU that a file brought to a fault works in a new process, or is refused there.
+                        self.end = str(error)
+                    else:
+                        self._queue.failure = error
+                    return
+                case Done():
+                    self._progress.stop()
+                    return
+
+    def _feed(self) -> None:
+        while self._process.wanted():
+            try:
+                file = self._queue.next(self._number)
+            except BaseException as error:  # whatever it is, it belongs to whoever made the iterator
+                self._queue.failure = error
+                self._process.end()
+                return
+            self._process.give(file)
+
+
+def _without_culprit(cause: str, loaded: bool) -> str:
+    when = "again and again, without a file under way" if loaded else "while it loaded the model"
+    return f"the engine's process ended {when}: {cause}"
+
+
+def _log_here(record: logging.LogRecord) -> None:
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+def _task_context() -> Any:
+    if "pyspark" not in sys.modules:
+        return None
+    from pyspark import TaskContext
+
+    return TaskContext.get()
+
+
+def transcribe_files(
+    paths: Iterable[str | PathLike[str]],
+    options: WhisperOptions | None = None,
+    *,
+    storage: Mapping[str, str] | None = None,
+    model_storage: Mapping[str, str] | None = None,
+) -> Iterator[Transcript]:
+    """Transcribe files without Spark. Yields each transcript as it completes.
+
+    .. code-block:: python
+
+        for transcript in transcribe_files(["a.wav", "s3://bucket/b.mp3"], WhisperOptions(model="base")):
+            print(transcript.audio_uri, transcript.text)
+
+    The engine runs in a process of its own, with its model loaded until this process ends or asks for another
+    one. Where none can be started, on Windows for instance, it runs in this process.
+
+    :param paths: local paths or URIs; raw, nothing percent-encoded.
+    :param storage: obstore configuration for the URIs; ``None``: ambient credentials.
+    :param model_storage: the same for a model in an object store.
+    :raises ModelError: when the model cannot be found or loaded.
+    :raises UnusableDeviceError: when the device does not work.
+    """
+    files = (AudioFile(normalise_uri(fspath(path))) for path in paths)
+    engine = IsolatedEngine(options or WhisperOptions(), model_storage)
+    yield from engine.transcribe(files, ObjectStorage(storage))
