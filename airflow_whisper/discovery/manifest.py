@@ -30,6 +30,7 @@ class Target:
     staging: str
     options: WhisperOptions
     base_snapshot_id: int | None
+    max_attempts: int = 3
 
 
 def write_run(comparison: Comparison, counts: Counts, target: Target, storage: ObjectStorage) -> Run:
@@ -51,6 +52,7 @@ def write_run(comparison: Comparison, counts: Counts, target: Target, storage: O
         base_snapshot_id=target.base_snapshot_id,
         counts={**counts.files, "unchanged_errors": counts.unchanged_errors},
         audio_bytes=counts.audio_bytes,
+        max_attempts=target.max_attempts,
     )
     if counts.files["removed"]:
         _write_removed(comparison, run, storage)
@@ -66,6 +68,7 @@ def _manifest_id(comparison: Comparison, counts: Counts, target: Target) -> str:
         target.source,
         target.options.fingerprint(),
         target.base_snapshot_id,
+        target.max_attempts,
     ]
     digest = hashlib.sha256(json.dumps(head).encode())
     for chunk in comparison.files():

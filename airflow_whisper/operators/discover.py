@@ -219,6 +219,7 @@ class DiscoverAudioOperator(BaseOperator):
             staging=normalise_uri(self.staging),
             options=_whisper_options(self.options),
             base_snapshot_id=snapshot_id,
+            max_attempts=int(self.max_attempts),
         )
         rows = current_rows(catalog, self.table, partition, snapshot_id=snapshot_id)
         return target, comparison.add_rows(rows)

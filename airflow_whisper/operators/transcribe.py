@@ -231,7 +231,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         :raises AirflowException: when spark-submit fails; the message ends with its last lines.
         :raises StagingError: when it succeeds without leaving a complete result.
         """
-        from whisper_spark.staging.result import StagingError, finished_result
+        from whisper_spark.staging.result import StagingError, complete_result
 
         self._task_instance = context.get("ti")
         job_run_id = uuid.uuid4().hex
@@ -246,7 +246,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
             if self._stopped:
                 raise AirflowException("the task was stopped before Spark was started")
             super().execute(context)
-        result = finished_result(run, storage)
+        result = complete_result(run, storage)
         # A job that is still the one of an earlier try carries that try's id.
         if result is None or (result.attempt_id != job_run_id and not self.durable):
             raise StagingError(

@@ -15,7 +15,6 @@ if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).reso
 import argparse
 import json
 import logging
-import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_spark.contract import speed_options
 from whisper_spark.progress.reports import PROGRESS_SECONDS
 from whisper_spark.spark.conf import spark_defaults
+from whisper_spark.spark.failures import cause_of
 from whisper_spark.staging.result import RunResult, StagingError
 from whisper_spark.staging.rows import FLUSH_SECONDS
 from whisper_spark.storage.credentials import PLACES, SECRET_PREFIX, from_property
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, (StagingError, StorageError, ValueError)):
             log.exception("unexpected error")
         # Last, because the end of the output is what Airflow quotes.
-        log.error("failed: %s", _cause(error))
+        log.error("failed: %s", cause_of(error))
         return 1
     return 0
 
@@ -198,16 +198,6 @@ def _log_to_stdout() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
 
-
-def _cause(error: BaseException) -> str:
-    """The line that says what went wrong, out of Spark's and Python's many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # An exception on an executor arrives as text: its last line is that of the Python error.
-    raised = [line for line in lines if _PYTHON_ERROR.match(line)]
-    return (raised or lines or [type(error).__name__])[-1 if raised else 0]
-
-
-_PYTHON_ERROR = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|NotFound|Forbidden|Changed): ")
 
 if __name__ == "__main__":
     # The module proper, not this script: what is defined here could not be found by the executors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -23,9 +24,17 @@ from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.progress.reports import JobSize
 from whisper_spark.spark.conf import spark_defaults
 from whisper_spark.spark.dataframes import manifest_rows, partitioned_by_size
+from whisper_spark.spark.failures import cause_of
 from whisper_spark.spark.run import JobRun
 from whisper_spark.spark.task import JobSpec
-from whisper_spark.staging.result import RunResult, StagingError, read_result, staged_files
+from whisper_spark.staging.result import (
+    RunResult,
+    StagingError,
+    complete_result,
+    finished_result,
+    read_result,
+    staged_files,
+)
 from whisper_spark.storage.credentials import PLACES
 from whisper_spark.storage.objects import ObjectStorage
 from whisper_spark.storage.parquet import read_manifest
@@ -80,10 +89,13 @@ class Workbench:
         _, metadata = read_manifest(run.manifest_uri, self.storage)
         job = JobSpec(
             run=run,
-            options=run.options,
             credentials={place: {} for place in PLACES},
-            engine="standin_engine:get_engine",
-            **{"flush_seconds": 0.2, **fields},
+            **{
+                "options": run.options,
+                "engine": "standin_engine:get_engine",
+                "flush_seconds": 0.2,
+                **fields,
+            },
         )
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         result = JobRun(self.spark, job, groups, time.monotonic()).run()
@@ -165,6 +177,69 @@ def test_error_that_may_pass_is_tried_again_and_superseded(bench: Workbench) -> 
     assert bench.times_transcribed(broken) == 1
 
 
+def test_rerun_tries_again_what_may_pass_as_often_as_is_allowed(bench: Workbench) -> None:
+    locked, good = bench.audio("locked.wav", "fail forbidden", size=100), bench.audio("good.wav")
+    run = bench.manifest([locked, good])
+    for attempt in (1, 2, 3):
+        assert finished_result(run, bench.storage) is None
+        result = bench.job_run(run)
+        assert (result.ok, result.errors, result.retryable) == (1, 1, int(attempt < 3))
+        assert bench.rows(run)[locked]["attempt"] == attempt
+        assert complete_result(run, bench.storage) == result
+    assert finished_result(run, bench.storage) == result
+    assert bench.job_run(run).transcribed == 0
+    assert (bench.times_transcribed(locked), bench.times_transcribed(good)) == (3, 1)
+
+
+def test_what_was_put_right_is_transcribed_by_a_rerun(bench: Workbench) -> None:
+    flaky = bench.audio("flaky.wav", f"error-once {bench.folder}/tried")
+    run = bench.manifest([flaky, bench.audio("good.wav")])
+    assert bench.job_run(run).retryable == 1
+    assert bench.job_run(run).errors == 0
+    row = bench.rows(run)[flaky]
+    assert (row["status"], row["attempt"]) == ("ok", 2)
+
+
+def test_two_jobs_on_one_manifest_do_not_touch_each_other(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio = [bench.audio(f"{number}.wav") for number in range(4)]
+    run = bench.manifest([*audio, bench.audio("late.wav", "fail forbidden", size=10)])
+    # Both start before either has staged a row.
+    with monkeypatch.context() as patch:
+        patch.setattr(JobRun, "_without_staged", lambda self, manifest: manifest)
+        first = bench.job_run(run)
+        second = bench.job_run(run)
+    assert not set(first.staged) & set(second.staged)
+    there = set(staged_files(bench.storage, run.rows_uri))
+    assert there == {*first.staged, *second.staged}
+    # A third one replaces the error, and leaves what the others have named to whoever reads it.
+    third = bench.job_run(run)
+    assert there <= set(staged_files(bench.storage, run.rows_uri))
+    assert third.transcribed == 1
+    assert len(bench.rows(run)) == 5
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_job_stops_when_its_first_files_all_fail_alike(bench: Workbench, tasks: int) -> None:
+    allowed = bench.folder / "allowed"
+    audio = [bench.audio(f"{number}.wav", f"forbidden-until {allowed}") for number in range(120)]
+    run = bench.manifest(audio)
+    with pytest.raises(Exception, match=r"the first \d+ files all failed with forbidden"):
+        bench.job_run(run, tasks=tasks, progress_seconds=0.1)
+    assert not bench.storage.exists(run.result_uri)
+    allowed.touch()
+    assert bench.job_run(run).ok == 120
+
+
+def test_job_goes_on_when_files_fail_in_different_ways(bench: Workbench) -> None:
+    audio = [bench.audio(f"{number}.wav", "fail forbidden", size=100) for number in range(104)]
+    audio.append(bench.audio("good.wav", size=200))
+    audio.append(bench.audio("broken.wav", "error"))
+    result = bench.job_run(bench.manifest(audio), tasks=1)
+    assert (result.ok, result.error_codes) == (1, {"corrupt": 1, "forbidden": 104})
+
+
 def test_rows_of_another_run_of_the_partition_are_taken_over(bench: Workbench) -> None:
     kept, changed = bench.audio("kept.wav"), bench.audio("changed.wav")
     flaky = bench.audio("flaky.wav", f"error-once {bench.folder}/tried")
@@ -213,7 +288,7 @@ def test_rows_that_are_there_twice_or_not_asked_for_are_removed(bench: Workbench
 def test_worker_that_dies_is_replaced_and_pays_for_nothing_twice(bench: Workbench) -> None:
     # One task, largest first: two files become durable, the third takes the process with it.
     first, second = bench.audio("1.wav", size=3000), bench.audio("2.wav", size=2900)
-    deadly = bench.audio("3.wav", f"crash-once {bench.folder}/crashed", size=2800)
+    deadly = bench.audio("3.wav", f"kill-worker-once {bench.folder}/crashed", size=2800)
     last = bench.audio("4.wav")
     run = bench.manifest([first, second, deadly, last])
     result = bench.job_run(run, tasks=1)
@@ -222,6 +297,38 @@ def test_worker_that_dies_is_replaced_and_pays_for_nothing_twice(bench: Workbenc
     assert sorted(bench.rows(run)) == sorted([first, second, deadly, last])
     times = [bench.times_transcribed(uri) for uri in (first, second, deadly, last)]
     assert times == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
+def test_file_that_kills_its_process_costs_its_own_row(bench: Workbench, name: str) -> None:
+    audio = [bench.audio(f"{number}.wav", size=number) for number in range(19)]
+    deadly = bench.audio("deadly.wav", f"kill {name}", size=100)
+    run = bench.manifest([*audio, deadly])
+    result = bench.job_run(run)
+    assert (result.ok, result.errors, result.error_codes) == (19, 1, {"internal": 1})
+    row = bench.rows(run)[deadly]
+    assert name in row["error_message"]
+    assert bench.times_transcribed(deadly) <= 2
+
+
+def test_cause_of_a_failed_job_is_named(bench: Workbench) -> None:
+    killed = bench.manifest([bench.audio("a.wav", "kill-worker")])
+    with pytest.raises(Exception, match="aborted") as caught:
+        bench.job_run(killed)
+    assert re.match(r"a Python worker ended on host \S+ \(executor driver\)", cause_of(caught.value))
+
+    run = bench.manifest([bench.audio("b.wav")], manifest_id="b" * 32)
+    missing = dataclasses.replace(run.options, model=str(bench.folder))
+    with pytest.raises(Exception, match="faster-whisper model") as caught:
+        bench.job_run(run, engine="whisper_spark.engine.transcriber:get_engine", options=missing)
+    assert cause_of(caught.value).startswith(
+        f"whisper_spark.decoding.model.ModelError: {bench.folder} is no faster-whisper model"
+    )
+
+    with pytest.raises(Exception, match="no_such_engine") as caught:
+        bench.job_run(run, engine="no_such_engine:get_engine")
+    assert "No module named 'no_such_engine' on host" in cause_of(caught.value)
+    assert sys.executable in cause_of(caught.value)
 
 
 def test_missing_rows_fail_the_job_with_examples(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +412,7 @@ def test_retry_of_a_task_leaves_out_what_it_had_done(
 ) -> None:
     caplog.set_level(logging.INFO, "whisper_spark")
     audio = [bench.audio(f"{number}.wav", size=3000 - number) for number in range(2)]
-    audio += [bench.audio("deadly.wav", f"crash-once {bench.folder}/crashed", size=2000)]
+    audio += [bench.audio("deadly.wav", f"kill-worker-once {bench.folder}/crashed", size=2000)]
     audio += [bench.audio(f"late-{number}.wav", "sleep 0.4", size=1000) for number in range(3)]
     bench.job_run(bench.manifest(audio), tasks=1, progress_seconds=0.1)
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("task 0: ")]

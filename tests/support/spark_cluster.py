@@ -147,13 +147,14 @@ def write_run(
 
 
 def staged_table(run: Run, storage: ObjectStorage | None = None) -> pa.Table:
-    """All staged rows of a run."""
-    from whisper_spark.staging.result import staged_files
+    """The staged rows that the result of a run names, or all of them while there is none."""
+    from whisper_spark.staging.result import complete_result, staged_files
     from whisper_spark.storage.parquet import open_parquet
 
     storage = storage or ObjectStorage()
     tables = []
-    for file in staged_files(storage, run.rows_uri):
+    result = complete_result(run, storage)
+    for file in staged_files(storage, run.rows_uri) if result is None else result.staged:
         with open_parquet(file.uri, storage) as parquet:
             tables.append(parquet.read())
     return pa.concat_tables(tables)

@@ -76,6 +76,7 @@ class Run:
     :param counts: files per change; ``removed``; ``unchanged``, ``kept_stale`` and ``kept_removed``: rows
         that stay as they are; ``unchanged_errors``: those among them that are errors.
     :param audio_bytes: bytes of audio in the manifest.
+    :param max_attempts: how often a file is tried, for one etag, while its error may pass.
     """
 
     table: str
@@ -87,6 +88,7 @@ class Run:
     base_snapshot_id: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
     audio_bytes: int = 0
+    max_attempts: int = 3
 
     @property
     def manifest_uri(self) -> str:

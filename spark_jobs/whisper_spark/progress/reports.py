@@ -15,7 +15,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -131,6 +131,14 @@ class JobSize:
         storage.write_bytes(f"{folder_uri}/{_JOB}", json.dumps(dataclasses.asdict(self)).encode())
 
 
+def read_reports(storage: ObjectStorage, folder_uri: str) -> list[Snapshot]:
+    """What all tasks have reported last. Empty when that cannot be read."""
+    with contextlib.suppress(StorageError, ValueError):
+        uris = [uri for uri, _ in _objects(storage, folder_uri) if _TASK.search(uri)]
+        return [Snapshot.from_json(storage.read_bytes(uri)) for uri in uris]
+    return []
+
+
 def clear_reports(storage: ObjectStorage, folder_uri: str) -> None:
     """Delete all reports below a folder. Leaves them there when the store does not let us."""
     with contextlib.suppress(StorageError):
@@ -156,6 +164,7 @@ class ProgressLog:
     :param tell: takes each line.
     :param size: what the job has to do; ``None``: read it from the folder, once it is there.
     :param every: seconds between two rounds.
+    :param watch: takes what all tasks have reported, in each round.
     """
 
     def __init__(
@@ -165,9 +174,10 @@ class ProgressLog:
         tell: Callable[[str], None],
         size: JobSize | None = None,
         every: float = PROGRESS_SECONDS,
+        watch: Callable[[Collection[Snapshot]], None] = lambda tasks: None,
     ) -> None:
         self._storage, self._folder_uri, self._tell = storage, folder_uri, tell
-        self._size, self._every = size, every
+        self._size, self._every, self._watch = size, every, watch
         self._tasks: dict[int, _Heard] = {}
         self._started = time.monotonic()
         self._over = threading.Event()
@@ -205,6 +215,7 @@ class ProgressLog:
         now = time.monotonic()
         patience = _SILENT_ROUNDS * self._every
         snapshots = {number: heard.snapshot for number, heard in self._tasks.items()}
+        self._watch(snapshots.values())
         silent = {
             number: now - heard.at for number, heard in self._tasks.items() if now - heard.at > patience
         }

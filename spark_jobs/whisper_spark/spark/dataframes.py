@@ -6,6 +6,7 @@ a manifest of ten million files fits through a small driver.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,7 +18,7 @@ from pyspark.sql.window import Window
 from whisper_spark.contract import FINAL_ERRORS, Run
 from whisper_spark.staging.result import StagedFile
 from whisper_spark.staging.rows import INDEX_COLUMNS, StagedRows, read_index, read_rows
-from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage
+from whisper_spark.storage.objects import ObjectStorage
 from whisper_spark.storage.parquet import open_parquet
 
 MANIFEST_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt", "language")
@@ -26,7 +27,7 @@ _MANIFEST_DDL = (
     "row_group int, position bigint"
 )
 _INDEX_DDL = (
-    "audio_uri string, audio_etag string, status string, error_code string, language string, "
+    "audio_uri string, audio_etag string, status string, error_code string, attempt int, language string, "
     "duration_s double, speech_s double, engine_version string, transcribed_at timestamp, `row` int, file int"
 )
 
@@ -85,21 +86,44 @@ def _per_item(spark: SparkSession, items: int, tasks: int) -> DataFrame:
 
 
 def is_final() -> Column:
-    """Whether a staged row settles its file: a transcript, or an error that lies in the file."""
+    """Whether a staged row can stay for good: a transcript, or an error that lies in the file."""
     return (F.col("status") == "ok") | F.coalesce(
         F.col("error_code").isin(*sorted(FINAL_ERRORS)), F.lit(False)
     )
 
 
-def ranked(index: DataFrame) -> DataFrame:
+def is_settled(max_attempts: int) -> Column:
+    """Whether a staged row needs no further try: it is final, or has been tried as often as is allowed."""
+    return is_final() | (F.col("attempt") >= max_attempts)
+
+
+def unsettled(manifest: DataFrame, index: DataFrame, max_attempts: int) -> DataFrame:
+    """The rows of the manifest that have to be transcribed, ``attempt`` counted on from staged errors."""
+    tried = index.groupBy("audio_uri").agg(
+        F.max("attempt").alias("tried"), F.max(is_settled(max_attempts)).alias("settled")
+    )
+    left = manifest.join(tried, "audio_uri", "left").where(~F.coalesce("settled", F.lit(False)))
+    attempt = F.greatest("attempt", F.coalesce(F.col("tried") + 1, F.lit(1)))
+    return left.withColumn("attempt", attempt.cast("int")).drop("tried", "settled")
+
+
+def ranked(index: DataFrame, preferred: Sequence[Sequence[int]] = ()) -> DataFrame:
     """The index with ``rank``: 1 is the row to keep for a file, all others are superseded.
 
-    A transcript is better than a final error, that is better than an error that may pass, and of equals
-    the latest counts. File and position decide last, so that every evaluation decides alike.
+    A transcript is better than a final error, that is better than an error that may pass. Of equals those in
+    preferred files count, else the latest. File and position decide last, so that every evaluation decides
+    alike.
+
+    :param preferred: numbers of files; those in the first sequence go before those in the second.
     """
     quality = F.when(F.col("status") == "ok", 0).when(is_final(), 1).otherwise(2)
     best = Window.partitionBy("audio_uri").orderBy(
-        quality, F.col("transcribed_at").desc_nulls_last(), F.col("file"), F.col("row")
+        quality,
+        F.when(is_final(), 0).otherwise(-F.col("attempt")),
+        *[F.when(F.col("file").isin(*files), 0).otherwise(1) for files in preferred if files],
+        F.col("transcribed_at").desc_nulls_last(),
+        F.col("file"),
+        F.col("row"),
     )
     return index.withColumn("rank", F.row_number().over(best))
 
@@ -161,36 +185,33 @@ def copy_rows(
     return _total(_by_file(chosen).mapInArrow(copy, "rows bigint"))
 
 
-def drop_rows(
-    dropped: DataFrame, files: Sequence[StagedFile], run: Run, staging: Mapping[str, str], job: str
-) -> int:
-    """Take rows out of staging. Returns how many files were rewritten or deleted.
+def keep_rows(
+    kept: DataFrame, files: Sequence[StagedFile], run: Run, staging: Mapping[str, str], job: str
+) -> list[StagedFile]:
+    """Write some rows of staged files to files of their own. Returns these.
 
-    What is left of a file is written to a new one before the old one goes: a crash in between leaves
-    duplicates, which the next look at staging finds, and never a gap.
+    The old files stay where they are: another job may count on them.
 
-    :param dropped: ``file`` and ``row`` of each.
+    :param kept: ``file`` and ``row`` of each.
     """
-    listed = [(file.uri, file.rows) for file in files]
+    uris = [file.uri for file in files]
     config = dict(staging)
 
-    def drop(batches: _Batches) -> _Batches:
+    def keep(batches: _Batches) -> _Batches:
         storage = ObjectStorage(config)
-        changed = 0
+        written: list[StagedFile] = []
         for number, rows in _grouped(batches):
-            uri, count = listed[number]
-            keep = sorted(set(range(count)) - set(rows))
-            try:
-                with StagedRows(storage, run, "kept", job) as staged:
-                    for batch in read_rows(storage, uri, keep, run.partition) if keep else ():
-                        staged.add_batch(batch)
-            except ObjectNotFound:
-                continue  # an earlier attempt of this Spark task came as far as deleting it
-            storage.delete([uri])
-            changed += 1
-        yield _count(changed)
+            with StagedRows(storage, run, "kept", job) as staged:
+                for batch in read_rows(storage, uris[number], rows, run.partition):
+                    staged.add_batch(batch)
+            written += staged.written
+        yield pa.RecordBatch.from_pylist([dataclasses.asdict(file) for file in written], schema=_STAGED)
 
-    return _total(_by_file(dropped).mapInArrow(drop, "rows bigint"))
+    found = _by_file(kept).mapInArrow(keep, "uri string, rows bigint, bytes bigint").collect()
+    return [StagedFile(**row.asDict()) for row in found]
+
+
+_STAGED = pa.schema([("uri", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64())])
 
 
 def _by_file(rows: DataFrame) -> DataFrame:

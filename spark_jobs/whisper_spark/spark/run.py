@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -15,19 +15,21 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
 from whisper_spark.contract import partition_path
-from whisper_spark.progress.counters import STAGES, device_busy
+from whisper_spark.progress.counters import STAGES, Snapshot, device_busy
 from whisper_spark.progress.reports import JobSize, ProgressLog, clear_reports, reports_folder
 from whisper_spark.spark.conf import slots, task_count
 from whisper_spark.spark.dataframes import (
     copy_rows,
-    drop_rows,
-    is_final,
+    is_settled,
+    keep_rows,
     manifest_rows,
     partitioned_by_size,
     ranked,
     reusable,
     staged_index,
+    unsettled,
 )
+from whisper_spark.spark.first_files import AllFilesFailError, check_job
 from whisper_spark.spark.task import INPUT_COLUMNS, JobSpec, Sums, transcriber
 from whisper_spark.staging.result import (
     RunResult,
@@ -35,16 +37,15 @@ from whisper_spark.staging.result import (
     StagingError,
     finished_result,
     nothing_done,
+    read_result,
     staged_files,
 )
-from whisper_spark.storage.objects import ObjectStorage, StorageError
+from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage, StorageError
 
 log = logging.getLogger(__name__)
 
 _EXAMPLES = 5
 _ROWS_A_PARTITION = 50_000
-_CLEANUPS = 3
-# Each one removes everything superfluous; more than one is needed only when executors die meanwhile.
 
 
 class JobRun:
@@ -62,6 +63,9 @@ class JobRun:
         self._row_groups = list(row_groups)
         self._files = sum(row_groups)
         self._started = started
+        # Files of this job run that its result does not name.
+        self._superseded: list[str] = []
+        self._all_fail: AllFilesFailError | None = None
         self._result = RunResult(
             manifest_uri=self._run.manifest_uri,
             manifest_id=self._run.manifest_id,
@@ -126,8 +130,7 @@ class JobRun:
         files = staged_files(self._storage, self._run.rows_uri)
         if not files:
             return manifest
-        done = self._index(files).where(is_final()).select("audio_uri")
-        pending = manifest.join(done, "audio_uri", "left_anti").persist()
+        pending = unsettled(manifest, self._index(files), self._run.max_attempts).persist()
         self._count(resumed=self._files - pending.count())
         log.info("%s files were staged by earlier runs of this job", f"{self._result.resumed:,}")
         return pending
@@ -168,8 +171,11 @@ class JobRun:
             .agg(F.count("*").alias("files"), F.sum("duration_s").alias("seconds"))
         )
         start = time.monotonic()
+        self._spark.sparkContext.addJobTag(self._job.id)
         with self._progress(size):
             total = told.collect()[0]
+        errors = {code: int(files) for code, files in _named(sums.value, "error ").items()}
+        check_job([Snapshot(files=self._left, errors=errors)])
         elapsed = time.monotonic() - start
         if total["files"] != self._left:
             raise StagingError(
@@ -193,34 +199,55 @@ class JobRun:
         with contextlib.suppress(StorageError):
             size.write(self._storage, folder)
         try:
-            with ProgressLog(self._storage, folder, log.info, size, every):
+            with ProgressLog(self._storage, folder, log.info, size, every, self._stop_if_all_fail):
                 yield
+        except Exception:
+            if self._all_fail is not None:
+                raise self._all_fail from None
+            raise
         finally:
             clear_reports(self._storage, folder)
 
+    def _stop_if_all_fail(self, tasks: Collection[Snapshot]) -> None:
+        try:
+            check_job(tasks)
+        except AllFilesFailError as error:
+            self._all_fail = error
+            self._spark.sparkContext.cancelJobsWithTag(self._job.id)
+
     def _settle(self) -> RunResult:
-        """Exactly one row for each file of the manifest, and what these rows add up to.
+        """Files that hold exactly one row for each file of the manifest, and what these rows add up to.
+
+        Only files of this job run are deleted: another job may work on the same run.
 
         :raises StagingError: when a file has no row.
         """
-        for _ in range(_CLEANUPS):
-            files = staged_files(self._storage, self._run.rows_uri)
-            if not files and not self._files:
-                return self._result
-            index = ranked(self._index(files)).persist()
-            self._require_all(index)
-            superfluous = index.where("rank > 1").unionByName(
-                index.where("rank = 1").join(self._manifest, "audio_uri", "left_anti")
-            )
-            if not drop_rows(superfluous, files, self._run, self._job.staging, self._job.id):
-                return self._summary(index, files)
-        raise StagingError(
-            f"{self._run.rows_uri} still holds superfluous rows after {_CLEANUPS} passes to remove them. "
-            "Something else writes there: let only one job at a time work on a run"
-        )
+        files = staged_files(self._storage, self._run.rows_uri)
+        if not files:
+            return self._result
+        own = [number for number, file in enumerate(files) if f"-{self._job.id}-" in file.uri]
+        index = ranked(self._index(files), [own, self._listed_before(files)])
+        chosen = index.where("rank = 1").join(self._manifest, "audio_uri", "left_semi").persist()
+        self._require_all(chosen)
+        counts = {row["file"]: row["count"] for row in chosen.groupBy("file").count().collect()}
+        whole = [number for number, count in counts.items() if count == files[number].rows]
+        staged = [files[number] for number in whole]
+        if len(whole) < len(counts):
+            kept = chosen.where(~F.col("file").isin(*whole)) if whole else chosen
+            staged += keep_rows(kept, files, self._run, self._job.staging, self._job.id)
+        self._superseded = [files[number].uri for number in own if number not in whole]
+        return self._summary(chosen, sorted(staged, key=lambda file: file.uri))
 
-    def _require_all(self, index: DataFrame) -> None:
-        missing = self._manifest.join(index, "audio_uri", "left_anti").select("audio_uri")
+    def _listed_before(self, files: Sequence[StagedFile]) -> list[int]:
+        """The numbers of the files that the present result names: what others may be reading."""
+        try:
+            listed = set(read_result(self._run, self._storage).staged)
+        except (ObjectNotFound, StagingError):
+            return []
+        return [number for number, file in enumerate(files) if file in listed]
+
+    def _require_all(self, chosen: DataFrame) -> None:
+        missing = self._manifest.join(chosen, "audio_uri", "left_anti").select("audio_uri")
         examples = [row["audio_uri"] for row in missing.limit(_EXAMPLES).collect()]
         if examples:
             raise StagingError(
@@ -228,9 +255,12 @@ class JobRun:
                 f"example {', '.join(examples)}. Run the job again: it goes on where this one stopped"
             )
 
-    def _summary(self, index: DataFrame, files: Sequence[StagedFile]) -> RunResult:
-        sums = index.groupBy("status", "error_code", "language", "engine_version").agg(
-            F.count("*").alias("files"), F.sum("duration_s").alias("audio"), F.sum("speech_s").alias("speech")
+    def _summary(self, chosen: DataFrame, files: Sequence[StagedFile]) -> RunResult:
+        sums = chosen.groupBy("status", "error_code", "language", "engine_version").agg(
+            F.count("*").alias("files"),
+            F.sum("duration_s").alias("audio"),
+            F.sum("speech_s").alias("speech"),
+            F.sum((~is_settled(self._run.max_attempts)).cast("int")).alias("retryable"),
         )
         groups = sums.collect()
         ok = [group for group in groups if group["status"] == "ok"]
@@ -240,6 +270,7 @@ class JobRun:
             ok=sum(group["files"] for group in ok),
             errors=sum(group["files"] for group in groups) - sum(group["files"] for group in ok),
             error_codes=_tally((g["error_code"], g["files"]) for g in groups if g["status"] != "ok"),
+            retryable=sum(group["retryable"] for group in groups),
             languages=_tally((g["language"], g["files"]) for g in ok if g["language"]),
             audio_seconds=round(sum(group["audio"] or 0.0 for group in groups), 3),
             speech_seconds=round(sum(group["speech"] or 0.0 for group in groups), 3),
@@ -253,6 +284,7 @@ class JobRun:
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self._storage.write_bytes(self._run.result_uri, result.to_json().encode())
+        self._storage.delete(self._superseded)
         log.info(
             "done in %.0f s: %s ok, %s errors; %s transcribed, %s staged before, %s from other runs",
             result.wall_seconds,
@@ -276,19 +308,19 @@ class JobRun:
 
 def _telemetry(sums: Mapping[str, float]) -> dict[str, Any]:
     """Fields of the result out of what the tasks counted."""
-    named = {
-        kind: {name.removeprefix(kind): sums[name] for name in sorted(sums) if name.startswith(kind)}
-        for kind in ("flag ", "stage ")
-    }
-    stages = {name: round(seconds, 3) for name, seconds in named["stage "].items()}
+    stages = {name: round(seconds, 3) for name, seconds in _named(sums, "stage ").items()}
     busy = device_busy(stages)
     return {
         "windows": int(sums.get("windows", 0)),
         "retried_windows": int(sums.get("retried_windows", 0)),
-        "flags": {name: int(files) for name, files in named["flag "].items()},
+        "flags": {name: int(files) for name, files in _named(sums, "flag ").items()},
         "stage_seconds": stages,
         "device_busy": None if busy is None else round(busy, 4),
     }
+
+
+def _named(sums: Mapping[str, float], kind: str) -> dict[str, float]:
+    return {name.removeprefix(kind): sums[name] for name in sorted(sums) if name.startswith(kind)}
 
 
 def _telemetry_lines(result: RunResult) -> Iterator[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +12,20 @@ import pandas as pd
 from pyspark import TaskContext
 from pyspark.accumulators import Accumulator, AccumulatorParam
 
-from whisper_spark.contract import Run, WhisperOptions
+from whisper_spark.audio.files import AudioFile
+from whisper_spark.contract import Run, Transcript, WhisperOptions
+from whisper_spark.engine.engine_process import ENGINE
+from whisper_spark.engine.isolated import IsolatedEngine
 from whisper_spark.progress.counters import Progress
 from whisper_spark.progress.reports import (
     PROGRESS_SECONDS,
     JobSize,
     TaskReport,
+    read_reports,
     report_folder,
     task_report_uri,
 )
+from whisper_spark.spark.first_files import FirstFiles
 from whisper_spark.staging.rows import FLUSH_SECONDS, StagedRows, task_index
 from whisper_spark.storage.objects import ObjectStorage
 
@@ -60,7 +64,7 @@ class JobSpec:
     tasks: int | None = None
     flush_seconds: float = FLUSH_SECONDS
     progress_seconds: float = PROGRESS_SECONDS
-    engine: str = "whisper_spark.engine.transcriber:get_engine"
+    engine: str = ENGINE
 
     @property
     def staging(self) -> dict[str, str]:
@@ -128,7 +132,7 @@ def transcribe_partition(
     part = size.of_task(task)
     progress = Progress(part.files, part.audio_bytes or None)
 
-    def files() -> Iterator[Any]:
+    def files() -> Iterator[AudioFile]:
         for file in _audio_files(batches):
             if file.uri in earlier:
                 ready.append(earlier[file.uri])
@@ -141,14 +145,21 @@ def transcribe_partition(
     if first is not None:  # else no model needs to be loaded
         report = TaskReport(staging, task_report_uri(job.progress_uri, task), progress, job.progress_seconds)
         staged = StagedRows(staging, job.run, "part", name, flush_seconds=job.flush_seconds)
-        with report, staged:
-            engine = _function(job.engine)(job.options, job.credentials["model"] or None)
-            source = ObjectStorage(job.credentials["source"])
-            for transcript in engine.transcribe(itertools.chain([first], todo), source, progress):
+        first_files = FirstFiles(lambda: read_reports(staging, job.progress_uri))
+
+        def stage(transcripts: Iterable[Transcript]) -> None:
+            for transcript in transcripts:
                 staged.add(transcript)
                 ready.append({column: getattr(transcript, column) for column in STATISTICS})
-                if len(ready) >= _ROWS_A_BATCH:
+
+        with report, staged:
+            engine = IsolatedEngine(job.options, job.credentials["model"], job.engine)
+            source = ObjectStorage(job.credentials["source"])
+            for transcript in engine.transcribe(itertools.chain([first], todo), source, progress):
+                stage(first_files.passed(transcript))
+                while len(ready) >= _ROWS_A_BATCH:
                     yield _frame(ready)
+            stage(first_files.rest())
         sums.add(progress.snapshot().sums())
     while ready:
         yield _frame(ready)
@@ -160,9 +171,7 @@ def _frame(ready: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame.from_records(rows, columns=[*STATISTICS])
 
 
-def _audio_files(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[Any]:
-    from whisper_spark.engine.transcriber import AudioFile
-
+def _audio_files(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[AudioFile]:
     for columns in batches:
         for uri, etag, size, attempt, language in zip(*columns, strict=True):
             yield AudioFile(
@@ -179,8 +188,3 @@ def _partition() -> int:
     if context is None:
         raise RuntimeError("this runs inside Spark tasks only; use transcribe_files elsewhere")
     return context.partitionId()
-
-
-def _function(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -48,6 +48,7 @@ class RunResult:
     :param ok: rows with a transcript.
     :param errors: rows with an error.
     :param error_codes: rows per error code.
+    :param retryable: errors that may pass and may be tried again: another job run on this manifest does so.
     :param languages: transcripts per language.
     :param audio_seconds: seconds of audio in all rows.
     :param speech_seconds: seconds of detected speech in all rows.
@@ -79,6 +80,7 @@ class RunResult:
     ok: int = 0
     errors: int = 0
     error_codes: Mapping[str, int] = field(default_factory=dict)
+    retryable: int = 0
     languages: Mapping[str, int] = field(default_factory=dict)
     audio_seconds: float = 0.0
     speech_seconds: float = 0.0
@@ -136,11 +138,11 @@ def read_result(run: Run, storage: ObjectStorage) -> RunResult:
     return result
 
 
-def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
+def complete_result(run: Run, storage: ObjectStorage) -> RunResult | None:
     """The result of a run whose staged files are all in place, else ``None``.
 
-    Looks at the files, because a result alone proves nothing once a lifecycle rule or a person
-    has tidied up staging.
+    Looks at the files, because a result alone proves nothing once a lifecycle rule or a person has tidied up
+    staging. What else lies beside them, for instance of another job on the same run, does not matter.
     """
     from whisper_spark.storage.objects import ObjectNotFound
 
@@ -148,8 +150,17 @@ def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
         result = read_result(run, storage)
     except (ObjectNotFound, StagingError):
         return None
-    there = {file.uri: file.bytes for file in staged_files(storage, run.rows_uri)}
-    return result if there == {file.uri: file.bytes for file in result.staged} else None
+    there = set(staged_files(storage, run.rows_uri))
+    return result if there.issuperset(result.staged) else None
+
+
+def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
+    """The complete result of a run on which there is nothing left to do, else ``None``.
+
+    A run with errors that may pass and may still be tried is not finished.
+    """
+    result = complete_result(run, storage)
+    return result if result is not None and not result.retryable else None
 
 
 def nothing_done(result: RunResult) -> RunResult:

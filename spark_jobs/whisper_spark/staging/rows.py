@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from whisper_spark.contract import Run, Transcript, transcript_schema
-from whisper_spark.staging.result import staged_file_uri, staged_files
+from whisper_spark.staging.result import StagedFile, staged_file_uri, staged_files
 from whisper_spark.storage.parquet import open_parquet
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ INDEX_COLUMNS: tuple[str, ...] = (
     "audio_etag",
     "status",
     "error_code",
+    "attempt",
     "language",
     "duration_s",
     "speech_s",
@@ -94,6 +95,7 @@ class StagedRows:
         self._schema = transcript_schema(run.partition)
         self._origin, self._name = origin, name
         self._flush_seconds, self._flush_bytes = flush_seconds, flush_bytes
+        self._written: list[StagedFile] = []
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_bytes = 0
         self._lock = threading.Lock()  # guards the two above, never held during I/O
@@ -153,12 +155,18 @@ class StagedRows:
             table = pa.Table.from_batches(batches, schema=self._schema)
             uri = staged_file_uri(self._rows_uri, self._origin, self._name, table.num_rows)
             try:
-                write_table(self._storage, uri, table)
+                written = write_table(self._storage, uri, table)
             except BaseException:
                 with self._lock:
                     self._waiting = batches + self._waiting
                     self._waiting_bytes += size
                 raise
+            self._written.append(StagedFile(uri, table.num_rows, written))
+
+    @property
+    def written(self) -> list[StagedFile]:
+        """The files written so far."""
+        return list(self._written)
 
     def close(self) -> None:
         """Stop the thread and write the rest.

@@ -21,6 +21,7 @@ from whisper_spark.staging.result import (
     RunResult,
     StagedFile,
     StagingError,
+    complete_result,
     finished_result,
     read_result,
     staged_files,
@@ -220,12 +221,23 @@ def test_run_is_finished_only_while_its_files_are_there(run: Run) -> None:
     assert finished_result(run, storage) is None
 
 
-def test_file_that_appeared_later_unfinishes_a_run(run: Run) -> None:
+def test_files_that_another_job_adds_do_not_unfinish_a_run(run: Run) -> None:
     storage = ObjectStorage()
-    storage.write_bytes(run.result_uri, result_of(run).to_json().encode())
-    with StagedRows(storage, run, "part", "j-00001") as staged:
-        staged.add(transcript("b"))
+    with StagedRows(storage, run, "part", "j-00000") as staged:
+        staged.add(transcript("a"))
+    result = result_of(run)
+    storage.write_bytes(run.result_uri, result.to_json().encode())
+    with StagedRows(storage, run, "part", "k-00000") as staged:
+        staged.add(transcript("a"))
+    assert finished_result(run, storage) == result
+
+
+def test_errors_that_may_be_tried_again_leave_a_run_unfinished(run: Run) -> None:
+    storage = ObjectStorage()
+    result = result_of(run, errors=1, error_codes={"forbidden": 1}, retryable=1)
+    storage.write_bytes(run.result_uri, result.to_json().encode())
     assert finished_result(run, storage) is None
+    assert complete_result(run, storage) == result
 
 
 # --- credentials ---------------------------------------------------------------------------------------
