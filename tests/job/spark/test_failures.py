@@ -95,7 +95,7 @@ JAVA = """
         (
             (
                 f": org.apache.spark.SparkException: {LOST} stage 0.0 (TID 3) (node-2 executor 0): "
-                'java.io.IOException: Cannot run program "./environment/bin/python": error=2, No such file or '
+                'java.io.IOException: Cannot run program "./environment/bin/python": error=2, No such file '
                 f"or directory{JAVA}Caused by: java.io.IOException: error=2, No such file or directory{JAVA}"
             ),
             "IOException: error=2, No such file or directory on host node-2 (executor 0)",
