@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import TaskGroup, XComArg
 
 from airflow_whisper.operators.discover import DiscoverAudioOperator
+from airflow_whisper.operators.maintain import MaintainTableOperator
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from airflow_whisper.operators.validate import ValidateTranscriptsOperator
@@ -38,6 +39,7 @@ def transcribe_partition(
     pool: str | None = None,
     outlets: Sequence[Any] | None = None,
     table_url: str | None = None,
+    maintain: bool | Mapping[str, Any] = False,
     spark: Mapping[str, Any] | None = None,
     default_args: Mapping[str, Any] | None = None,
 ) -> TaskGroup:
@@ -88,6 +90,9 @@ def transcribe_partition(
     :param pool: Airflow pool of the ``transcribe`` task: one slot for each Spark job that may run at a time.
     :param outlets: assets that ``register`` updates.
     :param table_url: page of the table in your catalog, for the link *Table* on ``register``.
+    :param maintain: whether a fifth task, ``maintain``, cares for the table after each run that published
+        something: see :class:`MaintainTableOperator`, whose arguments a mapping gives. It compacts this
+        partition alone. A daily task for the whole table is the alternative.
     :param spark: further arguments of :class:`WhisperTranscribeOperator`, such as ``conf``,
         ``num_executors``, ``archives``, ``execution_timeout`` or ``history_server``.
     :param default_args: arguments for all four tasks, such as ``retries``.
@@ -143,4 +148,12 @@ def transcribe_partition(
             **common,
         )
         discover >> transcribe >> validate >> register
+        if maintain is not False:
+            register >> MaintainTableOperator(
+                task_id="maintain",
+                table=table,
+                partition=partition,
+                catalog_conn_id=catalog_conn_id,
+                **(maintain if isinstance(maintain, Mapping) else {}),
+            )
     return group

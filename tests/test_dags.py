@@ -180,6 +180,17 @@ def test_task_group_runs_its_four_tasks_in_order() -> None:
     ]
 
 
+@pytest.mark.parametrize("maintain", [True, {"min_files": 9}], ids=str)
+def test_task_group_can_care_for_the_table(maintain: Any) -> None:
+    with new_dag() as dag:
+        transcribe_partition(**ARGUMENTS, catalog_conn_id="lake", maintain=maintain)
+    task = dag.get_task("transcribe.maintain")
+    assert task.upstream_task_ids == {"transcribe.register"}
+    assert (task.table, task.catalog_conn_id) == (ARGUMENTS["table"], "lake")
+    assert task.partition == ARGUMENTS["partition"]
+    assert task.min_files == (5 if maintain is True else 9)
+
+
 def test_task_group_gives_every_task_what_it_needs() -> None:
     asset = Asset("calls", uri="s3://lake/calls")
     with new_dag() as dag:

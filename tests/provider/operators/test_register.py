@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time.context import OutletEventAccessors
-from transcripts import PARTITION, make_transcript_rows, stage_run
+from transcripts import OPTIONS, PARTITION, make_transcript_rows, stage_run
 
 from airflow_whisper.hooks.catalog import open_catalog
+from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
-from airflow_whisper.table.errors import RegistrationError
+from airflow_whisper.table.errors import RegistrationError, TableMismatchError
 from airflow_whisper.table.publish import register_run, result_of
 from airflow_whisper.table.read import current_rows
-from whisper_spark.contract import Run
+from whisper_spark.contract import Run, transcript_schema
 from whisper_spark.storage.objects import ObjectStorage
+from whisper_spark.storage.parquet import open_parquet, read_run
 
 TABLE = "speech.transcripts"
 
@@ -153,6 +156,49 @@ def test_report_may_be_waived_or_lie_elsewhere(tmp_path: Path) -> None:
     other = stage_run(tmp_path, ["a"], partition={"dt": "2026-11-02"}, passed=None)
     result = register(other, report=f"file://{tmp_path}/elsewhere.json")
     assert result["report_uri"] == f"file://{tmp_path}/elsewhere.json"
+
+
+def test_partition_is_spelled_as_its_columns_are_from_the_template_to_the_asset_event(tmp_path: Path) -> None:
+    """The hour is a number in the table, and has two digits in the folder."""
+    catalog = open_catalog(None)
+    catalog.create_namespace("speech")
+    schema = transcript_schema([]).append(pa.field("day", pa.date32())).append(pa.field("hour", pa.int32()))
+    with (
+        catalog.create_table_transaction(TABLE, schema) as transaction,
+        transaction.update_spec() as spec,
+    ):
+        spec.add_identity("day").add_identity("hour")
+    audio = tmp_path / "raw" / "hour=07" / "a.wav"
+    audio.parent.mkdir(parents=True)
+    audio.write_bytes(b"RIFF")
+
+    def discover(hour: str = "07") -> dict[str, Any]:
+        return DiscoverAudioOperator(
+            task_id="discover",
+            source=str(tmp_path / "raw" / "hour=07"),
+            partition={"day": "20261101", "hour": hour},
+            table=TABLE,
+            staging=str(tmp_path / "staging"),
+            options=OPTIONS,
+        ).execute({})  # type: ignore[arg-type]
+
+    found = discover()
+    assert found["partition"] == "day=2026-11-01/hour=7"
+    storage = ObjectStorage()
+    run = read_run(found["manifest_uri"], storage)
+    assert run.partition == {"day": "2026-11-01", "hour": "7"}
+    with open_parquet(run.manifest_uri, storage) as file:
+        (row,) = file.read().to_pylist()
+    staged = stage_run(tmp_path, [row["audio_uri"]], partition=run.partition, etag=row["audio_etag"])
+    asset, context = Asset("transcripts"), {"outlet_events": OutletEventAccessors()}
+    register(staged, context, outlets=[asset])
+    assert context["outlet_events"][asset].extra["partition"] == "day=2026-11-01/hour=7"
+    (row,) = catalog.load_table(TABLE).scan("hour = 7").to_arrow().to_pylist()
+    assert (row["day"], row["hour"]) == (date(2026, 11, 1), 7)
+    with pytest.raises(AirflowSkipException, match="up to date"):
+        discover("7")
+    with pytest.raises(TableMismatchError, match="'noon' is not a value for the partition column hour"):
+        discover("noon")
 
 
 # --- the operator ----------------------------------------------------------------------------------------
