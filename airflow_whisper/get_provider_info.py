@@ -13,6 +13,22 @@ def get_provider_info() -> dict[str, object]:
             "airflow_whisper.links.ReportLink",
             "airflow_whisper.links.TableLink",
         ],
+        "config": {
+            "whisper": {
+                "description": "Settings of airflow-provider-whisper.",
+                "options": {
+                    "warehouse": {
+                        "description": "Folder of the embedded catalog and its tables, for one machine.\n"
+                        "It is used where no ``catalog_conn_id`` is given.\n"
+                        "Empty: ``whisper_warehouse`` in ``AIRFLOW_HOME``.\n",
+                        "version_added": "0.2.0",
+                        "type": "string",
+                        "example": "/srv/whisper_warehouse",
+                        "default": "",
+                    },
+                },
+            },
+        },
         "integrations": [
             {
                 "integration-name": "Whisper",

@@ -1,30 +1,24 @@
-"""Settings of the example DAGs, from environment variables, so that they run without being edited.
+"""Settings of the example DAGs of earlier releases, of which copies exist. Do not use it in new DAGs.
 
-=====================================  ======================================================================
-``AIRFLOW_WHISPER_SOURCE``             URI of one partition's audio, with placeholders for the partition keys:
-                                       ``s3://calls/raw/dt={dt}/``
-``AIRFLOW_WHISPER_TABLE``              ``namespace.table``, default ``speech.transcripts``
-``AIRFLOW_WHISPER_STAGING``            URI prefix that workers and executors can write to
-``AIRFLOW_WHISPER_MODEL``              name, path or URI of the model, default ``large-v3-turbo``
-``AIRFLOW_WHISPER_SOURCE_CONN_ID``     Airflow connections; without them ambient credentials, and for the
-``AIRFLOW_WHISPER_STAGING_CONN_ID``    catalog the embedded one
-``AIRFLOW_WHISPER_CATALOG_CONN_ID``
-``AIRFLOW_WHISPER_MODEL_CONN_ID``
-``AIRFLOW_WHISPER_SPARK_CONN_ID``      default ``spark_default``
-``AIRFLOW_WHISPER_SPARK_CONF``         Spark configuration as a JSON object
-``AIRFLOW_WHISPER_RETRIES``            of each task, default 3
-``AIRFLOW_WHISPER_POOL``               pool of the Spark task, for example ``gpu``; default ``default_pool``
-``AIRFLOW_WHISPER_POLL_INTERVAL``      seconds between two looks at the source, default 60
-=====================================  ======================================================================
+The examples in ``dags/`` now hold their settings themselves and read the same environment variables
+``AIRFLOW_WHISPER_*``. Settings of the library are in the section ``[whisper]`` of Airflow's configuration.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+warnings.warn(
+    "airflow_whisper.settings will be removed: read the environment variables in the DAG file itself, as the "
+    "examples in dags/ do",
+    DeprecationWarning,
+    stacklevel=2,
+)
 
 
 def setting(name: str, default: str) -> str:

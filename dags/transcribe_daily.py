@@ -1,8 +1,8 @@
 """Transcribe yesterday's audio every day; catch up, backfill or correct any other day with the same DAG.
 
-Runs as it is on the recordings in ``demo/audio``. To use it for real, set the environment variables listed in
-``airflow_whisper.settings``, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), on the
-scheduler, the DAG processor and the workers, or copy this file and write the values into it.
+Runs as it is on the recordings in ``demo/audio``. To use it for real, set the environment variables named
+under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or copy this file
+and write the values into it.
 
 The Params below are the defaults of one run: change them in the trigger form, in a backfill, or with
 ``airflow dags trigger --conf``.
@@ -10,20 +10,64 @@ The Params below are the defaults of one run: change them in the trigger form, i
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import json
+import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param
 
 from airflow_whisper import transcribe_partition
-from airflow_whisper.settings import default_args, locations, setting
 from whisper_spark.options import KNOWN_MODELS, LANGUAGES, WhisperOptions
 
 DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
 
+# --- settings -----------------------------------------------------------------------------------------------
+# Write your own values here, or set the environment variables, on the scheduler, the DAG processor, the
+# triggerer and the workers.
+
+
+def env(name: str, default: Any = None) -> Any:
+    return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
+
+
+# Audio of one partition, with placeholders for the partition keys: s3://calls/raw/dt={dt}/
+SOURCE = env("SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/")
+# namespace.table
+TABLE = env("TABLE", "speech.transcripts")
+# Name, path or URI of the model.
+MODEL = env("MODEL", WhisperOptions.model)
+HOME = Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
+STAGING = env("STAGING", f"{HOME}/whisper_staging")
+WHERE = {
+    "table": TABLE,
+    # A URI prefix that workers and executors can write to.
+    "staging": STAGING,
+    # Airflow connections; without them ambient credentials, and for the catalog the embedded one.
+    "source_conn_id": env("SOURCE_CONN_ID"),
+    "staging_conn_id": env("STAGING_CONN_ID"),
+    "catalog_conn_id": env("CATALOG_CONN_ID"),
+    "model_conn_id": env("MODEL_CONN_ID"),
+    "spark_conn_id": env("SPARK_CONN_ID", "spark_default"),
+    # Of the Spark task: one slot for each job that may run at a time.
+    "pool": env("POOL", "default_pool"),
+    # Spark configuration as a JSON object.
+    "spark": {"conf": json.loads(env("SPARK_CONF", "{}"))},
+}
+# Of all tasks, with growing pauses.
+RETRIES = {
+    "retries": int(env("RETRIES", "3")),
+    "retry_delay": timedelta(minutes=1),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(hours=1),
+}
+# ------------------------------------------------------------------------------------------------------------
+
+
 # The day that a run brings up to date. A run from the trigger form may have no logical date: then its own.
 DT = "{{ params.dt or (dag_run.logical_date or dag_run.run_after).strftime('%Y-%m-%d') }}"
-SOURCE = "{{ params.source.replace('{dt}', " + DT.strip("{} ") + ") }}"
+SOURCE_OF_DAY = "{{ params.source.replace('{dt}', " + DT.strip("{} ") + ") }}"
 
 # JSON, because a template renders to a string whatever the type of the Param is.
 OPTIONS = """{{ {
@@ -45,10 +89,10 @@ with DAG(
     catchup=False,
     # Days commit in parallel without conflict; how many Spark jobs run at a time is the pool's business.
     max_active_runs=8,
-    default_args=default_args(),
+    default_args=RETRIES,
     params={
         "source": Param(
-            setting("SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/"),
+            SOURCE,
             type="string",
             minLength=1,
             section="Audio",
@@ -85,7 +129,7 @@ with DAG(
             description="Share of unreadable files above which nothing is published",
         ),
         "model": Param(
-            setting("MODEL", WhisperOptions.model),
+            MODEL,
             type="string",
             minLength=1,
             examples=sorted(KNOWN_MODELS),
@@ -122,13 +166,13 @@ with DAG(
     tags=["whisper"],
 ):
     transcribe_partition(
-        source=SOURCE,
+        source=SOURCE_OF_DAY,
         partition={"dt": DT},
         options=OPTIONS,
         on_removed="{{ params.on_removed }}",
         on_stale="{{ params.on_stale }}",
         on_missing_source="{{ params.on_missing_source }}",
         max_error_rate="{{ params.max_error_rate }}",
-        outlets=[Asset(setting("TABLE", "speech.transcripts"))],
-        **locations(),
+        outlets=[Asset(TABLE)],
+        **WHERE,
     )

@@ -13,16 +13,13 @@
 The partition key is the partition in the Hive form, and it is shown beside each run. To do one partition by
 hand, trigger ``transcribe_partitioned`` and type its key into "Partition Key".
 
-The environment variables are those listed in ``airflow_whisper.settings``, and
-
-=======================================  ====================================================================
-``AIRFLOW_WHISPER_PARTITIONED_SOURCE``   URI of one partition's audio: ``s3://calls/raw/dt={dt}/hour={hour}/``
-``AIRFLOW_WHISPER_PARTITIONED_TABLE``    ``namespace.table``, default ``speech.transcripts_by_hour``
-=======================================  ====================================================================
+The environment variables are named under "settings" below.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,12 +28,53 @@ from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
 from airflow_whisper import WhisperOptions, transcribe_partition
 from airflow_whisper.sensors.audio import NewAudioSensor
-from airflow_whisper.settings import connection, default_args, locations, setting
 from whisper_spark.contract import parse_partition_path, partition_path
 
 DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
-SOURCE = setting("PARTITIONED_SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/hour={{hour}}/")
-TABLE = setting("PARTITIONED_TABLE", "speech.transcripts_by_hour")
+
+# --- settings -----------------------------------------------------------------------------------------------
+# Write your own values here, or set the environment variables, on the scheduler, the DAG processor, the
+# triggerer and the workers.
+
+
+def env(name: str, default: Any = None) -> Any:
+    return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
+
+
+# Audio of one partition, with placeholders for the partition keys: s3://calls/raw/dt={dt}/hour={hour}/
+SOURCE = env("PARTITIONED_SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/hour={{hour}}/")
+# namespace.table
+TABLE = env("PARTITIONED_TABLE", "speech.transcripts_by_hour")
+# Name, path or URI of the model.
+MODEL = env("MODEL", WhisperOptions.model)
+HOME = Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
+STAGING = env("STAGING", f"{HOME}/whisper_staging")
+# Seconds between two looks at the source.
+POLL_SECONDS = float(env("POLL_INTERVAL", "60"))
+WHERE = {
+    "table": TABLE,
+    # A URI prefix that workers and executors can write to.
+    "staging": STAGING,
+    # Airflow connections; without them ambient credentials, and for the catalog the embedded one.
+    "source_conn_id": env("SOURCE_CONN_ID"),
+    "staging_conn_id": env("STAGING_CONN_ID"),
+    "catalog_conn_id": env("CATALOG_CONN_ID"),
+    "model_conn_id": env("MODEL_CONN_ID"),
+    "spark_conn_id": env("SPARK_CONN_ID", "spark_default"),
+    # Of the Spark task: one slot for each job that may run at a time.
+    "pool": env("POOL", "default_pool"),
+    # Spark configuration as a JSON object.
+    "spark": {"conf": json.loads(env("SPARK_CONF", "{}"))},
+}
+# Of all tasks, with growing pauses.
+RETRIES = {
+    "retries": int(env("RETRIES", "3")),
+    "retry_delay": timedelta(minutes=1),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(hours=1),
+}
+# ------------------------------------------------------------------------------------------------------------
+
 AUDIO = Asset("audio_by_hour")
 
 
@@ -58,9 +96,9 @@ with DAG(
         task_id="arrived",
         source=SOURCE,
         table=TABLE,
-        source_conn_id=connection("SOURCE"),
-        catalog_conn_id=connection("CATALOG"),
-        poke_interval=float(setting("POLL_INTERVAL", "60")),
+        source_conn_id=WHERE["source_conn_id"],
+        catalog_conn_id=WHERE["catalog_conn_id"],
+        poke_interval=POLL_SECONDS,
         # Shorter than the schedule, and an hour without new audio ends as skipped.
         timeout=timedelta(minutes=50),
         soft_fail=True,
@@ -82,7 +120,7 @@ with DAG(
     schedule=PartitionedAssetTimetable(assets=AUDIO),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     max_active_runs=8,
-    default_args=default_args(),
+    default_args=RETRIES,
     user_defined_macros={"source_of": source_of, "parse": parse_partition_path},
     tags=["whisper"],
 ):
@@ -92,7 +130,7 @@ with DAG(
             "dt": "{{ parse(partition_key)['dt'] }}",
             "hour": "{{ parse(partition_key)['hour'] }}",
         },
-        options=WhisperOptions(model=setting("MODEL", WhisperOptions.model)),
+        options=WhisperOptions(model=MODEL),
         outlets=[Asset(TABLE)],
-        **{**locations(), "table": TABLE},
+        **WHERE,
     )

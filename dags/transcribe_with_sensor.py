@@ -3,24 +3,69 @@
 For those who want runs at fixed times, and in each run only the partitions that need work, however old they
 are. The waiting costs no worker: the sensor is deferrable. A day without new audio ends as skipped.
 
-Runs as it is on the recordings in ``demo/audio``. To use it for real, set the environment variables listed in
-``airflow_whisper.settings``, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), on the
-scheduler, the DAG processor, the triggerer and the workers, or copy this file and write the values into it.
+Runs as it is on the recordings in ``demo/audio``. To use it for real, set the environment variables named
+under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or copy this file
+and write the values into it.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import DAG, Asset, task_group
 
 from airflow_whisper import WhisperOptions, transcribe_partition
 from airflow_whisper.sensors.audio import NewAudioSensor
-from airflow_whisper.settings import connection, default_args, locations, setting
 
 DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
-TABLE = setting("TABLE", "speech.transcripts")
+
+# --- settings -----------------------------------------------------------------------------------------------
+# Write your own values here, or set the environment variables, on the scheduler, the DAG processor, the
+# triggerer and the workers.
+
+
+def env(name: str, default: Any = None) -> Any:
+    return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
+
+
+# Audio of one partition, with placeholders for the partition keys: s3://calls/raw/dt={dt}/
+SOURCE = env("SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/")
+# namespace.table
+TABLE = env("TABLE", "speech.transcripts")
+# Name, path or URI of the model.
+MODEL = env("MODEL", WhisperOptions.model)
+HOME = Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
+STAGING = env("STAGING", f"{HOME}/whisper_staging")
+# Seconds between two looks at the source.
+POLL_SECONDS = float(env("POLL_INTERVAL", "60"))
+WHERE = {
+    "table": TABLE,
+    # A URI prefix that workers and executors can write to.
+    "staging": STAGING,
+    # Airflow connections; without them ambient credentials, and for the catalog the embedded one.
+    "source_conn_id": env("SOURCE_CONN_ID"),
+    "staging_conn_id": env("STAGING_CONN_ID"),
+    "catalog_conn_id": env("CATALOG_CONN_ID"),
+    "model_conn_id": env("MODEL_CONN_ID"),
+    "spark_conn_id": env("SPARK_CONN_ID", "spark_default"),
+    # Of the Spark task: one slot for each job that may run at a time.
+    "pool": env("POOL", "default_pool"),
+    # Spark configuration as a JSON object.
+    "spark": {"conf": json.loads(env("SPARK_CONF", "{}"))},
+}
+# Of all tasks, with growing pauses.
+RETRIES = {
+    "retries": int(env("RETRIES", "3")),
+    "retry_delay": timedelta(minutes=1),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(hours=1),
+}
+# ------------------------------------------------------------------------------------------------------------
+
 
 with DAG(
     "transcribe_with_sensor",
@@ -31,16 +76,16 @@ with DAG(
     catchup=False,
     # Each run looks for everything that the table lacks, so a second one would find the same.
     max_active_runs=1,
-    default_args=default_args(),
+    default_args=RETRIES,
     tags=["whisper"],
 ):
     arrived = NewAudioSensor(
         task_id="arrived",
-        source=setting("SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/"),
+        source=SOURCE,
         table=TABLE,
-        source_conn_id=connection("SOURCE"),
-        catalog_conn_id=connection("CATALOG"),
-        poke_interval=float(setting("POLL_INTERVAL", "60")),
+        source_conn_id=WHERE["source_conn_id"],
+        catalog_conn_id=WHERE["catalog_conn_id"],
+        poke_interval=POLL_SECONDS,
         timeout=timedelta(hours=12),
         soft_fail=True,
         deferrable=True,
@@ -51,10 +96,10 @@ with DAG(
         transcribe_partition(
             source=source,
             partition=partition,
-            options=WhisperOptions(model=setting("MODEL", WhisperOptions.model)),
+            options=WhisperOptions(model=MODEL),
             on_missing_source="skip",
             outlets=[Asset(TABLE)],
-            **locations(),
+            **WHERE,
         )
 
     partition.expand_kwargs(arrived.output)

@@ -10,22 +10,37 @@ Two DAGs, because Airflow keeps events with a partition key apart from those wit
   Several events may have come together in one run, and an event may be seen by two runs.
 - ``transcripts_consumer_partitioned`` follows ``transcribe_partitioned``: one run for each partition key.
 
-The environment variables are those listed in ``airflow_whisper.settings`` and in
-``transcribe_partitioned.py``.
+The environment variables are named under "settings" below.
 """
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
 from airflow_whisper.events import pending_events
-from airflow_whisper.settings import connection, setting
 
-TRANSCRIPTS = Asset(setting("TABLE", "speech.transcripts"))
-TRANSCRIPTS_BY_HOUR = Asset(setting("PARTITIONED_TABLE", "speech.transcripts_by_hour"))
+# --- settings -----------------------------------------------------------------------------------------------
+# Write your own values here, or set the environment variables, on the scheduler, the DAG processor, the
+# triggerer and the workers.
+
+
+def env(name: str, default: Any = None) -> Any:
+    return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
+
+
+# namespace.table: the tables to follow, of which DAGs without and with partition keys make one each.
+TRANSCRIPTS = Asset(env("TABLE", "speech.transcripts"))
+TRANSCRIPTS_BY_HOUR = Asset(env("PARTITIONED_TABLE", "speech.transcripts_by_hour"))
+# Airflow connection of the catalog; without one the embedded catalog.
+CATALOG_CONN_ID = env("CATALOG_CONN_ID")
+# Airflow connection of the place for staging; without one ambient credentials.
+STAGING_CONN_ID = env("STAGING_CONN_ID") or env("SOURCE_CONN_ID")
+# ------------------------------------------------------------------------------------------------------------
+
 SHOWN = 20
 
 
@@ -54,7 +69,7 @@ def new_rows(extra: dict[str, Any]) -> list[dict[str, Any]]:
     from whisper_spark.contract import parse_partition_path
     from whisper_spark.parquet import open_parquet
 
-    storage = object_storage(connection("STAGING") or connection("SOURCE"), extra["manifest_uri"])
+    storage = object_storage(STAGING_CONN_ID, extra["manifest_uri"])
     with open_parquet(extra["manifest_uri"], storage) as manifest:
         first = next(manifest.iter_batches(batch_size=SHOWN, columns=["audio_uri"]), None)
     if first is None:  # the commit only removed rows
@@ -62,7 +77,7 @@ def new_rows(extra: dict[str, Any]) -> list[dict[str, Any]]:
     condition = In("audio_uri", first.column("audio_uri").to_pylist())
     for key, value in parse_partition_path(extra["partition"]).items():
         condition = And(condition, EqualTo(key, value))
-    table = open_catalog(connection("CATALOG")).load_table(extra["table"])
+    table = open_catalog(CATALOG_CONN_ID).load_table(extra["table"])
     columns = ("audio_uri", "status", "error_code", "text")
     rows: list[dict[str, Any]] = (
         table.scan(condition, columns, snapshot_id=extra["snapshot_id"]).to_arrow().to_pylist()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +100,20 @@ def test_class_that_airflow_stores_says_the_path_it_is_stored_under(path: str) -
     module, name = path.rsplit(".", 1)
     stored = getattr(importlib.import_module(module), name)
     assert f"{stored.__module__}.{stored.__qualname__}" == path
+
+
+def test_settings_of_earlier_examples_still_work_and_say_that_they_go() -> None:
+    # In a process of its own: the warning comes with the first import.
+    program = (
+        "import warnings\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    from airflow_whisper.settings import connection, locations, setting\n"
+        "print([w.category.__name__ for w in caught if 'airflow_whisper.settings' in str(w.message)])\n"
+        "print(locations()['table'], setting('MODEL', 'm'), connection('SOURCE'))\n"
+    )
+    environment = {**os.environ, "AIRFLOW_WHISPER_TABLE": "a.b", "AIRFLOW_WHISPER_SOURCE_CONN_ID": "c"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.splitlines() == ["['DeprecationWarning']", "a.b m c"]

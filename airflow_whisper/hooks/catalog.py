@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_whisper.config import WAREHOUSE_VARIABLE, warehouse
 from airflow_whisper.table.errors import (
     CatalogConnectionError,
 )
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
-
-WAREHOUSE_VARIABLE = "AIRFLOW_WHISPER_WAREHOUSE"
-"""Environment variable: folder of the embedded catalog and its tables."""
 
 CATALOG_NAME = "whisper"
 """Name of the embedded catalog. SQL catalogs keep the tables of different names apart."""
@@ -39,7 +37,8 @@ def open_catalog(conn_id: str | None) -> Catalog:
         ``type`` one of PyIceberg's (``rest``, the default, ``sql``, ``glue``, ...), and ``name`` the
         catalog's own name, by default the connection id: catalogs in a SQL database keep the tables of
         different names apart. ``None``: a SQLite catalog ``catalog.db`` beside its tables in the folder
-        ``AIRFLOW_WHISPER_WAREHOUSE``, else in ``AIRFLOW_HOME/whisper_warehouse``, which suits one machine.
+        ``[whisper] warehouse`` of Airflow's configuration, else in ``AIRFLOW_HOME/whisper_warehouse``, which
+        suits one machine.
     :raises CatalogConnectionError: when there is no such connection, it has another type, PyIceberg lacks
         a package for it, or the embedded catalog would vanish with the machine that a task runs on.
     """
@@ -47,12 +46,12 @@ def open_catalog(conn_id: str | None) -> Catalog:
 
 
 def _embedded_folder() -> Path:
-    configured = os.environ.get(WAREHOUSE_VARIABLE)
+    configured = warehouse()
     if configured and "://" in configured and not configured.startswith("file://"):
         raise CatalogConnectionError(
-            f"{WAREHOUSE_VARIABLE} is {configured!r}, but the embedded catalog needs a local folder. For "
-            "tables in object storage create an Airflow connection of type 'iceberg' and pass its id as "
-            "catalog_conn_id."
+            f"[whisper] warehouse ({WAREHOUSE_VARIABLE}) is {configured!r}, but the embedded catalog "
+            "needs a local folder. For tables in object storage create an Airflow connection of type "
+            "'iceberg' and pass its id as catalog_conn_id."
         )
     if not configured:
         _check_one_machine()
@@ -63,7 +62,7 @@ def _embedded_folder() -> Path:
     if set("#?") & set(str(folder)):
         raise CatalogConnectionError(
             f"the folder {folder} cannot hold tables, because a URI cuts off what follows '#' or '?': "
-            f"set {WAREHOUSE_VARIABLE} to another one"
+            f"set [whisper] warehouse ({WAREHOUSE_VARIABLE}) to another one"
         )
     return folder.absolute()
 

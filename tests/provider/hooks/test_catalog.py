@@ -41,6 +41,14 @@ def test_embedded_catalog_defaults_to_airflow_home(tmp_path: Path, monkeypatch: 
     assert uris(open_catalog(None)) == ["a"]
 
 
+def test_warehouse_is_a_setting_of_airflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_WHISPER_WAREHOUSE", str(tmp_path / "earlier"))
+    assert open_catalog(None).properties["warehouse"] == f"file://{tmp_path}/earlier"
+    # The variable of Airflow's own kind goes before that of earlier releases.
+    monkeypatch.setenv("AIRFLOW__WHISPER__WAREHOUSE", str(tmp_path / "configured"))
+    assert open_catalog(None).properties["warehouse"] == f"file://{tmp_path}/configured"
+
+
 @pytest.mark.parametrize("folder", ["s3://lake/warehouse", "/tmp/a#b", "/tmp/a?b"])
 def test_embedded_catalog_refuses_a_folder_it_cannot_use(
     folder: str, monkeypatch: pytest.MonkeyPatch

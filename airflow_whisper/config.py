@@ -1,0 +1,18 @@
+"""Settings of this provider: the section ``[whisper]`` of Airflow's configuration.
+
+Declared in :mod:`airflow_whisper.get_provider_info`, so that ``airflow config list`` shows them.
+"""
+
+from __future__ import annotations
+
+import os
+
+WAREHOUSE_VARIABLE = "AIRFLOW_WHISPER_WAREHOUSE"
+"""Environment variable of earlier releases for ``[whisper] warehouse``."""
+
+
+def warehouse() -> str | None:
+    """Folder of the embedded catalog and its tables, as configured; ``None``: not configured."""
+    from airflow.sdk.configuration import conf
+
+    return conf.get("whisper", "warehouse", fallback="") or os.environ.get(WAREHOUSE_VARIABLE) or None
