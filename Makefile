@@ -2,10 +2,11 @@
 AUDIO ?=
 BENCH_ARGS ?=
 PY := .venv/bin/python
+QUICK := not (airflow or jvm or model or server)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java chromium postgres model speech demo quick test test-e2e bench bench-gpu lint format types constraints clean
+.PHONY: help setup java chromium postgres model speech demo quick test test-e2e azurite test-azure test-lowest test-py312 bench bench-gpu lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,13 +36,26 @@ demo: setup java ## audio to table, through real Airflow and Spark; AUDIO=<folde
 	@$(PY) scripts/demo.py $(if $(AUDIO),"$(AUDIO)")
 
 quick: setup ## the tests that need no Airflow, Java, model or server: for every save
-	$(PY) -m pytest -n 2 --dist worksteal --timeout 60 -m "not (airflow or jvm or model or server)" $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist worksteal --timeout 60 -m "$(QUICK)" $(PYTEST_ARGS)
 
 test: setup java model speech ## all tests but those of test-e2e
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-e2e: setup java model speech chromium postgres ## a live Airflow, files that arrive, a person in the browser
 	$(PY) -m pytest tests/standalone $(PYTEST_ARGS)
+
+azurite: ## fetch Azurite, the emulator of Azure Blob Storage, into .cache/azurite with npm
+	@[ -x .cache/azurite/node_modules/.bin/azurite-blob ] || \
+	  npm install --silent --no-audit --no-fund --prefix .cache/azurite azurite@3.37.0
+
+test-azure: setup azurite ## the tests of Azure, which `make test` leaves out where there is no Azurite
+	$(PY) -m pytest tests/provider/hooks/test_azure.py $(PYTEST_ARGS)
+
+test-lowest: setup ## the quick tests, with the lowest versions of the dependencies that pyproject.toml allows
+	$$(scripts/other_env.sh lowest) -m pytest -n 2 --timeout 120 -m "$(QUICK)" $(PYTEST_ARGS)
+
+test-py312: setup ## the quick tests on Python 3.12
+	$$(scripts/other_env.sh 3.12) -m pytest -n 2 --timeout 120 -m "$(QUICK)" $(PYTEST_ARGS)
 
 bench: setup java ## speed and word errors of every way to run Whisper; BENCH_ARGS="--quick", "--help"
 	$(PY) benchmarks/run.py $(BENCH_ARGS)

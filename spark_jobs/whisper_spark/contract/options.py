@@ -40,7 +40,8 @@ class WhisperOptions:
         hub (``"org/name"``), a folder (``"/models/base"``), or an object-store URI
         (``"s3://models/base/"``), which each host fetches once.
     :param revision: branch, tag or commit of a hub repository.
-    :param model_sha256: expected SHA-256 of ``model.bin`` in hex. Checked before loading; it then also
+    :param model_sha256: expected SHA-256 of ``model.bin`` in hex, which does not cover
+        ``tokenizer.json`` and the other files beside it. Checked before loading; it then also
         identifies the model in :meth:`fingerprint`, so moving the weights does not make transcripts stale.
     :param language: Whisper language code, or ``None`` to detect it for each file.
     :param task: ``"transcribe"``, or ``"translate"`` into English.

@@ -1,44 +1,35 @@
-"""Find the model, fetch it once per host, choose the device, and prove that both work."""
+"""Find the model, make sure that it is the one the options name, and load it."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from whisper_spark.contract.options import KNOWN_MODELS, WhisperOptions
 from whisper_spark.decoding.device import Device
-from whisper_spark.storage.objects import ObjectStorage, StorageError, join_uri
+from whisper_spark.decoding.model_cache import NEEDED, ModelError, fetched_model, local_model
 
-log = logging.getLogger(__name__)
-
-_NEEDED = ("model.bin", "config.json", "tokenizer.json")
-
-
-class ModelError(RuntimeError):
-    """The model cannot be found, fetched or loaded."""
+__all__ = ["ModelError", "find_model", "load_weights"]
 
 
 def find_model(options: WhisperOptions, storage: Mapping[str, str] | None = None) -> Path:
-    """Folder that holds the model: as given, or fetched once for this host.
+    """Folder that holds the model: as given, or fetched once for this user of the host.
 
     :param storage: obstore configuration for a model in an object store.
     :raises ModelError: when the model is not there, incomplete, or not the one ``model_sha256`` names.
     """
-    if "://" in options.model:
-        folder = _fetched_model(options.model, storage)
+    if options.model.lower().startswith("file:/"):
+        folder = local_model(options.model)
+    elif "://" in options.model:
+        folder = fetched_model(options.model, storage)
     elif options.model in KNOWN_MODELS or not options.model.startswith(("/", ".", "~")):
         folder = _hub_model(options)
     else:
         folder = Path(options.model).expanduser()
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
         raise ModelError(
             f"{options.model} is no faster-whisper model: {', '.join(missing)} missing in {folder}. "
@@ -59,70 +50,6 @@ def _hub_model(options: WhisperOptions) -> Path:
             f"cannot get model {options.model!r} from the hub ({type(error).__name__}: {error}). Executors "
             "without internet need a folder or an object-store URI as model"
         ) from error
-
-
-def cache_folder() -> Path:
-    """Where fetched models live: ``WHISPER_SPARK_CACHE``, else the user's cache, else a temporary folder."""
-    candidates = [
-        os.environ.get("WHISPER_SPARK_CACHE"),
-        os.environ.get("XDG_CACHE_HOME"),
-        str(Path("~/.cache").expanduser()),
-        tempfile.gettempdir(),
-    ]
-    for candidate in candidates:
-        if candidate:
-            folder = Path(candidate) / "whisper_spark"
-            with contextlib.suppress(OSError):  # YARN containers often have a HOME that does not exist
-                folder.mkdir(parents=True, exist_ok=True)
-                if os.access(folder, os.W_OK):
-                    return folder
-    raise ModelError("no folder to keep models in: set WHISPER_SPARK_CACHE to one that can be written")
-
-
-def _fetched_model(uri: str, config: Mapping[str, str] | None) -> Path:
-    storage = ObjectStorage(config)
-    try:
-        objects = [row for batch in storage.list(uri.rstrip("/") + "/") for row in batch.to_pylist()]
-    except StorageError as error:
-        raise ModelError(f"cannot list the model at {uri}: {error}") from error
-    if not objects:
-        raise ModelError(f"there is no model at {uri}: the folder is empty or does not exist")
-    # What the store holds names the copy: new weights under the same URI are fetched anew.
-    identity = repr(sorted((o["audio_uri"], o["audio_etag"], o["audio_bytes"]) for o in objects))
-    folder = cache_folder() / "models" / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    if folder.is_dir():
-        return folder
-    with _locked(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            _fetch(uri, objects, storage, folder)
-    return folder
-
-
-def _fetch(uri: str, objects: list[dict[str, Any]], storage: ObjectStorage, folder: Path) -> None:
-    partial = Path(tempfile.mkdtemp(prefix="fetch-", dir=folder.parent))
-    try:
-        for item in objects:
-            name = item["audio_uri"][len(uri.rstrip("/")) + 1 :]
-            target = partial / name
-            if not name or ".." in Path(name).parts:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            storage.download(join_uri(uri, name), target)
-            if target.stat().st_size != item["audio_bytes"]:
-                raise ModelError(f"{name} of {uri} arrived incomplete; try again")
-        partial.rename(folder)
-    except StorageError as error:
-        raise ModelError(f"cannot fetch the model at {uri}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _verify(folder: Path, expected: str) -> None:
