@@ -25,6 +25,7 @@ from airflow_whisper.hooks.spark_submit import (
 )
 from airflow_whisper.links import SparkUILink
 from whisper_spark.contract import WhisperOptions, speed_options
+from whisper_spark.storage.objects import folder_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -274,7 +275,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         )
 
     def _credentials(self, run: Run) -> dict[str, dict[str, str]]:
-        model = run.options.model if "://" in run.options.model else None
+        model = folder_uri(run.options.model) if "://" in run.options.model else None
         return {
             "source": storage_config(self.source_conn_id, run.source),
             "staging": storage_config(self._staging_connection, run.run_uri),

@@ -228,6 +228,19 @@ def test_credentials_go_through_a_file_that_nobody_else_can_read(
     assert "--load-spark-defaults" not in recorder.argv
 
 
+def test_model_uri_that_cannot_be_meant_is_refused_before_the_job(
+    local_spark: None, tmp_path: Path, recorder: Recorder
+) -> None:
+    options = WhisperOptions(model="s3://models//base/")
+    run = write_run(f"file://{tmp_path}/staging", make_audio(tmp_path / "audio", [""]), options)
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, spark_binary=str(recorder.binary)
+    )
+    with pytest.raises(ValueError, match="Did you mean 's3://models/base/'"):
+        operator.execute({})
+    assert not (recorder.folder / "argv").exists()
+
+
 def test_file_of_properties_is_left_alone_without_credentials(
     local_spark: None, run: Run, recorder: Recorder, tmp_path: Path
 ) -> None:
