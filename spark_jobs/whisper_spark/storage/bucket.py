@@ -56,30 +56,47 @@ class Bucket:
     ) -> Iterator[ObjectInfo]:
         """See :class:`Backend`."""
         last: str | None = None
-        try:
-            for info, last in self._plain_objects(prefix, chunk_size):
-                if not last.endswith("/"):
-                    yield info
-        except _NotPlain:
-            yield from self._raw_objects(prefix, last, unreadable)
+        while True:
+            try:
+                for info, key in self._plain_objects(prefix, chunk_size, last):
+                    last = key
+                    if not key.endswith("/"):
+                        yield info
+                return
+            except _NotPlain:
+                pass
+            # A page of raw keys, or more until obstore can go on after one of them.
+            while True:
+                page = raw_keys.list_page(self._name, self._config, prefix, last)
+                yield from self._readable(page.objects, unreadable)
+                if not page.more or not page.objects:
+                    return
+                last = page.objects[-1].key
+                if self._is_shown(last):
+                    break
 
-    def _plain_objects(self, prefix: str, chunk_size: int) -> Iterator[tuple[ObjectInfo, str]]:
+    def _plain_objects(
+        self, prefix: str, chunk_size: int, after: str | None
+    ) -> Iterator[tuple[ObjectInfo, str]]:
         """Objects with their keys; those of folder markers have a slash at the end."""
         import obstore
 
         with self._noticing_names(prefix):
-            for chunk in obstore.list(self._store, prefix.rstrip("/") or None, chunk_size=chunk_size):
-                self._check_names(meta["path"] for meta in chunk)
+            for chunk in obstore.list(
+                self._store, prefix.rstrip("/") or None, offset=after, chunk_size=chunk_size
+            ):
+                if not all(self._is_shown(meta["path"]) for meta in chunk):
+                    raise _NotPlain
                 for meta in chunk:
                     # The client drops the slash at the end of a key: "folder/" arrives as an empty "folder",
                     # which is not there when asked for.
                     marker = not meta["size"] and not self._exists(meta["path"])
                     yield _info(self._root + meta["path"], meta), meta["path"] + ("/" if marker else "")
 
-    def _raw_objects(
-        self, prefix: str, start_after: str | None, unreadable: Callable[[str], None]
+    def _readable(
+        self, objects: Iterable[raw_keys.RawObject], unreadable: Callable[[str], None]
     ) -> Iterator[ObjectInfo]:
-        for entry in raw_keys.list_keys(self._name, self._config, prefix, start_after):
+        for entry in objects:
             if raw_keys.can_be_read(entry.key):
                 yield ObjectInfo(self._root + entry.key, entry.size, entry.etag, entry.last_modified)
             elif entry.size or not entry.key.endswith("/"):
@@ -93,7 +110,8 @@ class Bucket:
             with self._noticing_names(prefix):
                 found = obstore.list_with_delimiter(self._store, prefix.rstrip("/") or None)
                 names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
-                self._check_names(names)
+                if not all(self._is_shown(name) for name in names):
+                    raise _NotPlain
                 return names
         except _NotPlain:
             names = raw_keys.list_folders(self._name, self._config, prefix)
@@ -112,9 +130,9 @@ class Bucket:
                 raise
             raise _NotPlain from None
 
-    def _check_names(self, names: Iterable[str]) -> None:
-        if self._scheme == "s3" and any(_REPLACEMENT in name for name in names):
-            raise _NotPlain
+    def _is_shown(self, key: str) -> bool:
+        """Whether obstore shows a key as it is."""
+        return self._scheme != "s3" or (is_plain(key) and _REPLACEMENT not in key)
 
     def _exists(self, path: str) -> bool:
         import obstore

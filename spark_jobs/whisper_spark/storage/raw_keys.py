@@ -15,7 +15,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -47,6 +47,14 @@ class RawObject:
     last_modified: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class RawPage:
+    """Some objects in the order of the store, and whether there are more after them."""
+
+    objects: Sequence[RawObject]
+    more: bool
+
+
 def can_be_read(key: str) -> bool:
     """Whether a key can be part of a URL: ``.`` and ``..`` are resolved by every client on the way."""
     return not key.endswith("/") and not {".", ".."} & set(key.split("/"))
@@ -57,21 +65,22 @@ def client_of(bucket: str, config: Mapping[str, str], key: str) -> S3Store:
     return s3_store_at(bucket, config, f"{_bucket_url(bucket, config)}/{quote(key)}?x-id=")
 
 
-def list_keys(
-    bucket: str, config: Mapping[str, str], prefix: str, start_after: str | None
-) -> Iterator[RawObject]:
-    """All objects whose keys begin with a prefix and come after a key.
+def list_page(bucket: str, config: Mapping[str, str], prefix: str, start_after: str | None) -> RawPage:
+    """The first objects, up to a thousand, whose keys begin with a prefix and come after a key.
 
     :raises StorageError: when the store refuses or does not answer.
     """
-    for page in _pages(bucket, config, {"prefix": prefix, "start-after": start_after or ""}):
-        for item in page.iterfind("{*}Contents"):
-            yield RawObject(
-                _name(page, item, "Key"),
-                int(item.findtext("{*}Size") or 0),
-                plain_etag(item.findtext("{*}ETag")),
-                datetime.fromisoformat(item.findtext("{*}LastModified") or ""),
-            )
+    page = next(_pages(bucket, config, {"prefix": prefix, "start-after": start_after or ""}))
+    objects = [
+        RawObject(
+            _name(page, item, "Key"),
+            int(item.findtext("{*}Size") or 0),
+            plain_etag(item.findtext("{*}ETag")),
+            datetime.fromisoformat(item.findtext("{*}LastModified") or ""),
+        )
+        for item in page.iterfind("{*}Contents")
+    ]
+    return RawPage(objects, page.findtext("{*}IsTruncated") == "true")
 
 
 def list_folders(bucket: str, config: Mapping[str, str], prefix: str) -> list[str]:
