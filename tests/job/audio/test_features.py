@@ -19,4 +19,5 @@ def test_features_are_those_of_faster_whisper(speech: list[Clip], bands: int) ->
     found = LogMel(bands)(samples)
     assert found.shape == expected.shape
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=0)
+    # The last bits of a matrix product depend on the processor and on the number of threads.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
