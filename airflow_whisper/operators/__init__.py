@@ -1,4 +1,4 @@
-"""The four operators, one file each: arguments, templates, messages and XCom.
+"""The operators, one file each: arguments, templates, messages and XCom.
 
 Decisions belong to ``discovery``, ``validation`` and ``table``, where they are tested without Airflow.
 Template fields, returned keys and class paths are public.
