@@ -50,7 +50,7 @@ class ProcessTree:
         groups.update(member.pid for member in members if _group(member.pid) == member.pid)
         members.update(_in_groups(groups))
         self._members = {member for member in members if _runs(member)}
-        # A group whose last member is gone is forgotten, because its number may be given to strangers.
+        # A group whose last member is gone is forgotten, because its number may be given to other processes.
         self._groups = groups & {_group(member.pid) for member in self._members}
         return set(self._members)
 

@@ -24,7 +24,9 @@ from airflow_whisper.hooks.spark_submit import (
     runs_on_cluster,
 )
 from airflow_whisper.links import SparkUILink
+from airflow_whisper.operators.run_manifest import read_own_manifest
 from whisper_spark.contract import WhisperOptions, speed_options
+from whisper_spark.contract.text import visible
 from whisper_spark.storage.objects import folder_uri
 
 if TYPE_CHECKING:
@@ -184,11 +186,10 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the parent gives nothing
         """Submit the job unless its work is done, and tell what it did."""
         from whisper_spark.staging.result import finished_result, nothing_done
-        from whisper_spark.storage.parquet import read_manifest
 
         check_spark_connection(self.conn_id, self.deploy_mode)
         storage = object_storage(self._staging_connection, self.manifest)
-        run, metadata = read_manifest(self.manifest, storage)
+        run, metadata = read_own_manifest(self.manifest, storage)
         self._run = run
         try:
             _speed_options(run.options, self.options)
@@ -224,7 +225,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 
     @property
     def _staging_connection(self) -> str | None:
-        return self.staging_conn_id or self.source_conn_id
+        # Templates that render to nothing stand for no connection.
+        return self.staging_conn_id or self.source_conn_id or None
 
     def _submit(self, context: Context, run: Run, storage: ObjectStorage) -> RunResult:
         """Run the job.
@@ -271,15 +273,15 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         # A job of an earlier try reports under that try's id.
         folder = reports_folder(run.run_uri) if self.durable else report_folder(run.run_uri, job_run_id)
         return ProgressLog(
-            storage, folder, lambda line: self.log.info("whisper: %s", line), every=PROGRESS_SECONDS
+            storage, folder, lambda line: self.log.info("whisper: %s", visible(line)), every=PROGRESS_SECONDS
         )
 
     def _credentials(self, run: Run) -> dict[str, dict[str, str]]:
         model = folder_uri(run.options.model) if "://" in run.options.model else None
         return {
-            "source": storage_config(self.source_conn_id, run.source),
+            "source": storage_config(self.source_conn_id or None, run.source),
             "staging": storage_config(self._staging_connection, run.run_uri),
-            "model": storage_config(self.model_conn_id, model) if model else {},
+            "model": storage_config(self.model_conn_id or None, model) if model else {},
         }
 
     def _get_hook(self) -> WhisperSubmitHook:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_whisper.errors import ConfigurationError
 from airflow_whisper.links import ReportLink, push_report
-from whisper_spark.contract.text import visible
+from airflow_whisper.operators.run_manifest import read_any_manifest
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -47,7 +49,8 @@ class ValidateTranscriptsOperator(BaseOperator):
     :param max_error_rate: largest allowed share of error rows, 0 to 1, in the partition as it will be once
         this run is registered: rows that the table holds already and this run leaves alone count as well.
     :param block_on: quality flags that fail the task when any row of this run has them, or a mapping from
-        flag to the largest share of rows that may. By default flags are only warnings.
+        flag to the largest share of rows that may. By default flags are only warnings. May be a template
+        that renders to JSON or to flags with commas in between.
     :raises ValueError: when an argument is wrong; before any work for values that are templates.
     """
 
@@ -61,7 +64,7 @@ class ValidateTranscriptsOperator(BaseOperator):
         manifest: str,
         staging_conn_id: str | None = None,
         max_error_rate: float | str = 0.05,
-        block_on: Sequence[str] | Mapping[str, float] = (),
+        block_on: Sequence[str] | Mapping[str, float] | str = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -72,21 +75,26 @@ class ValidateTranscriptsOperator(BaseOperator):
         self._checked: tuple[Run, Report] | None = None
         if not _is_template(max_error_rate):
             error_rate(max_error_rate)
-        if isinstance(block_on, str) or not any(_is_template(flag) for flag in block_on):
+        if not _is_template(block_on) and not any(map(_is_template, block_on)):
             _flag_limits(block_on)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check, report, and fail when a check did."""
-        max_error_rate = error_rate(self.max_error_rate)
-        limits = _flag_limits(self.block_on)
+        try:
+            max_error_rate = error_rate(self.max_error_rate)
+            limits = _flag_limits(_rendered(self.block_on))
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
 
         from airflow_whisper.hooks.object_storage import object_storage
         from airflow_whisper.report.write import write_report
         from airflow_whisper.validation.run import validate_run
         from airflow_whisper.validation.staged import at_place
 
-        storage = object_storage(self.staging_conn_id, self.manifest)
-        run = self._read_run(storage)
+        # A template that renders to nothing stands for no connection.
+        conn_id = self.staging_conn_id or None
+        storage = object_storage(conn_id, self.manifest)
+        run, _ = read_any_manifest(self.manifest, storage)
         report = validate_run(
             run, storage, max_error_rate=max_error_rate, block_on=limits, manifest_uri=self.manifest
         )
@@ -94,7 +102,7 @@ class ValidateTranscriptsOperator(BaseOperator):
         self._checked = run, report
         report_uri = write_report(report, run, storage)
         context["ti"].xcom_push(key="report_uri", value=report_uri)
-        push_report(context, report_uri, self.staging_conn_id)
+        push_report(context, report_uri, conn_id)
         if not report.passed:
             self._fail(run, report, storage)
         files, errors = report.counts["files"], report.counts["errors"]
@@ -115,22 +123,6 @@ class ValidateTranscriptsOperator(BaseOperator):
             "errors": errors,
             "warnings": dict(report.warnings),
         }
-
-    def _read_run(self, storage: ObjectStorage) -> Run:
-        """The run that the manifest describes.
-
-        :raises AirflowFailException: when the file is no manifest.
-        """
-        from whisper_spark.storage.objects import normalise_uri
-        from whisper_spark.storage.parquet import read_run
-
-        self.manifest = normalise_uri(self.manifest)
-        try:
-            return read_run(self.manifest, storage)
-        except ValueError as error:
-            raise AirflowFailException(
-                f"the manifest cannot be read: {visible(error)}. Clear the discover task to write it again"
-            ) from None
 
     def _fail(self, run: Run, report: Report, storage: ObjectStorage) -> NoReturn:
         from airflow_whisper.validation.report import check_table
@@ -173,7 +165,18 @@ def error_rate(value: float | str) -> float:
     return rate
 
 
-def _flag_limits(block_on: Sequence[str] | Mapping[str, float]) -> dict[str, float]:
+def _rendered(block_on: Sequence[str] | Mapping[str, float] | str) -> Sequence[str] | Mapping[str, float]:
+    """What a template rendered to: a string, unless the DAG renders to native objects."""
+    if not isinstance(block_on, str):
+        return block_on
+    try:
+        value = json.loads(block_on)
+    except json.JSONDecodeError:
+        value = [flag.strip() for flag in block_on.split(",") if flag.strip()]
+    return value if isinstance(value, list | dict) else block_on
+
+
+def _flag_limits(block_on: Sequence[str] | Mapping[str, float] | str) -> dict[str, float]:
     from airflow_whisper.validation.checks import flag_limits
 
     return flag_limits(block_on)

@@ -126,7 +126,7 @@ def check_flags(flags: Mapping[str, int], rows: int, limits: Mapping[str, float]
     return checks
 
 
-def flag_limits(block_on: Sequence[str] | Mapping[str, float]) -> dict[str, float]:
+def flag_limits(block_on: Sequence[str] | Mapping[str, float] | str) -> dict[str, float]:
     """Largest allowed share of rows for each quality flag that blocks.
 
     :param block_on: flags of which no row may have any, or the largest share (0 to 1) for each.

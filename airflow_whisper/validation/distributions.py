@@ -52,7 +52,7 @@ class Histogram:
 class Throughput:
     """Seconds of audio done per second of wall time, over the time that the job took.
 
-    :param start, end: of the job, UTC. Rows that were done at other times, by earlier attempts or other
+    :param start, end: of the job, UTC. Rows that were done at other times, by earlier job runs or other
         runs, are left out.
     """
 

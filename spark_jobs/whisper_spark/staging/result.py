@@ -34,6 +34,11 @@ class StagedFile:
     rows: int
     bytes: int
 
+    def check_kinds(self) -> None:
+        """:raises TypeError: when a field holds something else, because the file was written by hand."""
+        if not (isinstance(self.uri, str) and type(self.rows) is int and type(self.bytes) is int):
+            raise TypeError(f"{self} is no staged file")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -115,8 +120,10 @@ class RunResult:
             known = {f.name for f in dataclasses.fields(cls)}
             values = {key: value for key, value in values.items() if key in known}
             values["staged"] = tuple(StagedFile(**file) for file in values.get("staged", ()))
+            for file in values["staged"]:
+                file.check_kinds()
             return cls(**values)
-        except (AttributeError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"this is no result of the transcription job: {error}") from error
 
 

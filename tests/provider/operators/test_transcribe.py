@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import logging
 import os
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from airflow.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowFailException
 from servers import S3Server
 from spark_cluster import SparkCluster, spark_binary, staged_table, standalone_cluster, write_run
 from standin_engine import LOG_SUFFIX
@@ -342,6 +345,38 @@ def test_manifest_of_removals_needs_no_spark(local_spark: None, tmp_path: Path, 
     assert operator.execute({})["files"] == 0
     assert read_result(run, ObjectStorage()).staged == ()
     assert not (recorder.folder / "argv").exists()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "another table"])
+def test_manifest_that_is_not_that_of_its_folder_starts_no_spark(
+    local_spark: None, run: Run, recorder: Recorder, damage: str
+) -> None:
+    manifest = Path(run.manifest_uri.removeprefix("file://"))
+    if damage == "garbage":
+        manifest.write_bytes(b"PAR1" + bytes(range(200)))
+    else:
+        table = pq.read_table(manifest)
+        other = dataclasses.replace(run, table="other.table")
+        pq.write_table(table.replace_schema_metadata(other.to_metadata()), manifest)
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, spark_binary=str(recorder.binary)
+    )
+    with pytest.raises(AirflowFailException, match=r"the manifest .*Clear the discover task"):
+        operator.execute({})
+    assert not (recorder.folder / "argv").exists()
+
+
+@pytest.mark.parametrize("staged", [[{"uri": [], "rows": 1, "bytes": 1}], [{"uri": "x"}], 3])
+def test_result_that_no_job_wrote_does_not_keep_the_job_from_running(
+    local_spark: None, run: Run, recorder: Recorder, staged: Any
+) -> None:
+    result = {"manifest_uri": run.manifest_uri, "manifest_id": run.manifest_id, "fingerprint": "f"}
+    text = json.dumps(result | {"attempt_id": "1", "staged": staged})
+    ObjectStorage().write_bytes(run.result_uri, text.encode())
+    submit(
+        WhisperTranscribeOperator(task_id="t", manifest=run.manifest_uri, spark_binary=str(recorder.binary))
+    )
+    assert recorder.argv
 
 
 def test_job_that_leaves_no_result_fails_the_task(local_spark: None, run: Run, tmp_path: Path) -> None:

@@ -119,6 +119,17 @@ def test_bad_run_fails_for_good_with_a_table_in_the_log(
     ]
 
 
+def test_names_of_files_cannot_forge_records_of_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = staged_run(tmp_path, ["a\n2026 [error] forged\x85 too\x1b[2J.wav"])
+    with pytest.raises(AirflowFailException):
+        validate(run)
+    out = capsys.readouterr().out
+    assert r"a\u000a2026 [error] forged\u0085 too\u001b[2J.wav: in the manifest, but not staged" in out
+    assert not [line for line in out.splitlines() if line.startswith("2026 [error]")]
+
+
 def test_source_of_non_audio_only_fails_with_a_report(tmp_path: Path) -> None:
     names = [f"{i}.html" for i in range(30)]
     run = staged_run(tmp_path, names, [error(name, "not_audio") for name in names])
@@ -170,6 +181,35 @@ def test_templates_are_checked_when_they_are_rendered(tmp_path: Path) -> None:
     operator.render_template_fields({"params": params})  # type: ignore[typeddict-unknown-key]
     assert (operator.manifest, operator.block_on) == (run.manifest_uri, ["repetitive"])
     with pytest.raises(ValueError, match="max_error_rate"):
+        operator.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize("rendered", ["repetitive, low_confidence", '["repetitive"]', '{"repetitive": 0.4}'])
+def test_block_on_may_be_a_template(tmp_path: Path, rendered: str) -> None:
+    run = staged_run(
+        tmp_path, ["a.wav", "b.wav"], [row("a.wav"), row("b.wav", quality_flags=("repetitive",))]
+    )
+    operator = ValidateTranscriptsOperator(
+        task_id="validate",
+        manifest=run.manifest_uri,
+        block_on="{{ params.flags }}",
+        staging_conn_id="{{ params.connection }}",
+    )
+    params = {"flags": rendered, "connection": ""}
+    operator.render_template_fields({"params": params})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(AirflowFailException, match=r"1 of \d+ checks failed.*flag repetitive"):
+        operator.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize("values", [{"max_error_rate": "2"}, {"block_on": "repetetive"}])
+def test_wrong_rendered_argument_is_not_retried(tmp_path: Path, values: dict[str, Any]) -> None:
+    operator = ValidateTranscriptsOperator(
+        task_id="validate", manifest="m", max_error_rate="{{ rate }}", block_on="{{ flags }}"
+    )
+    operator.max_error_rate, operator.block_on = 0.05, ""
+    for name, value in values.items():
+        setattr(operator, name, value)
+    with pytest.raises(AirflowFailException, match=next(iter(values))):
         operator.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
 
 

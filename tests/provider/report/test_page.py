@@ -198,7 +198,7 @@ def test_durations_and_confidence_of_transcripts_are_spread(tmp_path: Path) -> N
     assert confidence["unknown"] == 1  # the silent one
 
 
-def test_real_time_factor_over_the_job_leaves_out_rows_of_earlier_attempts() -> None:
+def test_real_time_factor_over_the_job_leaves_out_rows_of_earlier_job_runs() -> None:
     end = datetime(2026, 11, 1, 12, 2, tzinfo=UTC)
     result = RunResult(
         manifest_uri="s3://b/manifest.parquet",

@@ -1,0 +1,45 @@
+"""The manifest that a task was given: read, and sure to be that of the run in whose folder it lies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from whisper_spark.contract.text import visible
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+    from whisper_spark.contract import Run
+    from whisper_spark.storage.objects import ObjectStorage
+
+_AGAIN = "Clear the discover task, which writes it again"
+
+
+def read_own_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMetaData]:
+    """The run that a manifest describes, and the manifest's Parquet metadata.
+
+    :raises AirflowFailException: when the file is damaged, is no manifest, or speaks of another run.
+    :raises whisper_spark.storage.objects.StorageError: when it is not there, or the store does not answer.
+    """
+    from airflow_whisper.validation.staged import manifest_problem
+
+    run, metadata = read_any_manifest(uri, storage)
+    if problem := manifest_problem(run, uri):
+        raise AirflowFailException(f"the manifest is not that of its folder: {visible(problem)}. {_AGAIN}")
+    return run, metadata
+
+
+def read_any_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMetaData]:
+    """The same of a manifest that may speak of another run: who asks has to check that.
+
+    :raises AirflowFailException: when the file is damaged, or no manifest.
+    :raises whisper_spark.storage.objects.StorageError: when it is not there, or the store does not answer.
+    """
+    from whisper_spark.storage.parquet import read_manifest
+
+    try:
+        return read_manifest(uri, storage)
+    except ValueError as error:
+        raise AirflowFailException(f"the manifest cannot be read: {visible(error)}. {_AGAIN}") from None
