@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_whisper.links import ReportLink, TableLink, push_report
 from whisper_spark.contract import partition_path
+from whisper_spark.contract.text import visible
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -134,15 +135,20 @@ class RegisterTranscriptsOperator(BaseOperator):
         return result
 
     def _read_run(self, storage: ObjectStorage) -> Run:
+        from airflow_whisper.validation.staged import at_place
         from whisper_spark.storage.objects import ObjectNotFound
         from whisper_spark.storage.parquet import read_run
 
         try:
-            run = read_run(self.manifest, storage)
+            run = at_place(read_run(self.manifest, storage), self.manifest)
         except ObjectNotFound:
             raise AirflowFailException(
                 f"there is no manifest at {self.manifest}. If it was deleted, by hand or by a lifecycle "
                 "rule, clear the discover task, which writes a new one"
+            ) from None
+        except ValueError as error:
+            raise AirflowFailException(
+                f"the manifest cannot be read: {visible(error)}. Clear the discover task to write it again"
             ) from None
         if self.table and run.table != self.table:
             raise AirflowFailException(

@@ -77,7 +77,8 @@ def _replace(
 
     def prepare(newest: Table) -> PreparedCommit | None:
         there = partition_files(newest, scan_partition(newest, partition), partition)
-        if not wanted <= {file_identity(task) for task in there}:
+        repartitioned = newest.metadata.default_spec_id != table.metadata.default_spec_id
+        if repartitioned or not wanted <= {file_identity(task) for task in there}:
             return None
         return prepare_commit(
             newest,

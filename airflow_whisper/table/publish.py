@@ -6,13 +6,15 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.table.data_files import batch_rows
 from airflow_whisper.table.errors import RegistrationError
 from airflow_whisper.table.replace import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
 from whisper_spark.contract import Run, partition_path
-from whisper_spark.staging.result import read_result
+from whisper_spark.contract.text import visible
+from whisper_spark.staging.result import StagingError, read_result
 from whisper_spark.storage.objects import ObjectNotFound, StorageError
 from whisper_spark.storage.parquet import open_parquet
 
@@ -134,9 +136,23 @@ def _check_report(run: Run, storage: ObjectStorage, report_uri: str) -> None:
         )
 
 
+@contextmanager
+def _undamaged(uri: str) -> Iterator[None]:
+    """:raises RegistrationError: when a file is there and is not what it should be."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (ValueError, KeyError, pa.ArrowException) as error:
+        raise RegistrationError(
+            f"{visible(uri)} is damaged: {visible(error)}. Run the validate task, and see its report"
+        ) from error
+
+
 def _batches(uri: str, storage: ObjectStorage, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with open_parquet(uri, storage) as file:
-        yield from file.iter_batches(batch_size=_MANIFEST_ROWS, columns=list(columns))
+    with _undamaged(uri), open_parquet(uri, storage) as file:
+        for batch in file.iter_batches(batch_size=_MANIFEST_ROWS, columns=list(columns)):
+            yield batch.select(columns)
 
 
 def _staged_rows(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
@@ -147,9 +163,16 @@ def _staged_rows(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
             f"there is no result at {run.result_uri}: run the transcribe task, which does only what is "
             "missing"
         ) from None
+    except StagingError as error:
+        raise RegistrationError(visible(error)) from error
     for staged in result.staged:
+        if not staged.uri.startswith(f"{run.rows_uri}/"):
+            raise RegistrationError(
+                f"{run.result_uri} names {visible(staged.uri)}, which is no file of this run: run the "
+                "transcribe task again"
+            )
         try:
-            with open_parquet(staged.uri, storage) as file:
+            with _undamaged(staged.uri), open_parquet(staged.uri, storage) as file:
                 yield from file.iter_batches(batch_size=batch_rows(file.metadata))
         except ObjectNotFound:
             raise RegistrationError(

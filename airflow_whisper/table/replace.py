@@ -183,6 +183,11 @@ class _Replacement:
                 f"somebody dropped the table and created it again while {self._name} was being registered: "
                 "run the task again"
             )
+        if table.metadata.default_spec_id != self._table.metadata.default_spec_id:
+            raise RegistrationError(
+                f"somebody changed how the table is partitioned while {self._name} was being registered: run "
+                "the task again"
+            )
         if (snapshot := _snapshot_of(table, self._change.idempotency_key)) is not None:
             again = snapshot.snapshot_id not in self._tried
             return _registered(table, snapshot.snapshot_id, summary_of(snapshot), again=again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import date, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
@@ -257,6 +259,45 @@ def test_manifest_for_another_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AirflowFailException, match=r"is for the table speech.other.*speech.transcripts"):
         register(run, table=TABLE)
     assert open_catalog(None).list_namespaces() == []
+
+
+def folder(run: Run) -> Path:
+    return Path(run.run_uri.removeprefix("file://"))
+
+
+@pytest.mark.parametrize("name", ["rows/part-0.parquet", "removed.parquet", "result.json"])
+def test_damaged_staging_is_named_and_nothing_is_registered(tmp_path: Path, name: str) -> None:
+    run = stage_run(tmp_path, ["a"], removed=["b"])
+    path = folder(run) / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(RegistrationError, match=Path(name).name.replace(".", r"\.")):
+        register(run)
+    assert uris() == []
+
+
+def test_damaged_manifest_asks_to_clear_discover(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, ["a"])
+    (folder(run) / "manifest.parquet").write_bytes(b"PAR1")
+    with pytest.raises(AirflowFailException, match="Clear the discover task"):
+        register(run)
+
+
+def test_result_that_names_files_of_others_is_refused(tmp_path: Path) -> None:
+    run, other = stage_run(tmp_path, ["a"]), stage_run(tmp_path / "other", ["a"])
+    result = folder(run) / "result.json"
+    result.write_text(result.read_text().replace(run.rows_uri, other.rows_uri))
+    with pytest.raises(RegistrationError, match="which is no file of this run"):
+        register(run)
+
+
+def test_run_is_taken_from_where_its_manifest_lies(tmp_path: Path) -> None:
+    run, other = stage_run(tmp_path, ["a"]), stage_run(tmp_path / "other", ["b"])
+    manifest = pq.read_table(folder(run) / "manifest.parquet")
+    # Somebody has written another run's folder into it.
+    foreign = dataclasses.replace(run, run_uri=other.run_uri)
+    pq.write_table(manifest.replace_schema_metadata(foreign.to_metadata()), folder(run) / "manifest.parquet")
+    register(run)
+    assert uris() == ["a"]
 
 
 def test_staging_that_expired_asks_to_clear_discover(tmp_path: Path) -> None:

@@ -96,6 +96,18 @@ def test_table_created_again_meanwhile_is_noticed(
     assert data_files_on_disk(catalog_env.warehouse) == set()
 
 
+def test_table_partitioned_otherwise_meanwhile_is_noticed(catalog_env: SimpleNamespace) -> None:
+    def rows_then_other_partitioning() -> Iterator[pa.RecordBatch]:
+        yield from make_transcript_rows(["a"]).to_batches()
+        with open_catalog(None).load_table(TABLE).update_spec() as update:
+            update.add_identity("language")
+
+    wanted = dataclasses.replace(change(["a"]), rows=rows_then_other_partitioning())
+    with pytest.raises(RegistrationError, match="changed how the table is partitioned"):
+        replace_rows(open_catalog(None), TABLE, wanted)
+    assert data_files_on_disk(catalog_env.warehouse) == set()
+
+
 def test_commit_that_never_succeeds_gives_up_and_cleans_up(
     catalog_env: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
