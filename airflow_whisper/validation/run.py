@@ -34,8 +34,6 @@ from whisper_spark.staging.result import RunResult
 if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
 
-__all__ = ["Report", "Summary", "validate_run"]
-
 # Counts of discovery: rows that the table holds and this run leaves alone.
 _STAYING = ("unchanged", "kept_stale", "kept_removed")
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from whisper_spark.contract import speed_options
+from whisper_spark.contract.text import visible
 from whisper_spark.progress.reports import PROGRESS_SECONDS
 from whisper_spark.spark.conf import spark_defaults
 from whisper_spark.spark.failures import cause_of
@@ -191,9 +192,21 @@ def _session(defaults: dict[str, str]) -> SparkSession:
     return spark
 
 
+class LineFormatter(logging.Formatter):
+    """One line for each record, whatever names of files are in it; tracebacks follow in other lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name in the base class
+        """The message, in which a line break is visible and breaks no line."""
+        return f"whisper: {visible(record.message)}"
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback, in lines that nobody takes for those of the job."""
+        return "\n".join(f"  | {visible(line)}" for line in super().formatException(ei).split("\n"))
+
+
 def _log_to_stdout() -> None:
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("whisper: %(message)s"))
+    handler.setFormatter(LineFormatter())
     logger = logging.getLogger("whisper_spark")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
