@@ -35,6 +35,9 @@ _HOST_EXAMPLE = "local[2], spark://host:7077, yarn or k8s://https://host"
 # What whisper_spark.job prints once it has a session.
 _APPLICATION = re.compile(r"whisper: Spark application (?P<id>\S+?)(?:, UI at (?P<ui>https?://\S+))?$")
 
+# What Spark's scheduler says while nobody takes a task.
+_NO_RESOURCES = "Initial job has not accepted any resources"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
@@ -85,6 +88,7 @@ class WhisperSubmitHook(SparkSubmitHook):
         self._failure = Failure()
         self._processes: ProcessTree | None = None
         self._stopped = False
+        self._warned = False
         self._folder: Path | None = None
 
     def submit(self, application: str = "", **kwargs: Any) -> str | None:
@@ -165,7 +169,17 @@ class WhisperSubmitHook(SparkSubmitHook):
                 self._processes.living()
                 self._note_application(line)
             self._failure.add(line)
+            self._warn_of_waiting(line)
             yield line
+
+    def _warn_of_waiting(self, line: str) -> None:
+        """Say once what Spark says every 15 s without an example."""
+        if _NO_RESOURCES in line and not self._warned:
+            self._warned = True
+            self.log.warning(
+                "No executor has started yet. All workers are busy, or none is as large as one executor "
+                "has to be: compare executor_cores, executor_memory and GPUs with what one worker offers"
+            )
 
     def _note_application(self, line: str) -> None:
         self._application_id, ui = spark_application(line)

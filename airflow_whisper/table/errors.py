@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from airflow.sdk.exceptions import AirflowFailException
 
 
 class CatalogError(Exception):
     """The table of transcripts cannot be used as asked. Base of what the catalog side raises."""
 
 
-class CatalogConnectionError(CatalogError):
-    """The Airflow connection of the catalog is missing, of another type, or unusable."""
+class CatalogConnectionError(CatalogError, AirflowFailException):
+    """The Airflow connection of the catalog is missing, of another type, or unusable: no retry helps."""
 
 
 class TableMismatchError(CatalogError):

@@ -157,6 +157,17 @@ def test_output_cannot_forge_lines_or_colours_in_the_log(
     assert r"a\u001b[31m.wav \u0085forged" in log
 
 
+def test_executor_that_fits_nowhere_is_told_in_the_log_once(
+    local_spark: None, run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    waiting = (
+        "26/11/01 WARN TaskSchedulerImpl: Initial job has not accepted any resources; check your cluster UI"
+    )
+    failure_of(run, program(tmp_path, f"for i in 1 2 3; do echo '{waiting}'; done; exit 1"))
+    log = "".join(capfd.readouterr())
+    assert log.count("compare executor_cores, executor_memory and GPUs with what one worker offers") == 1
+
+
 # --- the connection --------------------------------------------------------------------------------------
 
 MASTERS: list[dict[str, Any] | str] = [
