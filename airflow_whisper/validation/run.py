@@ -11,13 +11,13 @@ from airflow_whisper.validation.checks import (
     Check,
     Completeness,
     Offences,
-    RowChecks,
     check_error_rate,
     check_flags,
     check_staged_files,
     flag_limits,
 )
 from airflow_whisper.validation.report import Report
+from airflow_whisper.validation.row_checks import RowChecks
 from airflow_whisper.validation.staged import (
     DamagedError,
     OpenedFile,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from airflow_whisper.validation.checks import schema_problem
+from airflow_whisper.validation.row_checks import schema_problem
 from whisper_spark.contract import Run, manifest_schema, partition_path, run_folder
 from whisper_spark.staging.result import RunResult, StagedFile, StagingError, read_result
 from whisper_spark.storage.objects import ObjectNotFound, normalise_uri

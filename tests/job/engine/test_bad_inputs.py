@@ -13,7 +13,7 @@ import pytest
 from bad_inputs import NAMES, Expected, make_bad_inputs
 from speech import Clip
 
-from airflow_whisper.validation.checks import RowChecks
+from airflow_whisper.validation.row_checks import RowChecks
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
 from whisper_spark.audio.decode import AudioError, open_audio
 from whisper_spark.contract import ERROR_CODES, FINAL_ERRORS, Run, transcript_schema

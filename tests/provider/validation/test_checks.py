@@ -10,16 +10,14 @@ import pytest
 
 from airflow_whisper.validation.checks import (
     MAX_OFFENDERS,
-    TIME_TOLERANCE_S,
     Check,
     Completeness,
-    RowChecks,
     check_error_rate,
     check_flags,
     check_staged_files,
     flag_limits,
-    schema_problem,
 )
+from airflow_whisper.validation.row_checks import TIME_TOLERANCE_S, RowChecks, schema_problem
 from whisper_spark.contract import (
     ERROR_CODES,
     Run,
