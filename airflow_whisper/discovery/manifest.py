@@ -89,7 +89,6 @@ def _write_manifest(comparison: Comparison, run: Run, storage: ObjectStorage) ->
     def batches() -> Iterator[pa.RecordBatch]:
         for chunk in comparison.files():
             values = [*zip(*chunk, strict=True)]
-            values.append((None,) * len(chunk))  # language: not known before the audio is heard
             values += [(value,) * len(chunk) for value in run.partition.values()]
             arrays = [pa.array(v, f.type) for v, f in zip(values, schema, strict=True)]
             yield pa.record_batch(arrays, schema=schema)

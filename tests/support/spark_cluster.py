@@ -124,7 +124,6 @@ def write_run(
             "last_modified": datetime.now(UTC),
             "change": "new",
             "attempt": 1,
-            "language": None,
             **partition,
         }
         for info in infos

@@ -177,9 +177,7 @@ def run_folder(
 
 # --- Arrow schemas -----------------------------------------------------------------------------------
 
-_MANIFEST_COLUMNS = frozenset(
-    "audio_uri audio_etag audio_bytes last_modified change attempt language".split()
-)
+_MANIFEST_COLUMNS = frozenset("audio_uri audio_etag audio_bytes last_modified change attempt".split())
 
 
 def manifest_schema(partition_keys: typing.Iterable[str] = ()) -> pa.Schema:
@@ -194,7 +192,6 @@ def manifest_schema(partition_keys: typing.Iterable[str] = ()) -> pa.Schema:
             pa.field("last_modified", pa.timestamp("us", tz="UTC")),
             pa.field("change", pa.string(), nullable=False),
             pa.field("attempt", pa.int32(), nullable=False),
-            pa.field("language", pa.string()),
             *(pa.field(key, pa.string(), nullable=False) for key in partition_keys),
         ]
     )

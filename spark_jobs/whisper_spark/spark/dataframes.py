@@ -21,10 +21,9 @@ from whisper_spark.staging.rows import INDEX_COLUMNS, StagedRows, read_index, re
 from whisper_spark.storage.objects import ObjectStorage
 from whisper_spark.storage.parquet import open_parquet
 
-MANIFEST_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt", "language")
+MANIFEST_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt")
 _MANIFEST_DDL = (
-    "audio_uri string, audio_etag string, audio_bytes bigint, attempt int, language string, "
-    "row_group int, position bigint"
+    "audio_uri string, audio_etag string, audio_bytes bigint, attempt int, row_group int, position bigint"
 )
 _INDEX_DDL = (
     "audio_uri string, audio_etag string, status string, error_code string, attempt int, language string, "

@@ -29,7 +29,7 @@ from whisper_spark.spark.first_files import FirstFiles
 from whisper_spark.staging.rows import FLUSH_SECONDS, StagedRows, task_index
 from whisper_spark.storage.objects import ObjectStorage
 
-INPUT_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt", "language")
+INPUT_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt")
 """Columns of the manifest that :func:`transcriber` takes, in this order."""
 
 STATISTICS = ("audio_uri", "status", "error_code", "language", "duration_s", "speech_s")
@@ -173,13 +173,12 @@ def _frame(ready: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _audio_files(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[AudioFile]:
     for columns in batches:
-        for uri, etag, size, attempt, language in zip(*columns, strict=True):
+        for uri, etag, size, attempt in zip(*columns, strict=True):
             yield AudioFile(
                 uri=uri,
                 etag=None if pd.isna(etag) else etag,
                 size=None if pd.isna(size) else int(size),
                 attempt=int(attempt),
-                language=None if pd.isna(language) else language,
             )
 
 
