@@ -241,9 +241,7 @@ def test_first_run_takes_every_file_largest_first(place: SimpleNamespace) -> Non
         f"{place.source}/{n}" for n in ("a b#1.wav", "b.wav", "deep/c.wav")
     ]
     assert [r["audio_bytes"] for r in rows] == [30, 20, 10]
-    assert {(r["change"], r["attempt"], r["language"], r["dt"]) for r in rows} == {
-        ("new", 1, None, "2026-11-01")
-    }
+    assert {(r["change"], r["attempt"], r["dt"]) for r in rows} == {("new", 1, "2026-11-01")}
     for r in rows:
         info = place.storage.info(r["audio_uri"])
         assert (r["audio_etag"], r["last_modified"]) == (info.etag, info.last_modified)
