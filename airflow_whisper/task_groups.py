@@ -29,13 +29,15 @@ def transcribe_partition(
     spark_conn_id: str = "spark_default",
     group_id: str = "transcribe",
     pattern: str | None = None,
+    extensions: Sequence[str] | str | None = None,
     partition_from_modified: Mapping[str, str] | None = None,
     on_removed: str = "keep",
     on_stale: str = "retranscribe",
     on_missing_source: str = "fail",
     max_attempts: int = 3,
+    max_removed_rate: float | str = 0.5,
     max_error_rate: float | str = 0.05,
-    block_on: Sequence[str] | Mapping[str, float] = (),
+    block_on: Sequence[str] | Mapping[str, float] | str = (),
     pool: str | None = None,
     outlets: Sequence[Any] | None = None,
     table_url: str | None = None,
@@ -77,16 +79,21 @@ def transcribe_partition(
     :param model_conn_id: Airflow connection for a model in an object store; ``None``: ambient credentials.
     :param spark_conn_id: Airflow connection of type ``spark``.
     :param group_id: id of the task group, unique in its DAG.
-    :param pattern: glob on the key below ``source``; ``None`` takes every object.
+    :param pattern: glob on the key below ``source``; ``None``: any.
+    :param extensions: endings of file names, in any case: ``["wav", "mp3"]``; ``None``: any but those of
+        sidecar files, such as ``.json``.
     :param partition_from_modified: ``strftime`` formats of partition keys, to take of the source what was
         modified then; see :class:`DiscoverAudioOperator`. ``None`` takes everything.
-    :param on_removed: what becomes of the row of a file that is gone: ``"keep"`` or ``"delete"``.
+    :param on_removed: what becomes of the row of a file that is gone from ``source``: ``"keep"`` or
+        ``"delete"``.
     :param on_stale: rows made with other options: ``"retranscribe"`` or ``"keep"``.
-    :param on_missing_source: a source without a single object: ``"fail"`` or ``"skip"``.
+    :param on_missing_source: a source without a single object, or without one that ``pattern`` and
+        ``extensions`` take for audio: ``"fail"`` or ``"skip"``.
     :param max_attempts: how often a file whose error may pass is tried, over all runs.
+    :param max_removed_rate: largest share of the partition's rows that one run may remove, 0 to 1.
     :param max_error_rate: share of error rows, 0 to 1, above which nothing is published.
     :param block_on: quality flags that keep the partition from being published; a mapping gives the share of
-        rows that may have each.
+        rows that may have each. A template gives either as JSON, or names separated by commas.
     :param pool: Airflow pool of the ``transcribe`` task: one slot for each Spark job that may run at a time.
     :param outlets: assets that ``register`` updates.
     :param table_url: page of the table in your catalog, for the link *Table* on ``register``.
@@ -118,8 +125,10 @@ def transcribe_partition(
             source_conn_id=source_conn_id,
             catalog_conn_id=catalog_conn_id,
             pattern=pattern,
+            extensions=extensions,
             partition_from_modified=partition_from_modified,
             max_attempts=max_attempts,
+            max_removed_rate=max_removed_rate,
             **choices,
             **common,
         )

@@ -7,27 +7,32 @@ instead of memory.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from airflow_whisper.scratch import ScratchDatabase
 from whisper_spark.contract import CHANGES, FINAL_ERRORS
+from whisper_spark.storage.objects import folder_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Rows in one row group of a manifest: about what one read of it holds in memory.
 ROW_GROUP = 10_000
-"""Rows in one row group of a manifest: about what one read of it holds in memory."""
+
+# Counts of rows that stay as they are.
+STAYING = ("unchanged", "kept_stale", "kept_removed", "kept_left_out", "kept_elsewhere")
 
 _TABLES = """
 CREATE TABLE listing (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER);
+CREATE TABLE left_out (uri TEXT, kind TEXT);
 CREATE TABLE rows (uri TEXT, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER, fingerprint TEXT);
 CREATE TABLE listed (uri TEXT PRIMARY KEY, etag TEXT, bytes INTEGER, modified INTEGER) WITHOUT ROWID;
 CREATE TABLE held (uri TEXT PRIMARY KEY, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER,
                    fingerprint TEXT) WITHOUT ROWID;
 CREATE TABLE files (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER, change TEXT, attempt INTEGER);
-CREATE TABLE gone (uri TEXT);
+CREATE TABLE missing (uri TEXT, change TEXT);
 """
 
 # Filled in order of their keys: appending to a tree is far faster than hitting it at random, and joining
@@ -35,6 +40,7 @@ CREATE TABLE gone (uri TEXT);
 _SORT = """
 INSERT INTO listed SELECT * FROM listing ORDER BY uri;
 INSERT INTO held SELECT * FROM rows ORDER BY uri;
+CREATE INDEX left_out_uri ON left_out (uri);
 DROP TABLE listing;
 DROP TABLE rows;
 """
@@ -55,6 +61,17 @@ SELECT uri, etag, bytes, modified, change, iif(change = 'retry', held_attempt + 
 ) ORDER BY bytes DESC, uri
 """.replace(":final", ", ".join(f"'{code}'" for code in sorted(FINAL_ERRORS)))
 
+# Rows without a file of this run. Only what is gone from the source may be removed: another source of the
+# same partition, or a pattern that leaves the audio out, says nothing about it.
+_MISSING = """
+INSERT INTO missing
+SELECT uri, CASE
+    WHEN substr(uri, 1, length(:source)) <> :source THEN 'kept_elsewhere'
+    WHEN EXISTS (SELECT 1 FROM left_out WHERE left_out.uri = held.uri) THEN 'kept_left_out'
+    ELSE :gone END
+FROM held WHERE uri NOT IN (SELECT uri FROM listed) ORDER BY uri
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
@@ -63,11 +80,13 @@ class Rules:
     :param on_removed: rows whose audio is gone stay (``"keep"``) or are deleted (``"delete"``).
     :param on_stale: rows made with other options are made again (``"retranscribe"``) or stay (``"keep"``).
     :param max_attempts: how often a file is tried, for one etag, while its error may pass.
+    :param max_removed_rate: largest share of a partition's rows that one run may remove, 0 to 1.
     """
 
     on_removed: Literal["keep", "delete"] = "keep"
     on_stale: Literal["retranscribe", "keep"] = "retranscribe"
     max_attempts: int = 3
+    max_removed_rate: float = 0.5
 
     def __post_init__(self) -> None:
         for name, allowed in (("on_removed", ("keep", "delete")), ("on_stale", ("retranscribe", "keep"))):
@@ -81,6 +100,9 @@ class Rules:
             or self.max_attempts < 1
         ):
             raise ValueError(f"max_attempts must be a whole number of at least 1, got {self.max_attempts!r}")
+        rate = self.max_removed_rate
+        if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate <= 1:
+            raise ValueError(f"max_removed_rate must be a number from 0 to 1 (0.5 is 50 %), got {rate!r}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,8 @@ class Counts:
 
     files: dict[str, int] = field(default_factory=dict)
     """Per change (``new``, ``changed``, ``stale``, ``retry``), and: ``unchanged``; ``kept_stale``, made with
-    other options and kept; ``removed``, gone and to be deleted; ``kept_removed``, gone and kept."""
+    other options and kept; ``removed``, gone and to be deleted; ``kept_removed``, gone and kept;
+    ``kept_left_out``, not among the audio that this run asks for; ``kept_elsewhere``, of another source."""
     audio_bytes: int = 0
     """Bytes of audio to transcribe."""
     unchanged_errors: int = 0
@@ -101,6 +124,11 @@ class Counts:
         return sum(self.files[change] for change in CHANGES)
 
     @property
+    def audio(self) -> int:
+        """Files of the source that belong to the partition."""
+        return self.to_transcribe + self.files["unchanged"] + self.files["kept_stale"]
+
+    @property
     def nothing_to_do(self) -> bool:
         """Whether the partition is up to date."""
         return self.to_transcribe == 0 and self.files["removed"] == 0
@@ -110,6 +138,8 @@ class Counts:
         words = {
             "kept_stale": "kept as made with other options",
             "kept_removed": "kept though the audio is gone",
+            "kept_left_out": "kept though this run leaves their audio out",
+            "kept_elsewhere": "kept from other sources",
         }
         parts = [f"{n:,} {words.get(name, name)}" for name, n in self.files.items() if n]
         return ", ".join(parts) or "no files"
@@ -122,8 +152,9 @@ class Comparison:
 
         with Comparison() as comparison:
             comparison.add_rows(current_rows(catalog, table, partition))
-            comparison.add_listing(audio_files(storage, source))
-            counts = comparison.compare(options.fingerprint(), Rules())
+            for batch, kinds in list_by_kind(storage, source, AudioFilter()):
+                comparison.add_listing(batch, kinds)
+            counts = comparison.compare(options.fingerprint(), Rules(), source)
     """
 
     def __init__(self) -> None:
@@ -136,20 +167,27 @@ class Comparison:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    def add_listing(self, batches: Iterable[pa.RecordBatch]) -> int:
-        """Takes in audio files, as :meth:`ObjectStorage.list` gives them. Returns how many there were."""
+    def add_listing(self, batch: pa.RecordBatch, kinds: Sequence[str]) -> None:
+        """Takes in a part of the listing, as :func:`list_by_kind` gives it: audio, and what is left out."""
+        import pyarrow as pa
+
+        audio = [kind == "audio" for kind in kinds]
         columns = ("audio_uri", "audio_etag", "audio_bytes", "last_modified")
-        return self._db.insert("listing", batches, columns)
+        self._db.insert("listing", [batch if all(audio) else batch.filter(pa.array(audio))], columns)
+        uris = batch.column("audio_uri").to_pylist() if not all(audio) else ()
+        others = ((uri, kind) for uri, kind in zip(uris, kinds, strict=False) if kind != "audio")
+        self._db.run_for_each("INSERT INTO left_out VALUES (?, ?)", others)
 
     def add_rows(self, batches: Iterable[pa.RecordBatch]) -> int:
         """Takes in rows of the table, as :func:`catalog.current_rows` gives them. Returns how many."""
         columns = ("audio_uri", "audio_etag", "status", "error_code", "attempt", "fingerprint")
         return self._db.insert("rows", batches, columns)
 
-    def compare(self, fingerprint: str, rules: Rules) -> Counts:
+    def compare(self, fingerprint: str, rules: Rules, source: str) -> Counts:
         """Decides about every file. Call it once, after everything was added.
 
         :param fingerprint: of the options that the partition should have been made with.
+        :param source: URI of the folder that was listed.
         :raises ValueError: when the table holds two rows for one file.
         """
         try:
@@ -167,26 +205,24 @@ class Comparison:
         }
         with self._db.transaction():
             self._db.execute(_COMPARE, values)
-            self._db.execute(
-                "INSERT INTO gone SELECT uri FROM held WHERE uri NOT IN (SELECT uri FROM listed) ORDER BY uri"
-            )
-        return self._counts(rules)
+            gone = "removed" if rules.on_removed == "delete" else "kept_removed"
+            self._db.execute(_MISSING, {"source": folder_uri(source), "gone": gone})
+        return self._counts()
 
-    def _counts(self, rules: Rules) -> Counts:
-        counts = dict.fromkeys([*CHANGES, "unchanged", "kept_stale", "removed", "kept_removed"], 0)
+    def _counts(self) -> Counts:
+        counts = dict.fromkeys([*CHANGES, *STAYING, "removed"], 0)
         audio_bytes = 0
         for change, files, total in self._db.execute(
             "SELECT change, count(*), sum(bytes) FROM files GROUP BY 1"
         ):
             counts[change] = files
             audio_bytes += (total or 0) if change in CHANGES else 0
-        (gone,) = self._db.first("SELECT count(*) FROM gone")
-        counts["removed" if rules.on_removed == "delete" else "kept_removed"] = gone
+        counts |= dict(self._db.execute("SELECT change, count(*) FROM missing GROUP BY 1").fetchall())
         replaced = ", ".join(f"'{change}'" for change in CHANGES)
-        deleted = "SELECT uri FROM gone UNION ALL" if rules.on_removed == "delete" else ""
         (errors,) = self._db.first(
             "SELECT count(*) FROM held WHERE status <> 'ok' AND uri NOT IN "  # noqa: S608
-            f"({deleted} SELECT uri FROM files WHERE change IN ({replaced}))"
+            "(SELECT uri FROM missing WHERE change = 'removed' "
+            f"UNION ALL SELECT uri FROM files WHERE change IN ({replaced}))"
         )
         return Counts(counts, audio_bytes, errors)
 
@@ -196,6 +232,20 @@ class Comparison:
         query = f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid"  # noqa: S608
         return self._db.chunks(query, size=ROW_GROUP)
 
-    def gone(self) -> Iterator[list[tuple[Any, ...]]]:
-        """Rows whose audio is gone: (uri,), in lists."""
-        return self._db.chunks("SELECT uri FROM gone ORDER BY rowid", size=ROW_GROUP)
+    def removed(self) -> Iterator[list[tuple[Any, ...]]]:
+        """Rows to delete: (uri,), in lists."""
+        query = "SELECT uri FROM missing WHERE change = 'removed' ORDER BY rowid"
+        return self._db.chunks(query, size=ROW_GROUP)
+
+    def left_out(self) -> dict[str, int]:
+        """How many objects below the source are not audio of this partition, by kind."""
+        found = self._db.execute("SELECT kind, count(*) FROM left_out GROUP BY 1 ORDER BY 1")
+        return dict(found.fetchall())
+
+    def example_left_out(self, *kinds: str) -> str | None:
+        """The URI of one of these objects."""
+        found = self._db.first(
+            f"SELECT min(uri) FROM left_out WHERE kind IN ({', '.join('?' * len(kinds))})",  # noqa: S608
+            kinds,
+        )
+        return str(found[0]) if found[0] else None

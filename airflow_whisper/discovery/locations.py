@@ -62,6 +62,23 @@ def check_source_exists(storage: ObjectStorage, source: str, partition: Mapping[
         )
 
 
+def anything_under(storage: ObjectStorage, root: str) -> bool:
+    """Whether anything lies in a folder, or must be assumed to, because it may not be listed.
+
+    Stricter than :func:`check_source_exists`: a disk that is not mounted leaves an empty folder behind.
+
+    :param root: of :func:`source_root`.
+    """
+    try:
+        if root.startswith("file://"):
+            return any(Path(root.removeprefix("file://")).iterdir())
+        return storage.any_under(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (ObjectForbidden, PermissionError):
+        return True
+
+
 def source_root(source: str, partition: Mapping[str, str]) -> str:
     """The part of a source that all partitions share, with a slash at the end."""
     source = folder_uri(source).removesuffix("/")

@@ -75,7 +75,7 @@ def _manifest_id(comparison: Comparison, counts: Counts, target: Target) -> str:
         for uri, etag, size, _, change, attempt in chunk:
             digest.update(f"\n{uri}\0{etag}\0{size}\0{change}\0{attempt}".encode())
     if counts.files["removed"]:
-        for chunk in comparison.gone():
+        for chunk in comparison.removed():
             for (uri,) in chunk:
                 digest.update(f"\nremoved\0{uri}".encode())
     return digest.hexdigest()[:32]
@@ -102,7 +102,7 @@ def _write_removed(comparison: Comparison, run: Run, storage: ObjectStorage) -> 
     schema = pa.schema([pa.field("audio_uri", pa.string(), nullable=False)])
     batches = (
         pa.record_batch([pa.array([uri for (uri,) in chunk], pa.string())], schema=schema)
-        for chunk in comparison.gone()
+        for chunk in comparison.removed()
     )
     _upload(comparison.folder / "removed.parquet", run.removed_uri, schema, batches, storage)
 

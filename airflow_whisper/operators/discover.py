@@ -8,20 +8,30 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_whisper.templates import is_final, text
+from airflow_whisper.discovery.audio_filter import AudioFilter, extension_tuple
+from airflow_whisper.discovery.errors import DiscoveryError
+from airflow_whisper.discovery.guards import check_removed_rate, check_some_match
+from airflow_whisper.discovery.locations import (
+    anything_under,
+    check_locations,
+    check_source_exists,
+    source_root,
+)
+from airflow_whisper.templates import TextTemplates, collection, is_final, number, optional, text
 from airflow_whisper.watch.partition_templates import check_formats, modified_partition
 from whisper_spark.contract import WhisperOptions, check_partition, partition_path
+from whisper_spark.storage.objects import ObjectNotFound
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_whisper.discovery.comparison import Comparison, Counts
+    from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
     from airflow_whisper.discovery.manifest import Target
     from whisper_spark.contract import Run
     from whisper_spark.storage.objects import ObjectStorage
 
 
-class DiscoverAudioOperator(BaseOperator):
+class DiscoverAudioOperator(TextTemplates, BaseOperator):
     """Compare a partition's audio with its table and write down what has to be transcribed.
 
     .. code-block:: python
@@ -44,7 +54,9 @@ class DiscoverAudioOperator(BaseOperator):
     Returns ``{"manifest_uri", "manifest_id", "partition", "fingerprint", "counts", "audio_bytes"}``, each
     also as an XCom of its own: ``discover.output["manifest_uri"]`` is the argument of the tasks that follow.
 
-    Names that start with ``_`` or ``.``, and what lies in folders with such names, are not audio.
+    Names that start with ``_`` or ``.``, and what lies in folders with such names, are not audio. Nor are
+    sidecar files, such as ``.json``, ``.txt`` or ``.srt``, unless ``extensions`` asks for them. The log and
+    the XCom ``left_out`` say how many objects were left out.
 
     :param source: folder with the partition's audio, listed recursively: ``s3://``, ``gs://``, ``az://``,
         ``abfss://``, ``file://`` or a path of the worker.
@@ -57,15 +69,23 @@ class DiscoverAudioOperator(BaseOperator):
     :param staging_conn_id: Airflow connection for staging; ``None``: the same as for the source.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded catalog.
     :param pattern: glob on the path below ``source``, in any case, for example ``"*.wav"``.
+    :param extensions: endings of file names, in any case: ``["wav", "mp3"]``; ``None``: any but those of
+        sidecar files.
     :param partition_from_modified: keys of ``partition`` that files belong to by the time they were modified,
         in UTC, with their ``strftime`` formats: ``{"dt": "%Y-%m-%d"}`` takes of the source what was modified
         on the day ``partition["dt"]``. ``None``: all audio below ``source`` belongs to the partition.
-    :param on_removed: rows whose audio is gone: ``"keep"``, or ``"delete"`` for erasure requests.
+    :param on_removed: rows whose audio is gone: ``"keep"``, or ``"delete"`` for erasure requests. Audio is
+        gone when it was below ``source`` and no object there has its name any more, whatever ``pattern`` and
+        ``extensions`` leave out. Rows of other sources stay.
+    :param max_removed_rate: largest share of the partition's rows that one run may remove, 0 to 1. A run that
+        would remove more fails, and removes nothing.
     :param on_stale: rows made with other options: ``"retranscribe"`` or ``"keep"``.
     :param max_attempts: how often a file is tried, for one etag, while its error may pass.
     :param on_missing_source: ``"fail"`` or ``"skip"`` when there is nothing at the source nor above the part
-        of it that depends on the partition. An empty partition of a source that exists is skipped either way.
+        of it that depends on the partition, or when there are objects, but none that ``pattern`` and
+        ``extensions`` take for audio. An empty partition of a source that exists is skipped either way.
     :raises ValueError: when an argument is wrong; before any work for values that are templates.
+    :raises DiscoveryError: when no object is audio, or too many rows would be removed.
     """
 
     template_fields: Sequence[str] = (
@@ -78,12 +98,21 @@ class DiscoverAudioOperator(BaseOperator):
         "staging_conn_id",
         "catalog_conn_id",
         "pattern",
+        "extensions",
         "partition_from_modified",
         "on_removed",
         "on_stale",
         "max_attempts",
+        "max_removed_rate",
         "on_missing_source",
     )
+    text_fields = frozenset(template_fields) - {
+        "options",
+        "extensions",
+        "partition_from_modified",
+        "max_attempts",
+        "max_removed_rate",
+    }
     template_fields_renderers = {"partition": "json", "options": "py"}  # noqa: RUF012
     ui_color = "#cfe2f3"
 
@@ -99,10 +128,12 @@ class DiscoverAudioOperator(BaseOperator):
         staging_conn_id: str | None = None,
         catalog_conn_id: str | None = None,
         pattern: str | None = None,
+        extensions: Sequence[str] | str | None = None,
         partition_from_modified: Mapping[str, str] | None = None,
         on_removed: Literal["keep", "delete"] = "keep",
         on_stale: Literal["retranscribe", "keep"] = "retranscribe",
         max_attempts: int = 3,
+        max_removed_rate: float | str = 0.5,
         on_missing_source: Literal["fail", "skip"] = "fail",
         **kwargs: Any,
     ) -> None:
@@ -117,18 +148,18 @@ class DiscoverAudioOperator(BaseOperator):
         self.staging_conn_id = staging_conn_id
         self.catalog_conn_id = catalog_conn_id
         self.pattern = pattern
+        self.extensions = extensions
         self.partition_from_modified = partition_from_modified
         self.on_removed = on_removed
         self.on_stale = on_stale
         self.max_attempts = max_attempts
+        self.max_removed_rate = max_removed_rate
         self.on_missing_source = on_missing_source
         self._run: Run | None = None
         self._check_arguments()
 
     def _check_arguments(self) -> None:
         """Checks what is no template yet, or no template any more."""
-        from airflow_whisper.discovery.comparison import Rules
-        from airflow_whisper.discovery.locations import check_locations
         from airflow_whisper.table.schema import check_table_name
 
         if isinstance(self.partition, Mapping) and all(is_final(v) for v in self.partition.values()):
@@ -147,8 +178,10 @@ class DiscoverAudioOperator(BaseOperator):
         check_locations({argument: uri for argument, uri in locations.items() if is_final(uri)})
         if is_final(self.options):
             _whisper_options(self.options)
-        if all(is_final(v) for v in (self.on_removed, self.on_stale, self.max_attempts)):
-            Rules(on_removed=self.on_removed, on_stale=self.on_stale, max_attempts=int(self.max_attempts))
+        if is_final([self.pattern, self.extensions]):
+            self._audio_filter()
+        if is_final([self.on_removed, self.on_stale, self.max_attempts, self.max_removed_rate]):
+            self._rules()
         if is_final(self.on_missing_source) and self.on_missing_source not in ("fail", "skip"):
             raise ValueError(f"on_missing_source must be 'fail' or 'skip', got {self.on_missing_source!r}")
 
@@ -161,23 +194,42 @@ class DiscoverAudioOperator(BaseOperator):
             )
         check_formats(formats)
 
+    def _audio_filter(self) -> AudioFilter:
+        return AudioFilter(optional(self.pattern), extension_tuple(self.extensions))
+
+    def _rules(self) -> Rules:
+        from airflow_whisper.discovery.comparison import Rules
+
+        return Rules(
+            on_removed=self.on_removed,
+            on_stale=self.on_stale,
+            max_attempts=number("max_attempts", int, self.max_attempts),
+            max_removed_rate=number("max_removed_rate", float, self.max_removed_rate),
+        )
+
     def execute(self, context: Context) -> dict[str, Any]:
         """Compare, and write the manifest."""
         from airflow_whisper.discovery.comparison import Comparison
         from airflow_whisper.discovery.manifest import write_run
         from airflow_whisper.hooks.object_storage import object_storage
 
-        if isinstance(self.partition, Mapping):
-            self.partition = {key: text(value) for key, value in self.partition.items()}
-        self._check_arguments()
-        source_storage = object_storage(self.source_conn_id or None, self.source)
-        staging_storage = object_storage(self.staging_conn_id or self.source_conn_id or None, self.staging)
+        self._take_rendered()
+        source_conn_id, staging_conn_id = optional(self.source_conn_id), optional(self.staging_conn_id)
+        source_storage = object_storage(source_conn_id, self.source)
+        staging_storage = object_storage(staging_conn_id or source_conn_id, self.staging)
         with Comparison() as comparison:
             target, rows = self._add_rows(comparison)
-            files = self._add_listing(comparison, source_storage)
-            if files == 0:
-                self._check_empty_source(source_storage, target, rows)
-            counts = self._compare(comparison, target)
+            self._add_listing(comparison, source_storage)
+            self._tell_of_left_out(context, comparison)
+            counts = comparison.compare(target.options.fingerprint(), self._rules(), target.source)
+            if counts.audio == 0:
+                self._check_no_audio(comparison, counts, target, rows, source_storage)
+            if counts.files["removed"]:
+                self._check_removals(comparison, counts, target, rows, source_storage)
+            if counts.nothing_to_do:
+                raise AirflowSkipException(
+                    f"partition {partition_path(target.partition)} of {target.table} is up to date: {counts}"
+                )
             run = write_run(comparison, counts, target, staging_storage)
         self._run = run
         self._log_summary(run, counts)
@@ -189,6 +241,13 @@ class DiscoverAudioOperator(BaseOperator):
             "counts": run.counts,
             "audio_bytes": run.audio_bytes,
         }
+
+    def _take_rendered(self) -> None:
+        """Takes what templates and other tasks gave, and checks it."""
+        if isinstance(self.partition, Mapping):
+            self.partition = {key: text(value) for key, value in self.partition.items()}
+        self.extensions = collection(self.extensions)
+        self._check_arguments()
 
     def get_openlineage_facets_on_start(self) -> Any:
         """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
@@ -209,7 +268,7 @@ class DiscoverAudioOperator(BaseOperator):
         from airflow_whisper.table.read import current_rows, current_snapshot_id, table_partition
         from whisper_spark.storage.objects import normalise_uri
 
-        catalog = open_catalog(self.catalog_conn_id or None)
+        catalog = open_catalog(optional(self.catalog_conn_id))
         partition = table_partition(catalog, self.table, self.partition)
         snapshot_id = current_snapshot_id(catalog, self.table)
         target = Target(
@@ -224,63 +283,73 @@ class DiscoverAudioOperator(BaseOperator):
         rows = current_rows(catalog, self.table, partition, snapshot_id=snapshot_id)
         return target, comparison.add_rows(rows)
 
-    def _add_listing(self, comparison: Comparison, storage: ObjectStorage) -> int:
-        from airflow_whisper.discovery.listing import audio_files
+    def _add_listing(self, comparison: Comparison, storage: ObjectStorage) -> None:
+        from airflow_whisper.discovery.listing import list_by_kind
         from whisper_spark.storage.objects import UnreadableNames
 
         names = UnreadableNames(self.source)
-        ignored: list[int] = []
         formats = self.partition_from_modified or {}
         wanted = {key: self.partition[key] for key in formats}
-        files = audio_files(
+        listing = list_by_kind(
             storage,
             self.source,
-            self.pattern or None,
+            self._audio_filter(),
             belongs=(lambda modified: modified_partition(formats, modified) == wanted) if formats else None,
-            ignored=ignored.append,
             unreadable=names.add,
         )
-        count = comparison.add_listing(files)
+        for batch, kinds in listing:
+            comparison.add_listing(batch, kinds)
         if names.count:
             self.log.warning("%s.", names)
-        if ignored:
-            reason = f"hidden, or not matching {self.pattern!r}" if self.pattern else "hidden"
-            self.log.info("Left out %s objects under %s: %s.", f"{sum(ignored):,}", self.source, reason)
-        return count
 
-    def _check_empty_source(self, storage: ObjectStorage, target: Target, rows: int) -> None:
-        from airflow_whisper.discovery.locations import check_source_exists
-        from whisper_spark.storage.objects import ObjectNotFound
+    def _tell_of_left_out(self, context: Context, comparison: Comparison) -> None:
+        left_out = comparison.left_out()
+        if "ti" in context:
+            context["ti"].xcom_push(key="left_out", value=left_out)
+        # Audio of other partitions is no surprise.
+        told = {kind: count for kind, count in left_out.items() if kind != "other_time"}
+        if told:
+            words = ", ".join(f"{count:,} {_KINDS[kind]}" for kind, count in told.items())
+            self.log.info("Left out %s objects under %s: %s.", f"{sum(told.values()):,}", self.source, words)
 
-        if rows:
+    def _check_no_audio(
+        self, comparison: Comparison, counts: Counts, target: Target, rows: int, storage: ObjectStorage
+    ) -> None:
+        """Tells an empty partition from audio that was deleted, a wrong filter and a wrong source."""
+        gone = counts.files["removed"] + counts.files["kept_removed"]
+        if gone:
             self.log.warning(
-                "No audio under %s, but the table has %s rows for this partition: on_removed=%r decides.",
+                "No audio under %s, but the table has %s rows of audio that was there: on_removed=%r "
+                "decides.",
                 self.source,
-                f"{rows:,}",
+                f"{gone:,}",
                 self.on_removed,
             )
             return
         try:
+            check_some_match(comparison, target.source, self._audio_filter())
             check_source_exists(storage, target.source, self.partition)
-        except ObjectNotFound as error:
+        except (DiscoveryError, ObjectNotFound) as error:
             if self.on_missing_source == "fail":
                 raise
             raise AirflowSkipException(str(error)) from None
+        held = f"no row of it among the {rows:,}" if rows else "nothing"
         raise AirflowSkipException(
-            f"there is no audio under {self.source}, and nothing in partition "
+            f"there is no audio under {self.source}, and {held} in partition "
             f"{partition_path(target.partition)} of {target.table}"
         )
 
-    def _compare(self, comparison: Comparison, target: Target) -> Counts:
-        from airflow_whisper.discovery.comparison import Rules
-
-        rules = Rules(on_removed=self.on_removed, on_stale=self.on_stale, max_attempts=int(self.max_attempts))
-        counts = comparison.compare(target.options.fingerprint(), rules)
-        if counts.nothing_to_do:
-            raise AirflowSkipException(
-                f"partition {partition_path(target.partition)} of {target.table} is up to date: {counts}"
+    def _check_removals(
+        self, comparison: Comparison, counts: Counts, target: Target, rows: int, storage: ObjectStorage
+    ) -> None:
+        root = source_root(target.source, self.partition)
+        if not (counts.audio or comparison.left_out() or anything_under(storage, root)):
+            raise DiscoveryError(
+                f"source {target.source} does not exist: there is nothing under {root}. So no row of partition "
+                f"{partition_path(target.partition)} of {target.table} is removed. Check the argument "
+                "`source`; if all audio was deleted on purpose, put any object there"
             )
-        return counts
+        check_removed_rate(comparison, counts, self._rules(), target, rows)
 
     def _log_summary(self, run: Run, counts: Counts) -> None:
         self.log.info(
@@ -292,6 +361,14 @@ class DiscoverAudioOperator(BaseOperator):
             _size(run.audio_bytes),
             run.manifest_uri,
         )
+
+
+# The kinds of objects that are left out, for people.
+_KINDS = {
+    "hidden": "hidden",
+    "sidecar": "sidecar files",
+    "unmatched": "not matching `pattern` or `extensions`",
+}
 
 
 def _size(count: int) -> str:

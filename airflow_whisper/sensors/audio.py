@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.configuration import conf
 
+from airflow_whisper.discovery.audio_filter import extension_tuple
 from airflow_whisper.events import check_map_length
 from airflow_whisper.table.schema import check_table_name
 from airflow_whisper.templates import is_final, text
 from airflow_whisper.triggers.sensor import AudioToTranscribeTrigger, TableFiles
 from airflow_whisper.watch.pending import BatchRules
-from airflow_whisper.watch.source import WatchedSource, extension_tuple
+from airflow_whisper.watch.source import WatchedSource
 from airflow_whisper.watch.watcher import SourceWatch
 from whisper_spark.storage.objects import StorageError
 
@@ -70,7 +71,7 @@ class NewAudioSensor(BaseSensorOperator):
     :param source_conn_id: Airflow connection for the source; ``None``: ambient credentials.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded catalog.
     :param pattern: glob on the path below the partition's folder, in any case.
-    :param extensions: endings of file names, in any case: ``["wav", "mp3"]``; ``None``: any.
+    :param extensions: see :class:`NewAudioTrigger`.
     :param stable_polls: see :class:`NewAudioTrigger`; so for ``min_age``, ``min_files`` and ``since``.
     :param max_file_wait: end the waiting also with fewer than ``min_files`` when one of them was modified
         this many seconds ago. (``max_wait`` is the longest interval between pokes, as for every sensor.)

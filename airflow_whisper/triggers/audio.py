@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
+from airflow_whisper.discovery.audio_filter import extension_tuple
 from airflow_whisper.triggers.polling import WatchThread, check_poll_interval, trying
 from airflow_whisper.watch.pending import BatchRules
-from airflow_whisper.watch.source import WatchedSource, extension_tuple
+from airflow_whisper.watch.source import WatchedSource
 
 if TYPE_CHECKING:
     from airflow_whisper.watch.cursor import CursorState
@@ -79,7 +80,8 @@ class NewAudioTrigger(BaseEventTrigger):
     :param staging: folder for what is too long for an event or for Airflow's database; not inside ``source``.
     :param staging_conn_id: Airflow connection for staging; ``None``: the same as for the source.
     :param pattern: glob on the path below the partition's folder, in any case: ``"*.wav"``.
-    :param extensions: endings of file names, in any case: ``["wav", "mp3"]``; ``None``: any.
+    :param extensions: endings of file names, in any case: ``["wav", "mp3"]``; ``None``: any but those of
+        sidecar files, such as ``.json``.
     :param poll_interval: seconds between two polls.
     :param stable_polls: a file counts when this many polls in a row saw it with the same size and etag ...
     :param min_age: ... or when it was modified this many seconds ago, by the clock of the store.

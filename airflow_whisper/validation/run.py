@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
 
 # Counts of discovery: rows that the table holds and this run leaves alone.
-_STAYING = ("unchanged", "kept_stale", "kept_removed")
+_STAYING = ("unchanged", "kept_stale", "kept_removed", "kept_left_out", "kept_elsewhere")
 
 
 def validate_run(

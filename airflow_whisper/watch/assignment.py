@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from airflow_whisper.discovery.listing import is_audio
+from airflow_whisper.discovery.audio_filter import AudioFilter
 from airflow_whisper.watch.partition_templates import Partitioning, modified_partition
 from airflow_whisper.watch.pending import NEVER, File
 from whisper_spark.contract import partition_path
@@ -21,15 +21,11 @@ _MOST_FOLDERS = 100_000
 
 
 class PartitionAssignment:
-    """Assigns listed objects to partitions, and leaves out what is not audio.
+    """Assigns listed objects to partitions, and leaves out what is not audio."""
 
-    :param suffixes: what names have to end in, in lower case; empty: anything.
-    """
-
-    def __init__(self, partitioning: Partitioning, pattern: str | None, suffixes: tuple[str, ...]) -> None:
+    def __init__(self, partitioning: Partitioning, audio_filter: AudioFilter) -> None:
         self._partitioning = partitioning
-        self._pattern = pattern
-        self._suffixes = suffixes
+        self._filter = audio_filter
         self._folders: dict[str, tuple[dict[str, str], str, int] | None] = {}
 
     def files(self, batch: pa.RecordBatch, watermark: int) -> tuple[list[File], int]:
@@ -47,7 +43,7 @@ class PartitionAssignment:
             values, partition, key_start = folder
             if formats:
                 partition = partition_path(values | _by_time(formats, modified))
-            if self._is_wanted(uri[key_start:]):
+            if self._filter.kind(uri[key_start:]) == "audio":
                 files.append((uri, etag, size, arrived, partition))
         return files, unmatched
 
@@ -68,9 +64,6 @@ class PartitionAssignment:
             return None
         values = {**self._partitioning.fixed, **found}
         return values, partition_path(values), len(template.root) + sum(len(name) + 1 for name in names)
-
-    def _is_wanted(self, key: str) -> bool:
-        return is_audio(key, self._pattern) and (not self._suffixes or key.lower().endswith(self._suffixes))
 
 
 def _by_time(formats: Mapping[str, str], modified: int) -> dict[str, str]:

@@ -61,7 +61,7 @@ class SourceLister:
         self._log = log
         self._stopped = stopped
         self._template = watched.partitioning.template
-        self._assignment = PartitionAssignment(watched.partitioning, watched.pattern, watched.suffixes())
+        self._assignment = PartitionAssignment(watched.partitioning, watched.audio_filter)
         self._connection: _Connection | None = None
         self._met: frozenset[FolderPath] = frozenset()
         self._swept: float | None = None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from airflow_whisper.discovery.audio_filter import AudioFilter, extension_tuple
 from airflow_whisper.discovery.locations import check_locations
 from airflow_whisper.watch.partition_templates import Partitioning
 from airflow_whisper.watch.pending import NEVER, BatchRules
@@ -60,9 +61,8 @@ class WatchedSource:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, got {value!r}")
-        if not all(extension.strip(". ") for extension in self.extensions or ()):
-            raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {self.extensions!r}")
         self.first_watermark()
+        _ = self.audio_filter
 
     # --- as JSON -----------------------------------------------------------------------------------------
 
@@ -87,16 +87,17 @@ class WatchedSource:
         """How the audio is divided into partitions."""
         return Partitioning.of(self.source, self.partition_from_modified, self.partition)
 
+    @cached_property
+    def audio_filter(self) -> AudioFilter:
+        """Which objects are audio."""
+        return AudioFilter(self.pattern, self.extensions)
+
     @property
     def watch_id(self) -> str:
         """Names the cursor of this watch: the same for the same files, whatever the timing."""
-        extensions = sorted(self.suffixes())
+        extensions = sorted(self.audio_filter.suffixes)
         what = [self.partitioning.template.source, self.pattern, extensions, self.since]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-
-    def suffixes(self) -> tuple[str, ...]:
-        """What the names of wanted files end in, in lower case; empty: anything."""
-        return tuple(f".{extension.strip('. ').lower()}" for extension in self.extensions or ())
 
     def first_watermark(self) -> int:
         """The time, in microseconds, from which on files count when there is no cursor yet.
@@ -121,10 +122,3 @@ class WatchedSource:
         from airflow_whisper.hooks.object_storage import object_storage
 
         return object_storage(self.staging_conn_id or self.source_conn_id or None, self.staging or "")
-
-
-def extension_tuple(extensions: Iterable[str] | None) -> tuple[str, ...] | None:
-    """:raises ValueError: when it is one string, whose letters would be taken for extensions."""
-    if isinstance(extensions, str):
-        raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {extensions!r}")
-    return tuple(extensions) if extensions else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from literal_s3 import literal_s3
 from servers import S3Server
 
 from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
+from airflow_whisper.discovery.errors import DiscoveryError
 from airflow_whisper.discovery.locations import source_root
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
@@ -74,8 +76,8 @@ def decide(held: pa.RecordBatch | None, etag: str | None = "e1", **rules: Any) -
     """What becomes of one file, and the attempt that it is in the manifest, if it is in it."""
     with Comparison() as comparison:
         comparison.add_rows([held] if held else [])
-        comparison.add_listing([listing(etag)])
-        counts = comparison.compare(OPTIONS.fingerprint(), Rules(**rules))
+        comparison.add_listing(listing(etag), ["audio"])
+        counts = comparison.compare(OPTIONS.fingerprint(), Rules(**rules), "s3://calls")
         (change,) = [name for name, n in counts.files.items() if n]
         files = [file for chunk in comparison.files() for file in chunk]
         return change, files[0][5] if files else None
@@ -128,9 +130,9 @@ def test_errors_that_lie_in_the_file_are_final_and_all_others_are_tried_again() 
 def test_row_whose_audio_is_gone(on_removed: Any, count: str) -> None:
     with Comparison() as comparison:
         comparison.add_rows([row()])
-        counts = comparison.compare(OPTIONS.fingerprint(), Rules(on_removed=on_removed))
+        counts = comparison.compare(OPTIONS.fingerprint(), Rules(on_removed=on_removed), "s3://calls")
         assert [name for name, n in counts.files.items() if n] == [count]
-        assert [*comparison.gone()] == [[("s3://calls/a.wav",)]]
+        assert [*comparison.removed()] == ([[("s3://calls/a.wav",)]] if on_removed == "delete" else [])
         assert counts.nothing_to_do is (on_removed == "keep")
 
 
@@ -138,7 +140,39 @@ def test_two_rows_for_one_file_are_an_error() -> None:
     with Comparison() as comparison:
         comparison.add_rows([row(), row()])
         with pytest.raises(ValueError, match=r"more than one row for s3://calls/a\.wav"):
-            comparison.compare(OPTIONS.fingerprint(), Rules())
+            comparison.compare(OPTIONS.fingerprint(), Rules(), "s3://calls")
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("s3://calls", "removed"),
+        ("s3://calls/", "removed"),
+        ("s3a://calls/", "removed"),
+        ("s3://calls/a", "kept_elsewhere"),
+        ("s3://calls/a.wav", "kept_elsewhere"),
+        ("s3://calls/b", "kept_elsewhere"),
+        ("s3://call", "kept_elsewhere"),
+        ("s3://calls2", "kept_elsewhere"),
+        ("gs://calls", "kept_elsewhere"),
+        ("s3://Calls", "kept_elsewhere"),
+    ],
+)
+def test_only_rows_below_the_source_are_removed(source: str, count: str) -> None:
+    with Comparison() as comparison:
+        comparison.add_rows([row()])
+        counts = comparison.compare(OPTIONS.fingerprint(), Rules(on_removed="delete"), source)
+        assert [name for name, n in counts.files.items() if n] == [count]
+
+
+@pytest.mark.parametrize("kind", ["hidden", "sidecar", "unmatched", "other_time"])
+def test_row_whose_audio_is_only_left_out_stays(kind: str) -> None:
+    with Comparison() as comparison:
+        comparison.add_rows([row()])
+        comparison.add_listing(listing("e1"), [kind])
+        counts = comparison.compare(OPTIONS.fingerprint(), Rules(on_removed="delete"), "s3://calls")
+        assert [name for name, n in counts.files.items() if n] == ["kept_left_out"]
+        assert comparison.left_out() == {kind: 1}
 
 
 def test_counts_for_people() -> None:
@@ -151,8 +185,10 @@ def test_counts_for_people() -> None:
         "kept_stale": 0,
         "removed": 0,
     }
-    assert str(Counts({**files, "kept_removed": 3})) == (
-        "1,200 new, 1 retry, 22 unchanged, 3 kept though the audio is gone"
+    kept = {"kept_removed": 3, "kept_left_out": 2, "kept_elsewhere": 1}
+    assert str(Counts({**files, **kept})) == (
+        "1,200 new, 1 retry, 22 unchanged, 3 kept though the audio is gone, "
+        "2 kept though this run leaves their audio out, 1 kept from other sources"
     )
 
 
@@ -380,7 +416,96 @@ def test_emptied_source_removes_every_row_by_choice(place: SimpleNamespace) -> N
     place.storage.delete([f"{place.source}/{n}" for n in ("a b#1.wav", "b.wav", "deep/c.wav")])
     with pytest.raises(AirflowSkipException, match="3 kept though the audio is gone"):
         discover(place)
-    assert discover(place, on_removed="delete")["counts"]["removed"] == 3
+    # Other partitions show that the source exists.
+    place.storage.write_bytes(place.source.replace("2026-11-01", "2026-11-02") + "/x.wav", b"x")
+    with pytest.raises(DiscoveryError, match=r"remove 3 of the 3 rows .*\(100%\).*max_removed_rate=0\.5"):
+        discover(place, on_removed="delete")
+    assert discover(place, on_removed="delete", max_removed_rate=1)["counts"]["removed"] == 3
+
+
+def remaining(place: SimpleNamespace, **arguments: Any) -> int:
+    """Rows that a run with ``on_removed="delete"`` leaves, of three."""
+    try:
+        result = discover(place, on_removed="delete", **arguments)
+    except (AirflowSkipException, DiscoveryError, ObjectNotFound):
+        return 3
+    return 3 - int(result["counts"]["removed"])
+
+
+def test_missing_source_removes_no_row_whatever_is_allowed(place: SimpleNamespace) -> None:
+    publish(place)
+    moved = place.source.replace("/raw/", "/moved/")
+    for name in ("a b#1.wav", "b.wav", "deep/c.wav"):
+        place.storage.write_bytes(f"{moved}/{name}", place.storage.read_bytes(f"{place.source}/{name}"))
+        place.storage.delete([f"{place.source}/{name}"])
+    if place.source.startswith("file://"):
+        shutil.rmtree(place.source.removeprefix("file://"))  # as when a disk is not mounted
+    with pytest.raises(DiscoveryError, match=r"does not exist.*no row of partition"):
+        discover(place, on_removed="delete", max_removed_rate=1)
+
+
+@pytest.mark.parametrize("wrong", ["/rwa/", "/Raw/", "/raw2/", "/ra/", "/raw/emea/"])
+def test_mistyped_source_removes_no_row(place: SimpleNamespace, wrong: str) -> None:
+    publish(place)
+    mistyped = place.source.replace("/raw/", wrong)
+    for other in ("/raw2/", "/raw/emea/"):
+        neighbour = place.source.replace("/raw/", other).replace("11-01", "11-02")
+        place.storage.write_bytes(f"{neighbour}/a.wav", b"x")
+    assert remaining(place, source=mistyped, max_removed_rate=1) == 3
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"pattern": "*.mp3"},
+        {"pattern": "deep/*"},
+        {"extensions": ["flac"]},
+        {"extensions": [".mp3"], "pattern": "*.wav"},
+        {"partition_from_modified": {"dt": "%Y-%m-%d"}},
+    ],
+)
+def test_filter_removes_no_row(place: SimpleNamespace, filters: dict[str, Any]) -> None:
+    publish(place)
+    assert remaining(place, max_removed_rate=1, **filters) == 3
+
+
+def test_filter_does_not_keep_a_row_whose_audio_is_gone(place: SimpleNamespace) -> None:
+    publish(place)
+    place.storage.delete([f"{place.source}/b.wav"])
+    assert remaining(place, pattern="deep/*") == 2
+
+
+def test_sources_of_one_partition_leave_each_others_rows_alone(place: SimpleNamespace) -> None:
+    publish(place)
+    other = SimpleNamespace(**{**vars(place), "source": place.source.replace("/raw/", "/raw2/")})
+    for name in ("x.wav", "y.wav", "z.wav"):
+        place.storage.write_bytes(f"{other.source}/{name}", b"x")
+    publish(other)
+    place.storage.delete([f"{place.source}/b.wav"])
+    for trailing in ("", "/"):
+        result = discover(place, source=place.source + trailing, on_removed="delete")
+        assert (result["counts"]["removed"], result["counts"]["kept_elsewhere"]) == (1, 3)
+    with pytest.raises(AirflowSkipException, match="3 unchanged, 3 kept from other sources"):
+        discover(other, on_removed="delete")
+
+
+def test_renamed_audio_is_removed_and_new(place: SimpleNamespace) -> None:
+    publish(place)
+    place.storage.write_bytes(f"{place.source}/B.WAV", b"x" * 20)
+    place.storage.delete([f"{place.source}/b.wav"])
+    result = discover(place, on_removed="delete")
+    assert changes(place, result) == {"B.WAV": "new"}
+    assert result["counts"]["removed"] == 1
+
+
+def test_share_of_rows_that_one_run_may_remove(place: SimpleNamespace) -> None:
+    publish(place)
+    place.storage.delete([f"{place.source}/b.wav", f"{place.source}/deep/c.wav"])
+    with pytest.raises(DiscoveryError, match=r"remove 2 of the 3 rows of partition dt=2026-11-01"):
+        discover(place, on_removed="delete")
+    with pytest.raises(AirflowSkipException, match="2 kept though the audio is gone"):
+        discover(place)
+    assert discover(place, on_removed="delete", max_removed_rate="0.67")["counts"]["removed"] == 2
 
 
 def test_other_options_make_rows_stale(place: SimpleNamespace) -> None:
@@ -456,6 +581,85 @@ def test_order_of_partition_keys_and_odd_values(place: SimpleNamespace) -> None:
     row = manifest(place, result)[0]
     assert list(row)[-2:] == ["region", "dt"]
     assert row["region"] == "eu/west"
+
+
+# --- what is not audio -------------------------------------------------------------------------------------
+
+
+class Pushed:
+    """A context whose XComs can be looked at."""
+
+    def __init__(self) -> None:
+        self.xcoms: dict[str, Any] = {}
+
+    def context(self) -> Any:
+        return {"ti": SimpleNamespace(xcom_push=lambda key, value: self.xcoms.__setitem__(key, value))}
+
+
+def test_sidecar_files_are_left_out_and_counted(place: SimpleNamespace) -> None:
+    for name in ("b.wav.json", "b.TXT", "deep/c.srt", "a.md5", "index.csv.gz", "_SUCCESS"):
+        place.storage.write_bytes(f"{place.source}/{name}", b"x")
+    pushed = Pushed()
+    result = operator(place).execute(pushed.context())
+    assert set(changes(place, result)) == {"a b#1.wav", "b.wav", "deep/c.wav"}
+    assert pushed.xcoms["left_out"] == {"hidden": 1, "sidecar": 5}
+
+
+def test_left_out_is_counted_when_there_is_nothing_to_do(place: SimpleNamespace) -> None:
+    publish(place)
+    place.storage.write_bytes(f"{place.source}/b.json", b"x")
+    pushed = Pushed()
+    with pytest.raises(AirflowSkipException, match="3 unchanged"):
+        operator(place).execute(pushed.context())
+    assert pushed.xcoms["left_out"] == {"sidecar": 1}
+
+
+def test_two_kinds_of_audio_beside_sidecar_files(place: SimpleNamespace) -> None:
+    for name in ("d.MP3", "d.json", "e.ogg"):
+        place.storage.write_bytes(f"{place.source}/{name}", b"x")
+    result = discover(place, extensions=["wav", ".mp3"])
+    assert set(changes(place, result)) == {"a b#1.wav", "b.wav", "deep/c.wav", "d.MP3"}
+
+
+def test_extensions_ask_for_what_is_a_sidecar_elsewhere(place: SimpleNamespace) -> None:
+    place.storage.write_bytes(f"{place.source}/call.txt", b"x")
+    assert set(changes(place, discover(place, extensions=["txt"]))) == {"call.txt"}
+
+
+@pytest.mark.parametrize("filters", [{"pattern": "*.wvv"}, {"extensions": ["mp3"]}, {"pattern": "*.json"}])
+@pytest.mark.parametrize("published", [False, True])
+def test_filter_that_matches_nothing_fails_and_says_so(
+    place: SimpleNamespace, filters: dict[str, Any], published: bool
+) -> None:
+    place.storage.write_bytes(f"{place.source}/b.json", b"x")
+    if published:
+        publish(place)
+    with pytest.raises(DiscoveryError, match=r"4 objects under .*3 do not match .*1 are sidecar files"):
+        discover(place, **filters)
+    with pytest.raises(AirflowSkipException, match="4 objects"):
+        discover(place, on_missing_source="skip", **filters)
+
+
+def test_sidecar_files_alone_fail_and_hidden_ones_do_not(place: SimpleNamespace) -> None:
+    empty = place.source.replace("2026-11-01", "2026-11-02")
+    arguments = {"source": empty, "partition": {"dt": "2026-11-02"}}
+    place.storage.write_bytes(f"{empty}/_SUCCESS", b"x")
+    with pytest.raises(AirflowSkipException, match="no audio under"):
+        discover(place, **arguments)
+    place.storage.write_bytes(f"{empty}/call.json", b"x")
+    with pytest.raises(DiscoveryError, match=r"1 objects under .*call\.json"):
+        discover(place, **arguments)
+
+
+def test_audio_that_expired_beside_its_sidecar_files_keeps_its_rows(place: SimpleNamespace) -> None:
+    publish(place)
+    for name in ("a b#1.wav", "b.wav", "deep/c.wav"):
+        place.storage.write_bytes(f"{place.source}/{name}.json", b"x")
+        place.storage.delete([f"{place.source}/{name}"])
+    with pytest.raises(AirflowSkipException, match="3 kept though the audio is gone"):
+        discover(place, extensions=["wav"])
+    assert remaining(place) == 3
+    assert remaining(place, max_removed_rate=1) == 0
 
 
 # --- sources without audio ---------------------------------------------------------------------------------
@@ -544,6 +748,14 @@ LOCAL = SimpleNamespace(source="/data/raw", staging="/data/staging", conn_id=Non
         ({"on_stale": "drop"}, "on_stale must be 'retranscribe' or 'keep'"),
         ({"on_missing_source": "ignore"}, "on_missing_source must be"),
         ({"max_attempts": 0}, "max_attempts must be"),
+        ({"max_attempts": "three"}, "max_attempts must be"),
+        ({"max_removed_rate": 1.1}, "max_removed_rate must be"),
+        ({"max_removed_rate": "half"}, "max_removed_rate must be"),
+        ({"max_removed_rate": True}, "max_removed_rate must be"),
+        ({"extensions": "wav"}, "must be a list"),
+        ({"extensions": [""]}, "must be a list"),
+        ({"source": "s3://calls//raw/"}, "Did you mean 's3://calls/raw/'"),
+        ({"staging": "s3://calls/staging//"}, "Did you mean 's3://calls/staging/'"),
     ],
 )
 def test_wrong_argument_is_refused_when_the_dag_is_parsed(wrong: dict[str, Any], message: str) -> None:
@@ -574,6 +786,8 @@ def test_every_string_argument_is_a_template(place: SimpleNamespace) -> None:
         "model": "base",
         "conn": place.conn_id or "",
         "pattern": "*.wav",
+        "extensions": ["wav"],
+        "rate": 0.25,
         "delete": "delete",
         "keep": "keep",
         "attempts": 2,
@@ -590,6 +804,8 @@ def test_every_string_argument_is_a_template(place: SimpleNamespace) -> None:
         staging_conn_id="{{ v.conn }}",
         catalog_conn_id="{{ '' }}",
         pattern="{{ v.pattern }}",
+        extensions="{{ v.extensions }}",
+        max_removed_rate="{{ v.rate }}",
         on_removed="{{ v.delete }}",
         on_stale="{{ v.keep }}",
         max_attempts="{{ v.attempts }}",
@@ -647,8 +863,9 @@ def batches(count):
         })
 
 with Comparison() as comparison:
-    comparison.add_listing(batches(int(sys.argv[1])))
-    comparison.compare("0" * 16, Rules())
+    for batch in batches(int(sys.argv[1])):
+        comparison.add_listing(batch, ["audio"] * batch.num_rows)
+    comparison.compare("0" * 16, Rules(), "s3://calls/raw/")
     assert sum(len(chunk) for chunk in comparison.files()) == int(sys.argv[1])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

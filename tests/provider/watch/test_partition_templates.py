@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from airflow_whisper.discovery.audio_filter import AudioFilter
 from airflow_whisper.watch.assignment import PartitionAssignment
 from airflow_whisper.watch.partition_templates import (
     Partitioning,
@@ -97,7 +98,7 @@ def test_partition_can_come_from_path_time_and_constant_together() -> None:
             ),
         }
     )
-    ((*_, path),), _ = PartitionAssignment(partitioning, None, ()).files(listed, NEVER)
+    ((*_, path),), _ = PartitionAssignment(partitioning, AudioFilter()).files(listed, NEVER)
     partition = parse_partition_path(path)
     assert partition == {"region": "eu", "line": "7", "dt": "2026-11-01"}
     assert partitioning.source_of(partition) == "s3://calls/7/"

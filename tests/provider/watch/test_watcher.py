@@ -141,6 +141,8 @@ def test_what_is_no_audio_is_left_out(bucket: Bucket) -> None:
     assert any("Left out 1 objects" in line for line in bucket.log.lines)
     with bucket.watch(pattern="calls/*") as watch:
         assert names(watch.poll()) == ["f.wav"]
+    with bucket.watch() as watch:
+        assert names(watch.poll()) == ["a.WAV", "b.mp3", "f.wav"]
 
 
 def test_name_that_cannot_be_read_costs_itself(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Which objects below a source are audio: told by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from typing import Literal
+
+# What lies beside recordings and describes them: metadata, transcripts, subtitles, annotations, check sums,
+# play lists, logs and pictures. Compressed ones, too (`.json.gz`).
+SIDECAR_EXTENSIONS = frozenset(
+    "json jsonl ndjson xml yaml yml toml ini properties csv tsv txt text md rtf html htm pdf doc docx "
+    "xls xlsx srt vtt ass ssa sub sbv ttml dfxp lrc textgrid eaf rttm ctm stm trs cha lab "
+    "md5 sha sha1 sha256 sha512 crc crc32 sfv asc sig "
+    "cue m3u m3u8 pls xspf nfo log bak jpg jpeg png gif webp bmp svg".split()
+)
+
+_COMPRESSED = (".gz", ".bz2", ".zst")
+
+Kind = Literal["audio", "hidden", "sidecar", "unmatched"]
+
+
+@dataclass(frozen=True)
+class AudioFilter:
+    """Tells audio from what else lies below a source.
+
+    :param pattern: glob on the path below the source, in any case; ``*`` also matches slashes. ``None``: any.
+    :param extensions: endings of file names, in any case, with or without a dot. ``None``: any but those of
+        sidecar files.
+    :raises ValueError: for an extension without a letter.
+    """
+
+    pattern: str | None = None
+    extensions: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(e, str) and e.strip(". ") for e in self.extensions or ()):
+            raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {self.extensions!r}")
+
+    @cached_property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the names of wanted files end in, in lower case; empty: anything."""
+        return tuple(f".{extension.strip('. ').lower()}" for extension in self.extensions or ())
+
+    def kind(self, key: str) -> Kind:
+        """What an object is.
+
+        ``hidden``: its name or a folder's starts with ``_`` or ``.`` (``_SUCCESS``, ``.part.crc``), or it is
+        a folder marker; ``sidecar``: it has an ending of :data:`SIDECAR_EXTENSIONS`, and nobody asked for
+        this ending; ``unmatched``: the pattern or the extensions leave it out.
+
+        :param key: path below the source.
+        """
+        if key.startswith(("_", ".")) or "/_" in key or "/." in key or key.endswith(("/", "_$folder$")):
+            return "hidden"
+        name = key.lower()
+        wanted = bool(self.suffixes) and name.endswith(self.suffixes)
+        if not wanted and _is_sidecar(name):
+            return "sidecar"
+        if self.suffixes and not wanted:
+            return "unmatched"
+        if self.pattern is not None and not fnmatch(name, self.pattern.lower()):
+            return "unmatched"
+        return "audio"
+
+    def __str__(self) -> str:
+        """For people: what it asks for, such as ``pattern '*.wav'``."""
+        parts = [f"pattern {self.pattern!r}"] if self.pattern is not None else []
+        if self.extensions:
+            parts.append(f"extensions {list(self.extensions)}")
+        return " and ".join(parts) or "no pattern and no extensions"
+
+
+def _is_sidecar(name: str) -> bool:
+    for suffix in _COMPRESSED:
+        name = name.removesuffix(suffix)
+    _, dot, extension = name.rpartition(".")
+    return bool(dot) and extension in SIDECAR_EXTENSIONS
+
+
+def extension_tuple(extensions: Iterable[str] | None) -> tuple[str, ...] | None:
+    """:raises ValueError: when it is one string, whose letters would be taken for extensions."""
+    if isinstance(extensions, str):
+        raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {extensions!r}")
+    return tuple(extensions) if extensions else None

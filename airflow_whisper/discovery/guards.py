@@ -1,0 +1,53 @@
+"""What must not happen unnoticed: a filter that matches nothing, and a partition that loses its rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow_whisper.discovery.errors import DiscoveryError
+from whisper_spark.contract import partition_path
+
+if TYPE_CHECKING:
+    from airflow_whisper.discovery.audio_filter import AudioFilter
+    from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
+    from airflow_whisper.discovery.manifest import Target
+
+
+def check_some_match(comparison: Comparison, source: str, audio_filter: AudioFilter) -> None:
+    """For a source without audio: was there something that only the filter left out?
+
+    Hidden objects do not count, because tools leave them in empty folders. Nor does a source with audio of
+    other partitions, by its time of modification: what it holds matches.
+
+    :raises DiscoveryError: when there was.
+    """
+    left_out = comparison.left_out()
+    unmatched, sidecars = left_out.get("unmatched", 0), left_out.get("sidecar", 0)
+    if not unmatched + sidecars or left_out.get("other_time"):
+        return
+    example = comparison.example_left_out("unmatched") or comparison.example_left_out("sidecar")
+    raise DiscoveryError(
+        f"there are {unmatched + sidecars:,} objects under {source}, for example {example}, and none of them "
+        f"is audio: {unmatched:,} do not match {audio_filter}, {sidecars:,} are sidecar files such as .json. "
+        'Check `pattern` and `extensions`; if a partition may be without audio, set on_missing_source="skip"'
+    )
+
+
+def check_removed_rate(
+    comparison: Comparison, counts: Counts, rules: Rules, target: Target, rows: int
+) -> None:
+    """For a run that would remove rows: are they not too many?
+
+    :param rows: in the partition now.
+    :raises DiscoveryError: when they are more than ``max_removed_rate`` allows.
+    """
+    removed = counts.files["removed"]
+    if removed > rules.max_removed_rate * rows:
+        example = next(comparison.removed())[0][0]
+        raise DiscoveryError(
+            f'on_removed="delete" would remove {removed:,} of the {rows:,} rows of partition '
+            f"{partition_path(target.partition)} of {target.table} ({removed / rows:.0%}), for example of "
+            f"{example}; max_removed_rate={rules.max_removed_rate:g} allows less. If this audio was deleted "
+            "on purpose, run once with a higher max_removed_rate (1 allows all); otherwise check the argument "
+            "`source`, and what became of the audio"
+        )
