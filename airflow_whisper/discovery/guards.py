@@ -48,6 +48,6 @@ def check_removed_rate(
             f'on_removed="delete" would remove {removed:,} of the {rows:,} rows of partition '
             f"{partition_path(target.partition)} of {target.table} ({removed / rows:.0%}), for example of "
             f"{example}; max_removed_rate={rules.max_removed_rate:g} allows less. If this audio was deleted "
-            "on purpose, run once with a higher max_removed_rate (1 allows all); otherwise check the argument "
-            "`source`, and what became of the audio"
+            "on purpose, run once with a higher max_removed_rate (1 allows all); otherwise check `source`, "
+            "and what became of the audio"
         )
