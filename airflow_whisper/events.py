@@ -9,7 +9,7 @@ from typing import Any
 def arrived_partitions(
     triggering_asset_events: Mapping[Any, Iterable[Any]], inlet_events: Mapping[Any, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """The partitions with new audio, each once, as arguments of a mapped task group.
+    """The partitions with new audio, each once per source, as arguments of a mapped task group.
 
     .. code-block:: python
 
@@ -23,20 +23,24 @@ def arrived_partitions(
 
         one_partition.expand_kwargs(partitions())
 
-    One DAG run may have been started by several events, and several may name one partition.
+    One DAG run may have been started by several events, and several may name one partition. A partition with
+    new audio in several sources is there once for each: every source is listed by itself.
 
     :param triggering_asset_events: from the context of a task. Events that are not from a
         :class:`NewAudioTrigger` are left out.
     :param inlet_events: from the context of a task whose ``inlets`` are the watched assets. Without them the
         last files of a burst may wait for the next file, see :func:`pending_events`.
-    :return: ``[{"source": "s3://calls/raw/dt=2026-11-01/", "partition": {"dt": "2026-11-01"}}, ...]``.
+    :return: ``[{"source": "s3://calls/raw/dt=2026-11-01/", "partition": {"dt": "2026-11-01"}}, ...]``, in the
+        order of sources and partitions.
     :raises ValueError: for more partitions than a task can be mapped over.
     """
-    events = pending_events(triggering_asset_events, inlet_events)
-    found = {entry["source"]: entry for entry in _entries(events)}
-    partitions = [
-        {"source": entry["source"], "partition": entry["partition"]} for _, entry in sorted(found.items())
-    ]
+    found: dict[Any, dict[str, Any]] = {}
+    for entry in _entries(pending_events(triggering_asset_events, inlet_events)):
+        # A source may hold several partitions, told by the time of modification, and a partition may have
+        # several sources. The order of the keys says nothing.
+        key = entry["source"], tuple(sorted(entry["partition"].items()))
+        found.setdefault(key, {"source": entry["source"], "partition": entry["partition"]})
+    partitions = [found[key] for key in sorted(found)]
     check_map_length(partitions)
     return partitions
 

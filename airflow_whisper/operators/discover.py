@@ -346,8 +346,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         if not (counts.audio or comparison.left_out() or anything_under(storage, root)):
             raise DiscoveryError(
                 f"source {target.source} does not exist: there is nothing under {root}. So no row of "
-                f"partition {partition_path(target.partition)} of {target.table} is removed. Check the argument "
-                "`source`; if all audio was deleted on purpose, put any object there"
+                f"partition {partition_path(target.partition)} of {target.table} is removed. Check the "
+                "argument `source`; if all audio was deleted on purpose, put any object there"
             )
         check_removed_rate(comparison, counts, self._rules(), target, rows)
 

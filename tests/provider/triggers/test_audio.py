@@ -412,6 +412,48 @@ def test_partitions_of_several_events_are_worked_on_once() -> None:
     assert arrived_partitions({}) == []
 
 
+def event_of(*entries: tuple[str, dict[str, str]]) -> SimpleNamespace:
+    partitions = [{"source": source, "partition": partition} for source, partition in entries]
+    return SimpleNamespace(extra={"payload": {"partitions": partitions}}, timestamp=datetime.now(UTC))
+
+
+def test_every_partition_of_one_source_is_worked_on() -> None:
+    days = [{"dt": f"2026-11-0{day}"} for day in (3, 1, 2)]
+    events = [event_of(*(("s3://c/inbox/", day) for day in days)), event_of(("s3://c/inbox/", {"dt": "4"}))]
+    assert [entry["partition"]["dt"] for entry in arrived_partitions({Asset("a"): events})] == [
+        "2026-11-01",
+        "2026-11-02",
+        "2026-11-03",
+        "4",
+    ]
+
+
+def test_every_source_of_one_partition_is_worked_on() -> None:
+    day = {"dt": "2026-11-01"}
+    events = {Asset("a"): [event_of(("s3://c/eu/", day))], Asset("b"): [event_of(("s3://c/us/", day))]}
+    assert arrived_partitions(events) == [
+        {"source": "s3://c/eu/", "partition": day},
+        {"source": "s3://c/us/", "partition": day},
+    ]
+
+
+def test_order_of_keys_makes_no_other_partition_and_other_keys_do() -> None:
+    source = "s3://c/raw/"
+    events = [
+        event_of((source, {"dt": "1", "hour": "2"}), (source, {"hour": "2", "dt": "1"})),
+        event_of((source, {"dt": "1"}), (source, {"dt": "1", "hour": "12"})),
+    ]
+    found = [entry["partition"] for entry in arrived_partitions({Asset("a"): events})]
+    assert found == [{"dt": "1"}, {"dt": "1", "hour": "12"}, {"dt": "1", "hour": "2"}]
+    assert list(found[2]) == ["dt", "hour"]
+
+
+def test_values_that_look_alike_are_different_partitions() -> None:
+    source = "s3://c/raw/"
+    odd = [{"a": "1", "b": "2"}, {"a": "1'), ('b', '2"}, {"a": "1/b=2"}, {"A": "1", "b": "2"}]
+    assert len(arrived_partitions({Asset("a"): [event_of(*((source, p) for p in odd))]})) == 4
+
+
 class Inlet(list[SimpleNamespace]):
     """All events of an asset, as ``inlet_events`` of a task gives them."""
 
