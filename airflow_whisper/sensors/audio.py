@@ -15,11 +15,11 @@ from airflow_whisper.discovery.audio_filter import extension_tuple
 from airflow_whisper.events import check_map_length
 from airflow_whisper.table.schema import check_table_name
 from airflow_whisper.templates import is_final, text
-from airflow_whisper.triggers.sensor import AudioToTranscribeTrigger, TableFiles
+from airflow_whisper.triggers.polling import EXPECTED_ERRORS
+from airflow_whisper.triggers.sensor import FINAL_ERRORS, AudioToTranscribeTrigger, TableFiles
 from airflow_whisper.watch.pending import BatchRules
 from airflow_whisper.watch.source import WatchedSource
 from airflow_whisper.watch.watcher import SourceWatch
-from whisper_spark.storage.objects import StorageError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -60,8 +60,8 @@ class NewAudioSensor(BaseSensorOperator):
     ``arrivals`` has the same with ``files`` and ``bytes``.
 
     With ``deferrable=True`` the waiting is done by the triggerer and holds no worker. ``timeout``,
-    ``soft_fail``, ``mode`` and ``poke_interval`` are those of every sensor. A store that cannot be reached is
-    tried again until the timeout.
+    ``soft_fail``, ``mode`` and ``poke_interval`` are those of every sensor. A store or a catalog that does not
+    answer is tried again until the timeout.
 
     :param source: folder to look into, recursively: ``s3://``, ``gs://``, ``az://``, ``abfss://``,
         ``file://`` or a path. Placeholders name partition keys: ``s3://calls/raw/dt={dt}/hour={hour}/``.
@@ -189,8 +189,14 @@ class NewAudioSensor(BaseSensorOperator):
             _restore(watch, state.get(_STATE_KEY))
         try:
             found = watch.find()
-        except StorageError as error:
-            self.log.warning("%s; the next try is the next poke.", error)
+        except FINAL_ERRORS:
+            raise
+        except Exception as error:
+            self.log.warning(
+                "%s; the next try is the next poke.",
+                str(error) or type(error).__name__,
+                exc_info=not isinstance(error, EXPECTED_ERRORS),
+            )
             return PokeReturnValue(False)
         if found:
             return PokeReturnValue(True, self._result(context, found))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Their messages say it all; anything else comes with a traceback.
-_EXPECTED = (StorageError, InvalidConnectionError, CatalogError)
+EXPECTED_ERRORS = (StorageError, InvalidConnectionError, CatalogError)
 
 _NOT_STORED = "What was reported could not be stored, next try after the next poll: %s"
 
@@ -66,7 +66,7 @@ async def trying(
                 str(error) or type(error).__name__,
                 failures,
                 pause,
-                exc_info=not isinstance(error, _EXPECTED),
+                exc_info=not isinstance(error, EXPECTED_ERRORS),
             )
             await asyncio.sleep(pause)
         else:

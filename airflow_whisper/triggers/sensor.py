@@ -14,7 +14,8 @@ from airflow_whisper.triggers.polling import WatchThread, trying
 from airflow_whisper.watch.source import WatchedSource
 from whisper_spark.contract import partition_path
 
-_NO_USE_WAITING = (InvalidConnectionError, CatalogConnectionError, TableMismatchError)
+# Errors that somebody has to correct. All others, such as a catalog that does not answer, may pass.
+FINAL_ERRORS = (InvalidConnectionError, CatalogConnectionError, TableMismatchError)
 
 
 class TableFiles:
@@ -93,11 +94,11 @@ class AudioToTranscribeTrigger(BaseTrigger):
             self.watched, self.log, lambda: TableFiles(self.catalog_conn_id, self.table)
         ) as watch:
             try:
-                found = await trying(watch.find, self.poll_interval, self.log, give_up=_NO_USE_WAITING)
+                found = await trying(watch.find, self.poll_interval, self.log, give_up=FINAL_ERRORS)
                 while not found:
                     await asyncio.sleep(self.poll_interval)
-                    found = await trying(watch.find, self.poll_interval, self.log, give_up=_NO_USE_WAITING)
-            except _NO_USE_WAITING as error:
+                    found = await trying(watch.find, self.poll_interval, self.log, give_up=FINAL_ERRORS)
+            except FINAL_ERRORS as error:
                 yield TriggerEvent({"error": str(error)})  # type: ignore[no-untyped-call]
                 return
         yield TriggerEvent({"partitions": found})  # type: ignore[no-untyped-call]

@@ -24,7 +24,7 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
     TaskDeferred,
 )
-from servers import SECRET_KEY, S3Server
+from servers import SECRET_KEY, S3Server, free_ports
 
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
@@ -215,6 +215,32 @@ def test_unreachable_store_is_waited_for(
 
     monkeypatch.setattr(sensor, "poke", poke)
     assert run(sensor) == [place.folder("2026-11-01")]
+
+
+def test_catalog_that_does_not_answer_is_waited_for(
+    local: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.put("dt=2026-11-01/a.wav")
+    (port,) = free_ports(1)
+    down = {"conn_type": "iceberg", "host": f"http://127.0.0.1:{port}", "extra": {"type": "rest"}}
+    up = {
+        "conn_type": "iceberg",
+        "host": f"sqlite:///{tmp_path}/lake.db",
+        "extra": {"type": "sql", "warehouse": f"file://{tmp_path}/lake"},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps(down))
+    with pytest.raises(AirflowSensorTimeout):
+        run(local.sensor(timeout=0, catalog_conn_id="lake"))
+    sensor = local.sensor(catalog_conn_id="lake")
+    original = sensor.poke
+
+    def poke(context: Any) -> Any:
+        found = original(context)
+        monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps(up))
+        return found
+
+    monkeypatch.setattr(sensor, "poke", poke)
+    assert run(sensor) == [local.folder("2026-11-01")]
 
 
 def test_missing_connection_fails_at_once(local: Place, airflow_home: Path) -> None:
