@@ -60,8 +60,8 @@ class NewAudioSensor(BaseSensorOperator):
     ``arrivals`` has the same with ``files`` and ``bytes``.
 
     With ``deferrable=True`` the waiting is done by the triggerer and holds no worker. ``timeout``,
-    ``soft_fail``, ``mode`` and ``poke_interval`` are those of every sensor. A store or a catalog that does not
-    answer is tried again until the timeout.
+    ``soft_fail``, ``mode`` and ``poke_interval`` are those of every sensor. A store or a catalog that does
+    not answer is tried again until the timeout.
 
     :param source: folder to look into, recursively: ``s3://``, ``gs://``, ``az://``, ``abfss://``,
         ``file://`` or a path. Placeholders name partition keys: ``s3://calls/raw/dt={dt}/hour={hour}/``.
