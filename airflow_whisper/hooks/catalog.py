@@ -74,6 +74,9 @@ def _check_one_machine() -> None:
     # Several may be configured, each by its name or its class path, with an alias or a team before it.
     configured = re.split(r"[,;=:]", conf.get("core", "executor", fallback="LocalExecutor"))
     names = {name.strip().rsplit(".", 1)[-1] for name in configured if "Executor" in name}
+    # Airflow sets this in the pods of its tasks, where Helm charts configure a LocalExecutor.
+    if os.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD"):
+        names.add("KubernetesExecutor")
     if elsewhere := sorted(names - _LOCAL_EXECUTORS):
         raise CatalogConnectionError(
             f"tasks of the {elsewhere[0]} run on machines of their own, where a table in the embedded "

@@ -151,6 +151,17 @@ def test_embedded_catalog_is_refused_where_it_would_vanish_with_a_pod(
     open_catalog(None)
 
 
+def test_embedded_catalog_is_refused_in_a_pod_whatever_its_configuration_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW_WHISPER_WAREHOUSE", raising=False)
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor")
+    monkeypatch.setenv("AIRFLOW_IS_K8S_EXECUTOR_POD", "True")
+    with pytest.raises(CatalogConnectionError, match="KubernetesExecutor"):
+        open_catalog(None)
+
+
 def test_sql_catalog_may_have_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     properties = {"uri": f"sqlite:///{tmp_path}/c.db", "warehouse": f"file://{tmp_path}"}
     extra = {"type": "sql", "name": "lakehouse", **properties}
