@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_whisper.table.errors import TableMismatchError
 from airflow_whisper.table.partitions import canonical_partition, partition_filter
-from airflow_whisper.table.schema import STATE_COLUMNS, check_table, load_table
+from airflow_whisper.table.schema import STATE_COLUMNS, check_table, load_table, warn_of_moved_columns
 from whisper_spark.contract import partition_path, transcript_schema
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def table_partition(catalog: Catalog, table: str, partition: Mapping[str, str]) 
     loaded = load_table(catalog, table)
     if loaded is not None:
         check_table(loaded, partition)
+        warn_of_moved_columns(loaded, partition)
     return canonical_partition(loaded, partition)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "ensure_table",
     "expected_columns",
     "load_table",
+    "warn_of_moved_columns",
 ]
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def ensure_table(catalog: Catalog, table: str, partition_keys: Iterable[str]) ->
     keys = list(partition_keys)
     loaded = load_table(catalog, table) or _create_table(catalog, table, keys)
     check_table(loaded, keys)
+    warn_of_moved_columns(loaded, keys)
     return _with_new_columns(loaded, keys)
 
 
@@ -142,6 +144,12 @@ def _with_new_columns(table: Table, keys: list[str]) -> Table:
     )
 
 
+def warn_of_moved_columns(table: Table, keys: Iterable[str]) -> None:
+    """Say in the log which columns of the transcript row the table has dropped or renamed."""
+    if moved := moved_columns(table, transcript_schema(keys)):
+        log.warning("%s", describe_moved(table, moved))
+
+
 def expected_columns(table: Table, keys: Iterable[str]) -> pa.Schema:
     """The transcript row without the columns that the table has dropped or renamed.
 
@@ -152,8 +160,6 @@ def expected_columns(table: Table, keys: Iterable[str]) -> pa.Schema:
     keys = set(keys)
     ours = transcript_schema(keys)
     moved = moved_columns(table, ours)
-    if moved:
-        log.warning("%s", describe_moved(table, moved))
     return pa.schema([field for field in without(ours, moved) if field.name not in keys])
 
 

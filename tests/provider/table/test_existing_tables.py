@@ -346,6 +346,10 @@ def test_dropped_column_stays_dropped(lake: Lake, caplog: pytest.LogCaptureFixtu
     with catalog.load_table(TABLE).update_schema() as update:
         update.delete_column("quality_flags")
         update.delete_column("segments.element.no_speech_prob")
+    # Before the job, too.
+    table_partition(catalog, TABLE, PARTITION)
+    assert "quality_flags was dropped" in caplog.text
+    caplog.clear()
     before = catalog.load_table(TABLE).schema().column_names
     base = current_snapshot_id(catalog, TABLE)
     replace_rows(catalog, TABLE, change(["a"], why="changed", etag="e2", base=base, key="2"))

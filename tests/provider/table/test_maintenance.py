@@ -82,13 +82,14 @@ def test_manifests_of_many_commits_become_one(lake: Lake) -> None:
     assert len(uris(catalog, OTHER_DAY)) == 3
 
 
-def test_compaction_while_a_run_transcribes_is_no_conflict(sqlite: Lake) -> None:
-    catalog = sqlite.open()
+def test_compaction_while_a_run_transcribes_is_no_conflict(lake: Lake) -> None:
+    catalog = lake.open()
     late_files(catalog, 5)
     base = current_snapshot_id(catalog, TABLE)
     compact_partition(catalog, TABLE, PARTITION)
     merge_manifests(catalog, TABLE, min_manifests=2)
     expire_snapshots(catalog, TABLE, older_than=AT_ONCE)
+    assert len(catalog.load_table(TABLE).snapshots()) == 1
     assert replace_rows(catalog, TABLE, change(["late 1"], why="changed", etag="e2", base=base)) is not None
     assert len(uris(catalog)) == 5
     assert ("late 1", "e2", FINGERPRINT, 1) in row_keys(catalog)
