@@ -23,6 +23,9 @@ MEMORY_SPOOL_BYTES = 32 * 1024 * 1024
 
 _STREAM_CHUNK = 1024 * 1024
 
+# Objects in one answer to a listing. What is asked for at once is lost when one name of it is not plain.
+_PAGE = 1000
+
 # The most that S3 deletes in one request.
 _DELETE_CHUNK = 1000
 
@@ -83,7 +86,7 @@ class Bucket:
 
         with self._noticing_names(prefix):
             for chunk in obstore.list(
-                self._store, prefix.rstrip("/") or None, offset=after, chunk_size=chunk_size
+                self._store, prefix.rstrip("/") or None, offset=after, chunk_size=min(chunk_size, _PAGE)
             ):
                 if not all(self._is_shown(meta["path"]) for meta in chunk):
                     raise _NotPlain

@@ -157,6 +157,8 @@ def test_many_objects_around_an_odd_one_come_once_each() -> None:
         batches = ObjectStorage(server.config).list("s3://bucket/in/", chunk_size=700)
         uris = [uri for batch in batches for uri in batch.column("audio_uri").to_pylist()]
         assert len(uris) == len(set(uris)) == 2502
+        # Three pages, and one more for each odd name.
+        assert len(server.requests) <= 5
 
 
 def test_listing_of_odd_names_is_tried_again_and_says_what_is_refused() -> None:
