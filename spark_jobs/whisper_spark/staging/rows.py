@@ -28,7 +28,11 @@ FLUSH_SECONDS = 60.0
 """A killed task loses what it finished in at most this many seconds."""
 
 FLUSH_BYTES = 32 * 1024 * 1024
-"""Rows are written earlier once this many bytes of them are waiting in memory (Arrow, uncompressed)."""
+"""Rows are written earlier once they take this many bytes of memory (Arrow, uncompressed)."""
+
+# A batch takes 45 kB besides its data with these nested columns, so that single rows are soon joined.
+_BATCH_BYTES = 48 * 1024
+_SINGLE_ROWS = 256
 
 INDEX_COLUMNS: tuple[str, ...] = (
     "audio_uri",
@@ -76,7 +80,7 @@ class StagedRows:
 
     :param origin, name: parts of the file names, see :func:`staged_file_uri`.
     :param flush_seconds: longest time that a row waits in memory, in seconds.
-    :param flush_bytes: rows are written at once when so many bytes of them wait in memory.
+    :param flush_bytes: rows are written at once when they take so many bytes of memory.
     """
 
     def __init__(
@@ -98,7 +102,10 @@ class StagedRows:
         self._written: list[StagedFile] = []
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_bytes = 0
-        self._lock = threading.Lock()  # guards the two above, never held during I/O
+        # Single rows at the end of what waits.
+        self._single = 0
+        # Guards the three above, never held during I/O.
+        self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._flush_regularly, name="staging", daemon=True)
@@ -134,10 +141,20 @@ class StagedRows:
         """Take finished rows in the schema of the table. Raises as :meth:`add` does."""
         with self._lock:
             self._waiting.append(batch)
-            self._waiting_bytes += batch.nbytes
+            self._waiting_bytes += batch.nbytes + _BATCH_BYTES
+            self._single = self._single + 1 if batch.num_rows == 1 else 0
+            if self._single == _SINGLE_ROWS:
+                self._join_single_rows()
             full = self._waiting_bytes >= self._flush_bytes
         if full:
             self.flush()
+
+    def _join_single_rows(self) -> None:
+        import pyarrow as pa
+
+        self._waiting[-self._single :] = [pa.concat_batches(self._waiting[-self._single :])]
+        self._waiting_bytes -= (self._single - 1) * _BATCH_BYTES
+        self._single = 0
 
     def flush(self) -> None:
         """Write everything that waits. Rows that cannot be written keep waiting.
@@ -150,6 +167,7 @@ class StagedRows:
             with self._lock:
                 batches, self._waiting = self._waiting, []
                 size, self._waiting_bytes = self._waiting_bytes, 0
+                self._single = 0
             if not batches:
                 return
             table = pa.Table.from_batches(batches, schema=self._schema)
@@ -158,6 +176,7 @@ class StagedRows:
                 written = write_table(self._storage, uri, table)
             except BaseException:
                 with self._lock:
+                    # The rows that came meanwhile are still the last ones.
                     self._waiting = batches + self._waiting
                     self._waiting_bytes += size
                 raise
