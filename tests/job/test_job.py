@@ -311,10 +311,22 @@ def test_file_that_kills_its_process_costs_its_own_row(bench: Workbench, name: s
     assert bench.times_transcribed(deadly) <= 2
 
 
+def test_file_that_kills_the_worker_costs_its_own_row(bench: Workbench) -> None:
+    # As if memory had run out for the whole container.
+    audio = [bench.audio(f"{number}.wav", size=number) for number in range(19)]
+    deadly = bench.audio("deadly.wav", "kill-worker", size=12)
+    run = bench.manifest([*audio, deadly])
+    result = bench.job_run(run, tasks=1)
+    assert (result.ok, result.error_codes) == (19, {"internal": 1})
+    assert "worker was lost" in bench.rows(run)[deadly]["error_message"]
+    assert bench.times_transcribed(deadly) == 2
+    assert not bench.storage.any_under(f"{run.run_uri}/progress")
+
+
 def test_cause_of_a_failed_job_is_named(bench: Workbench) -> None:
-    killed = bench.manifest([bench.audio("a.wav", "kill-worker")])
+    killed = bench.manifest([bench.audio(f"{number}.wav", "kill-worker") for number in range(2)])
     with pytest.raises(Exception, match="aborted") as caught:
-        bench.job_run(killed)
+        bench.job_run(killed, tasks=1)
     assert re.match(r"a Python worker ended on host \S+ \(executor driver\)", cause_of(caught.value))
 
     run = bench.manifest([bench.audio("b.wav")], manifest_id="b" * 32)

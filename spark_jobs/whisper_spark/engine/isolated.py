@@ -63,19 +63,24 @@ class IsolatedEngine:
         self._engine = engine or engine_process.ENGINE
 
     def transcribe(
-        self, files: Iterable[AudioFile], storage: ObjectStorage, progress: Progress | None = None
+        self,
+        files: Iterable[AudioFile],
+        storage: ObjectStorage,
+        progress: Progress | None = None,
+        alone: int = 0,
     ) -> Iterator[Transcript]:
         """Transcribe files, each as it completes: one transcript for each, never an exception for a bad one.
 
         ``files`` is read ahead, by at most ``options.prefetch_files``, from another thread.
 
+        :param alone: so many files go one at a time at first: each is taken when the one before is finished.
         :raises ModelError: when the model cannot be found or loaded.
         :raises UnusableDeviceError: when the device fails for good.
         :raises EngineProcessError: when the engine's process ends for a reason that lies in no file.
         """
         progress = progress or Progress()
         order = Order(self._engine, self._options, self._model_storage, storage.config, _task_context())
-        queue = FileQueue(files)
+        queue = FileQueue(files, alone)
         blameless = 0
         while True:
             try:
@@ -105,28 +110,34 @@ class IsolatedEngine:
     def _error(self, file: AudioFile, cause: str, progress: Progress) -> Transcript:
         log.warning("%s ended the engine's process %d times: %s", file.uri, _MOST_TRIES, cause)
         message = f"the process that read and decoded the file ended {_MOST_TRIES} times: {cause}"
-        transcript = Transcript(
-            audio_uri=file.uri,
-            audio_etag=file.etag,
-            audio_bytes=file.size,
-            attempt=file.attempt,
-            status="error",
-            error_code="internal",
-            error_message=message[:500],
-            model=self._options.model,
-            fingerprint=self._options.fingerprint(),
-            engine_version=engine_version(),
-            transcribed_at=datetime.now(UTC),
-        )
+        transcript = internal_error(file, self._options, message)
         progress.finished(transcript)
         return transcript
+
+
+def internal_error(file: AudioFile, options: WhisperOptions, message: str) -> Transcript:
+    """The row of a file that ended the process which worked on it."""
+    return Transcript(
+        audio_uri=file.uri,
+        audio_etag=file.etag,
+        audio_bytes=file.size,
+        attempt=file.attempt,
+        status="error",
+        error_code="internal",
+        error_message=message[:500],
+        model=options.model,
+        fingerprint=options.fingerprint(),
+        engine_version=engine_version(),
+        transcribed_at=datetime.now(UTC),
+    )
 
 
 class FileQueue:
     """Gives files to the engine's process and knows which of them it has not finished. Thread-safe."""
 
-    def __init__(self, files: Iterable[AudioFile]) -> None:
+    def __init__(self, files: Iterable[AudioFile], alone: int = 0) -> None:
         self._files = iter(files)
+        self._alone = alone
         # Guards the iterator, which may block while Spark sends more.
         self._taking = threading.Lock()
         self._state = threading.Condition()
@@ -159,7 +170,7 @@ class FileQueue:
                 self._state.wait()
             if self._process != process:
                 return None
-            self._careful = bool(self._suspects)
+            self._careful = bool(self._suspects) or self._alone > 0
             if self._suspects:
                 return self._given(self._suspects.popleft())
         with self._taking:
@@ -168,6 +179,7 @@ class FileQueue:
                     return self._given(self._returned.popleft())
             file = next(self._files, None)
             with self._state:
+                self._alone = max(0, self._alone - 1)
                 if file is None or self._process == process:
                     return file and self._given(file)
                 self._returned.append(file)

@@ -17,6 +17,8 @@ _ALWAYS = {
     "spark.speculation": "false",
     # A wrongly named column in a task's output is otherwise accepted in silence.
     "spark.sql.execution.arrow.pyspark.validateSchema.enabled": "true",
+    # A file that ends a whole executor does so twice before it is given up, and there may be several.
+    "spark.task.maxFailures": "8",
     # A crash in native code leaves a Python traceback in the executor's log.
     "spark.python.worker.faulthandler.enabled": "true",
     "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",

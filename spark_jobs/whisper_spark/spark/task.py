@@ -15,7 +15,7 @@ from pyspark.accumulators import Accumulator, AccumulatorParam
 from whisper_spark.audio.files import AudioFile
 from whisper_spark.contract import Run, Transcript, WhisperOptions
 from whisper_spark.engine.engine_process import ENGINE
-from whisper_spark.engine.isolated import IsolatedEngine
+from whisper_spark.engine.isolated import IsolatedEngine, internal_error
 from whisper_spark.progress.counters import Progress
 from whisper_spark.progress.reports import (
     PROGRESS_SECONDS,
@@ -26,6 +26,7 @@ from whisper_spark.progress.reports import (
     task_report_uri,
 )
 from whisper_spark.spark.first_files import FirstFiles
+from whisper_spark.spark.precautions import Precautions
 from whisper_spark.staging.rows import FLUSH_SECONDS, StagedRows, task_index
 from whisper_spark.storage.objects import ObjectStorage
 
@@ -118,51 +119,85 @@ def transcribe_partition(
 ) -> Iterator[pd.DataFrame]:
     """Transcribe the files of one task; a frame of :data:`STATISTICS` for every few of them.
 
-    A task that Spark runs again, because an executor died or its output was lost, goes on after the rows
-    that earlier attempts of the same Spark task staged.
+    A task that Spark runs again, because an executor died or its output was lost, goes on after the rows that
+    earlier attempts of the same Spark task staged, and is careful first: see :class:`Precautions`.
 
     :raises Exception: what the engine raises for an unusable device or model, and
         :class:`whisper_spark.storage.objects.StorageError` when staging cannot be written.
     """
-    task = _partition()
-    name = f"{job.id}-{task:05d}"
-    staging = ObjectStorage(job.staging)
-    earlier = task_index(staging, job.run.rows_uri, name)
-    ready: list[dict[str, Any]] = []  # appended to by the engine's reading thread, too
-    part = size.of_task(task)
-    progress = Progress(part.files, part.audio_bytes or None)
+    task = _Task(job, size, _context())
+    todo = task.left(batches)
+    first = next(todo, None)
+    # Without a file no model needs to be loaded.
+    if first is not None:
+        yield from task.transcribed(itertools.chain([first], todo))
+        sums.add(task.progress.snapshot().sums())
+    yield from task.frames(1)
 
-    def files() -> Iterator[AudioFile]:
+
+class _Task:
+    """What one attempt of a task has finished, and how it makes that durable."""
+
+    def __init__(self, job: JobSpec, size: JobSize, context: TaskContext) -> None:
+        number = context.partitionId()
+        self._job = job
+        self._staging = ObjectStorage(job.staging)
+        self._name = f"{job.id}-{number:05d}"
+        self._report_uri = task_report_uri(job.progress_uri, number)
+        self._earlier = task_index(self._staging, job.run.rows_uri, self._name)
+        note = f"{job.progress_uri}/alone-{number:05d}"
+        self._precautions = Precautions(self._staging, note, context.attemptNumber())
+        self._first_files = FirstFiles(lambda: read_reports(self._staging, job.progress_uri))
+        part = size.of_task(number)
+        self.progress = Progress(part.files, part.audio_bytes or None)
+        # Appended to by the thread that takes files, too.
+        self._ready: list[dict[str, Any]] = []
+
+    def left(self, batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[AudioFile]:
+        """The files that no earlier attempt has staged."""
         for file in _audio_files(batches):
-            if file.uri in earlier:
-                ready.append(earlier[file.uri])
-                progress.leave_out(file.size)
+            if file.uri in self._earlier:
+                self._ready.append(self._earlier[file.uri])
+                self.progress.leave_out(file.size)
             else:
                 yield file
 
-    todo = files()
-    first = next(todo, None)
-    if first is not None:  # else no model needs to be loaded
-        report = TaskReport(staging, task_report_uri(job.progress_uri, task), progress, job.progress_seconds)
-        staged = StagedRows(staging, job.run, "part", name, flush_seconds=job.flush_seconds)
-        first_files = FirstFiles(lambda: read_reports(staging, job.progress_uri))
-
-        def stage(transcripts: Iterable[Transcript]) -> None:
-            for transcript in transcripts:
-                staged.add(transcript)
-                ready.append({column: getattr(transcript, column) for column in STATISTICS})
-
+    def transcribed(self, files: Iterator[AudioFile]) -> Iterator[pd.DataFrame]:
+        """Transcribe and stage files; their statistics, a frame for every few."""
+        job = self._job
+        report = TaskReport(self._staging, self._report_uri, self.progress, job.progress_seconds)
+        seconds = self._precautions.flush_seconds(job.flush_seconds)
+        staged = StagedRows(self._staging, job.run, "part", self._name, flush_seconds=seconds)
+        engine = IsolatedEngine(job.options, job.credentials["model"], job.engine)
+        source, alone = ObjectStorage(job.credentials["source"]), self._precautions.alone
         with report, staged:
-            engine = IsolatedEngine(job.options, job.credentials["model"], job.engine)
-            source = ObjectStorage(job.credentials["source"])
-            for transcript in engine.transcribe(itertools.chain([first], todo), source, progress):
-                stage(first_files.passed(transcript))
-                while len(ready) >= _ROWS_A_BATCH:
-                    yield _frame(ready)
-            stage(first_files.rest())
-        sums.add(progress.snapshot().sums())
-    while ready:
-        yield _frame(ready)
+            careful = self._without_culprit(files, staged)
+            for transcript in engine.transcribe(careful, source, self.progress, alone):
+                self._stage(self._first_files.passed(transcript), staged)
+                yield from self.frames(_ROWS_A_BATCH)
+            self._stage(self._first_files.rest(), staged)
+
+    def _without_culprit(self, files: Iterator[AudioFile], staged: StagedRows) -> Iterator[AudioFile]:
+        culprit = self._precautions.culprit()
+        for file in files:
+            if file.uri == culprit:
+                error = internal_error(file, self._job.options, "the Spark worker was lost with it, twice")
+                self.progress.finished(error)
+                self._stage([error], staged)
+                staged.flush()
+            else:
+                self._precautions.starting(file.uri)
+                yield file
+
+    def _stage(self, transcripts: Iterable[Transcript], staged: StagedRows) -> None:
+        for transcript in transcripts:
+            staged.add(transcript)
+            self._ready.append({column: getattr(transcript, column) for column in STATISTICS})
+
+    def frames(self, least: int) -> Iterator[pd.DataFrame]:
+        """What is finished, as long as there are so many files."""
+        while len(self._ready) >= least:
+            yield _frame(self._ready)
 
 
 def _frame(ready: list[dict[str, Any]]) -> pd.DataFrame:
@@ -182,8 +217,8 @@ def _audio_files(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[AudioFile
             )
 
 
-def _partition() -> int:
+def _context() -> TaskContext:
     context = TaskContext.get()
     if context is None:
         raise RuntimeError("this runs inside Spark tasks only; use transcribe_files elsewhere")
-    return context.partitionId()
+    return context
