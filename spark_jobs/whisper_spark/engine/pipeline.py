@@ -44,6 +44,9 @@ _VOTERS = 2
 _BATCHES_AHEAD = 4
 _LEAST_AHEAD_BYTES = 32 * 1024 * 1024
 
+# Finished files that wait for whoever wants them. With more, no further ones are started.
+_MOST_DONE = 256
+
 # How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
 _PATIENCE_SECONDS = 0.2
 
@@ -96,6 +99,9 @@ class Pipeline:
         try:
             while waiting:
                 item = self._done.get()
+                if self._done.qsize() == _MOST_DONE // 2:
+                    with self._state:
+                        self._state.notify_all()
                 if item is None:
                     waiting -= 1
                 elif isinstance(item, BaseException):
@@ -128,6 +134,7 @@ class Pipeline:
     def _read_files(self, reader: Reader) -> None:
         try:
             while not self._stopped:
+                self._wait_while_results_pile_up()
                 with self._take:
                     file = next(self._files, None)
                 if file is None:
@@ -138,6 +145,14 @@ class Pipeline:
             with self._state:
                 self._reading -= 1
                 self._state.notify_all()
+
+    def _wait_while_results_pile_up(self) -> None:
+        """Texts of files that nobody takes would fill the memory."""
+        with self._state:
+            self._blocked += 1
+            while self._done.qsize() > _MOST_DONE and not self._stopped:
+                self._state.wait(_PATIENCE_SECONDS)
+            self._blocked -= 1
 
     def _read(self, reader: Reader, work: FileWork) -> None:
         """Hand over the windows of a file as they come."""
