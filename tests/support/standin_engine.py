@@ -63,6 +63,8 @@ class StandIn:
             )
         _obey(action, argument)
         name = file.uri.rsplit("/", 1)[1]
+        if action == "environment":
+            name = f"{os.environ.get(argument)} {Path.cwd()}"
         if action == "gpu":
             from pyspark import TaskContext
 

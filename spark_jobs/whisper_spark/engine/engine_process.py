@@ -15,8 +15,8 @@ import platform
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,34 @@ _OOM_SCORE = 500
 
 
 @dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What code of this process finds around it. It may change between two passes."""
+
+    environment: Mapping[str, str]
+    path: Sequence[str]
+    folder: str
+    log_level: int
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        """Those of this process."""
+        level = logging.getLogger("whisper_spark").getEffectiveLevel()
+        return cls(dict(os.environ), list(sys.path), str(Path.cwd()), level)
+
+    def take_over(self, before: Surroundings) -> None:
+        """Make them those of this process.
+
+        :param before: those that were taken over last.
+        """
+        for name in before.environment.keys() - self.environment.keys():
+            os.environ.pop(name, None)
+        os.environ.update(self.environment)
+        sys.path[:] = self.path
+        os.chdir(self.folder)
+        logging.getLogger("whisper_spark").setLevel(self.log_level)
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """One pass over files.
 
@@ -45,6 +73,7 @@ class Order:
     :param model_storage: obstore configuration for a model in an object store.
     :param storage: the same for the files.
     :param task: the ``TaskContext`` of the Spark task, which tells the cores and GPUs that it was given.
+    :param surroundings: those of the process that wants the transcripts.
     """
 
     engine: str
@@ -52,6 +81,7 @@ class Order:
     model_storage: Mapping[str, str]
     storage: Mapping[str, str]
     task: Any = None
+    surroundings: Surroundings = field(default_factory=lambda: Surroundings.here())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +113,14 @@ class EngineProcess:
     def __init__(self) -> None:
         self._process = ChildProcess(__name__, connections=2)
         self._files, self._messages = self._process.connections
-        self._surroundings = _surroundings()
+        self._owner = os.getpid()
 
     def start(self, order: Order) -> None:
         """Begin a pass.
 
         :raises OSError: when the process has ended.
         """
-        self._files.send((order, logging.getLogger("whisper_spark").getEffectiveLevel()))
+        self._files.send(order)
 
     def wanted(self) -> bool:
         """Wait until it wants a file; ``False`` when the pass is over."""
@@ -120,8 +150,8 @@ class EngineProcess:
         return self._process.end()
 
     def is_usable(self) -> bool:
-        """Whether it runs, and one started now would see the same environment, path and folder."""
-        return self._process.is_running and self._surroundings == _surroundings()
+        """Whether it runs, and this process is not a fork of the one that started it."""
+        return self._owner == os.getpid() and self._process.is_running
 
 
 _idle: EngineProcess | None = None
@@ -136,10 +166,7 @@ def take_process() -> EngineProcess:
     global _idle
     with _idle_lock:
         process, _idle = _idle, None
-    if process is not None and not process.is_usable():
-        process.end()
-        process = None
-    return process or EngineProcess()
+    return process if process is not None and process.is_usable() else EngineProcess()
 
 
 def keep_process(process: EngineProcess) -> None:
@@ -149,11 +176,6 @@ def keep_process(process: EngineProcess) -> None:
         before, _idle = _idle, process
     if before is not None:
         before.end()
-
-
-def _surroundings() -> tuple[object, ...]:
-    # A process that was forked from this one, too, may not use its sockets.
-    return os.getpid(), dict(os.environ), list(sys.path), Path.cwd()
 
 
 # --- in the process ----------------------------------------------------------------------------------
@@ -167,9 +189,11 @@ def serve(files: Connection, messages: Connection) -> None:
     own_process()
     speaker = _Speaker(messages)
     logging.getLogger("whisper_spark").addHandler(speaker)
+    before = Surroundings.here()
     while True:
-        order, level = files.recv()
-        logging.getLogger("whisper_spark").setLevel(level)
+        order: Order = files.recv()
+        order.surroundings.take_over(before)
+        before = order.surroundings
         _run(order, files, speaker)
 
 

@@ -156,14 +156,16 @@ def test_process_waits_for_the_next_pass_and_ends_when_one_is_abandoned(tmp_path
 def test_environment_and_folder_of_the_caller_are_those_of_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [file(tmp_path, "a.wav")]
-    transcribe(files)
-    [before] = engine_processes()
+    files = [file(tmp_path, "a.wav", "environment AWS_PROFILE")]
+    here = Path.cwd()
+    assert transcribe(files)["a.wav"].text == f"None {here}"
+    [process] = engine_processes()
     monkeypatch.setenv("AWS_PROFILE", "another")
-    transcribe(files)
-    [after] = engine_processes()
-    assert after != before
-    assert after.environ()["AWS_PROFILE"] == "another"
+    monkeypatch.chdir(tmp_path)
+    assert transcribe(files)["a.wav"].text == f"another {tmp_path}"
+    monkeypatch.undo()
+    assert transcribe(files)["a.wav"].text == f"None {here}"
+    assert engine_processes() == [process]
 
 
 def test_interrupt_ends_it_within_a_second(tmp_path: Path) -> None:
