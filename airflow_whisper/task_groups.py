@@ -12,6 +12,7 @@ from airflow_whisper.operators.maintain import MaintainTableOperator
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from airflow_whisper.operators.validate import ValidateTranscriptsOperator
+from airflow_whisper.templates import is_final
 from whisper_spark.contract import WhisperOptions
 
 
@@ -105,7 +106,7 @@ def transcribe_partition(
     :param default_args: arguments for all four tasks, such as ``retries``.
     :raises ValueError: for wrong arguments, with what to do; templated ones are checked when the task runs.
     """
-    staging_conn_id = staging_conn_id if staging_conn_id is not None else source_conn_id
+    staging_conn_id = _first_conn_id(staging_conn_id, source_conn_id)
     common: dict[str, Any] = {"staging_conn_id": staging_conn_id}
     # Plain strings here, because they may be templates.
     choices: dict[str, Any] = {
@@ -166,3 +167,13 @@ def transcribe_partition(
                 **(maintain if isinstance(maintain, Mapping) else {}),
             )
     return group
+
+
+def _first_conn_id(first: str | None, second: str | None) -> str | None:
+    """The first connection id, or the second where the first is missing or renders to nothing."""
+    if first is None or second is None or is_final(first) or not isinstance(first, str):
+        return second if first is None else first
+    return (
+        f"{{% set first %}}{first}{{% endset %}}{{% set second %}}{second}{{% endset %}}"
+        "{{ second if first in ('', 'None') else first }}"
+    )

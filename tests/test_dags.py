@@ -181,6 +181,27 @@ def test_daily_dag_makes_options_of_its_params(daily: DAG) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("staging", "source", "expected"),
+    [
+        (None, "a", "a"),
+        ("b", "a", "b"),
+        ("{{ v }}", "a", "a"),
+        ("{{ none }}", "{{ 'a' }}", "a"),
+        ("{{ 'b' }}", "{{ 'a' }}", "b"),
+        ("{{ v }}", None, ""),
+    ],
+)
+def test_staging_has_the_connection_of_the_source_unless_it_has_its_own(
+    staging: str | None, source: str | None, expected: str
+) -> None:
+    with new_dag() as dag:
+        transcribe_partition(**ARGUMENTS, source_conn_id=source, staging_conn_id=staging)
+    for task in dag.tasks:
+        rendered = task.render_template(task.staging_conn_id, {"v": ""}, task.get_template_env())
+        assert rendered == expected
+
+
 def test_task_group_runs_its_four_tasks_in_order() -> None:
     with new_dag() as dag:
         transcribe_partition(**ARGUMENTS)

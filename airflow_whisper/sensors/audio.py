@@ -14,7 +14,7 @@ from airflow.sdk.configuration import conf
 from airflow_whisper.discovery.audio_filter import extension_tuple
 from airflow_whisper.events import check_map_length
 from airflow_whisper.table.schema import check_table_name
-from airflow_whisper.templates import is_final, text
+from airflow_whisper.templates import TextTemplates, is_final, optional, text
 from airflow_whisper.triggers.polling import EXPECTED_ERRORS
 from airflow_whisper.triggers.sensor import FINAL_ERRORS, AudioToTranscribeTrigger, TableFiles
 from airflow_whisper.watch.pending import BatchRules
@@ -30,7 +30,7 @@ _STATE_KEY = "new_audio"
 _MOST_STATE = 60_000
 
 
-class NewAudioSensor(BaseSensorOperator):
+class NewAudioSensor(TextTemplates, BaseSensorOperator):
     """Wait until a source holds audio that is new to a table, or changed; return its partitions.
 
     .. code-block:: python
@@ -88,6 +88,7 @@ class NewAudioSensor(BaseSensorOperator):
         "pattern",
         "since",
     )
+    text_fields = template_fields
     template_fields_renderers = {"partition": "json"}  # noqa: RUF012
     ui_color = "#cfe2f3"
 
@@ -149,17 +150,17 @@ class NewAudioSensor(BaseSensorOperator):
             rules=self._rules(),
             partition={key: text(value) for key, value in (self.partition or {}).items()},
             partition_from_modified=self.partition_from_modified,
-            pattern=self.pattern or None,
+            pattern=optional(self.pattern),
             extensions=extension_tuple(self.extensions),
-            since=self.since or None,
-            source_conn_id=self.source_conn_id or None,
+            since=optional(self.since),
+            source_conn_id=optional(self.source_conn_id),
         )
 
     def execute(self, context: Context) -> Any:
         """Pokes until there is audio, or hands over to the triggerer when the first poke finds none."""
         check_table_name(self.table)
         watched = self._watched()
-        self._watch = SourceWatch(watched, self.log, TableFiles(self.catalog_conn_id or None, self.table))
+        self._watch = SourceWatch(watched, self.log, TableFiles(optional(self.catalog_conn_id), self.table))
         try:
             if not self.deferrable:
                 return super().execute(context)
@@ -173,7 +174,7 @@ class NewAudioSensor(BaseSensorOperator):
             trigger=AudioToTranscribeTrigger(
                 watched=watched,
                 table=self.table,
-                catalog_conn_id=self.catalog_conn_id or None,
+                catalog_conn_id=optional(self.catalog_conn_id),
                 poll_interval=max(self.poke_interval, 1),
             ),
             method_name="execute_complete",

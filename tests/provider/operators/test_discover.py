@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowSkipException
 from literal_s3 import literal_s3
 from servers import S3Server
@@ -27,6 +28,7 @@ from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.table.read import current_snapshot_id
 from airflow_whisper.table.schema import ensure_table
+from airflow_whisper.templates import optional
 from whisper_spark.contract import (
     FINAL_ERRORS,
     TRANSIENT_ERRORS,
@@ -812,6 +814,40 @@ def test_every_string_argument_is_a_template(place: SimpleNamespace) -> None:
         on_missing_source="{{ v.fail }}",
     )
     assert rendered(task, v=values).execute({}) == discover(place, max_attempts=2)
+
+
+@pytest.mark.parametrize("value", ["2026_11_01", "007", "13", "1e3", "0x1F", "True", "(1)", "'x'", "[1]"])
+def test_text_stays_text_where_templates_render_to_objects(value: str) -> None:
+    context = {"v": value, "options": {"model": "base", "beam_size": 2}, "extensions": ["wav", "mp3"]}
+    with DAG("native", schedule=None, render_template_as_native_obj=True):
+        task = operator(
+            LOCAL,
+            partition={"dt": "{{ v }}", "fixed": 7},
+            source="/data/{{ v }}",
+            pattern="{{ v }}",
+            source_conn_id="{{ none }}",
+            options="{{ options }}",
+            extensions="{{ extensions }}",
+        )
+    task = rendered(task, **context)
+    assert (task.partition, task.source, task.pattern) == ({"dt": value, "fixed": 7}, f"/data/{value}", value)
+    assert (task.options, task.extensions) == (context["options"], ["wav", "mp3"])
+    assert optional(task.source_conn_id) is None
+
+
+@pytest.mark.parametrize("given", ["wav,mp3", "wav, mp3", '["wav", "mp3"]', "['wav', 'mp3']"])
+def test_extensions_may_come_as_text(place: SimpleNamespace, given: str) -> None:
+    place.storage.write_bytes(f"{place.source}/d.mp3", b"x")
+    place.storage.write_bytes(f"{place.source}/e.ogg", b"x")
+    task = rendered(operator(place, extensions="{{ v }}"), v=given)
+    assert set(changes(place, task.execute({}))) == {"a b#1.wav", "b.wav", "deep/c.wav", "d.mp3"}
+
+
+def test_number_of_tries_is_in_the_run(place: SimpleNamespace) -> None:
+    first, second = discover(place), discover(place, max_attempts=5)
+    assert first["manifest_id"] != second["manifest_id"]
+    runs = [read_run(result["manifest_uri"], place.storage) for result in (first, second)]
+    assert [run.max_attempts for run in runs] == [3, 5]
 
 
 def test_options_may_come_as_json(place: SimpleNamespace) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import (
     AirflowRescheduleException,
     AirflowSensorTimeout,
@@ -360,6 +361,24 @@ def test_deferral_ends_with_the_timeout(local: Place) -> None:
 def test_wrong_argument_fails_while_the_dag_file_is_parsed(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NewAudioSensor(task_id="s", **{"source": "s3://calls/dt={dt}/", "table": TABLE, **wrong})
+
+
+def test_text_stays_text_where_templates_render_to_objects() -> None:
+    with DAG("native", schedule=None, render_template_as_native_obj=True):
+        sensor = NewAudioSensor(
+            task_id="s",
+            source="s3://calls/dt={{ v }}/hour={hour}/",
+            partition={"dt": "{{ v }}"},
+            table=TABLE,
+            since="{{ none }}",
+        )
+    sensor.render_template_fields({"v": "2026_11_01"})
+    watched = sensor._watched()
+    assert (watched.source, watched.partition) == (
+        "s3://calls/dt=2026_11_01/hour={hour}/",
+        {"dt": "2026_11_01"},
+    )
+    assert watched.since is None
 
 
 def test_templates_are_checked_when_the_task_runs(local: Place) -> None:
