@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pendulum
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param
 
 from airflow_whisper import transcribe_partition
@@ -34,6 +35,8 @@ def env(name: str, default: Any = None) -> Any:
 
 # Audio of one partition, with placeholders for the partition keys: s3://calls/raw/dt={dt}/
 SOURCE = env("SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/")
+# The time zone whose days the partitions are: Europe/Berlin
+TIMEZONE = env("TIMEZONE", "UTC")
 # namespace.table
 TABLE = env("TABLE", "speech.transcripts")
 # Name, path or URI of the model.
@@ -66,7 +69,9 @@ RETRIES = {
 
 
 # The day that a run brings up to date. A run from the trigger form may have no logical date: then its own.
-DT = "{{ params.dt or (dag_run.logical_date or dag_run.run_after).strftime('%Y-%m-%d') }}"
+# Dates in templates are in UTC, where a day of another time zone begins at another hour.
+LOCAL = "" if TIMEZONE == "UTC" else ".astimezone(dag.timezone)"
+DT = "{{ params.dt or (dag_run.logical_date or dag_run.run_after)" + LOCAL + ".strftime('%Y-%m-%d') }}"
 SOURCE_OF_DAY = "{{ params.source.replace('{dt}', " + DT.strip("{} ") + ") }}"
 
 # JSON, because a template renders to a string whatever the type of the Param is.
@@ -84,8 +89,8 @@ with DAG(
     description="Audio of one day in object storage -> one partition of transcripts",
     doc_md=__doc__,
     # The run for a day starts when that day is over. A plain "@daily" means the day that just begins.
-    schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    schedule=CronDataIntervalTimetable("@daily", timezone=TIMEZONE),
+    start_date=pendulum.datetime(2026, 1, 1, tz=TIMEZONE),
     catchup=False,
     # Days commit in parallel without conflict; how many Spark jobs run at a time is the pool's business.
     max_active_runs=8,

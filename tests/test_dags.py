@@ -167,6 +167,30 @@ def test_daily_dag_knows_its_day(daily: DAG, params: dict[str, Any], logical_dat
     assert environment.from_string(discover.source).render(context) == f"s3://calls/dt={dt}/"
 
 
+@pytest.mark.parametrize(
+    ("logical_date", "dt"),
+    [("2026-10-31T23:00:00+00:00", "2026-11-01"), ("2026-07-31T22:00:00+00:00", "2026-08-01")],
+)
+def test_daily_dag_knows_its_day_in_another_time_zone(
+    airflow_home: Path, monkeypatch: pytest.MonkeyPatch, logical_date: str, dt: str
+) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+    from airflow.serialization.encoders import coerce_to_core_timetable
+
+    monkeypatch.setenv("AIRFLOW_WHISPER_TIMEZONE", "Europe/Berlin")
+    dag = DagBag(dag_folder=str(ROOT / "dags" / "transcribe_daily.py")).dags["transcribe_daily"]
+    start = datetime.fromisoformat(logical_date)
+    interval = coerce_to_core_timetable(dag.timetable).infer_manual_data_interval(
+        run_after=pendulum.instance(start).add(hours=30)
+    )
+    assert interval.start == start
+    discover = next(task for task in dag.tasks if task.task_id.endswith("discover"))
+    context = {"params": {"source": "s3://c/{dt}/", "dt": None}, "dag": dag}
+    for run in ({"logical_date": start}, {"logical_date": None, "run_after": start}):
+        rendered = dag.get_template_env().from_string(discover.partition["dt"]).render(**context, dag_run=run)
+        assert rendered == dt
+
+
 def test_daily_dag_makes_options_of_its_params(daily: DAG) -> None:
     discover = next(task for task in daily.tasks if task.task_id.endswith("discover"))
     params = {

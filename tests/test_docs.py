@@ -6,6 +6,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +82,28 @@ def test_links_lead_somewhere(page: Path) -> None:
         and not (page.parent / link.partition("#")[0]).exists()
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("run", "day"),
+    [
+        # Midnight in Berlin, in winter and in summer: the day before in UTC.
+        ({"logical_date": "2026-11-04T23:00:00+00:00"}, "2026-11-05"),
+        ({"logical_date": "2026-08-04T22:00:00+00:00"}, "2026-08-05"),
+        ({"logical_date": None, "run_after": "2026-11-04T23:30:00+00:00"}, "2026-11-05"),
+        ({"logical_date": None, "run_after": "2026-11-05T12:00:00+00:00"}, "2026-11-05"),
+    ],
+)
+def test_day_of_a_run_is_local_and_needs_no_logical_date(
+    tmp_path: Path, airflow_home: Path, run: dict[str, str | None], day: str
+) -> None:
+    page = ROOT / "docs" / "partitions-and-assets.md"
+    (text,) = [text for text in blocks(page, "python") if "calls_of_the_day" in text]
+    (dag,) = dags_of(text, tmp_path)
+    discover = dag.get_task("transcribe.discover")
+    moments = {name: value and datetime.fromisoformat(value) for name, value in run.items()}
+    discover.render_template_fields({"dag": dag, "dag_run": SimpleNamespace(**moments)})
+    assert (discover.source, discover.partition) == (f"s3://calls/raw/dt={day}/", {"dt": day})
 
 
 # --- the examples of triggers and sensors, at work ---------------------------------------------------------
