@@ -255,8 +255,9 @@ def airflow_standalone(
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "20",
-        # The DAG files do not change. Each would be parsed twice a minute, for seconds of processor time.
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
+        # The DAG files do not change, and parsing them takes seconds of processor time. But Airflow starts
+        # the watchers of a DAG only when it parses the file again after the DAG was unpaused.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         **settings,
     }
     # Not SQLite, Airflow's default: where two components write at once, one of them fails.
