@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.engine.work import Key, QueuedWindow
 
 # Then a window goes even if its batch is not full: its file cannot be saved before. On two cores half a
@@ -41,6 +42,10 @@ class Batches:
 
     def __bool__(self) -> bool:
         return bool(self._ready)
+
+    def shrink(self, frames: int) -> None:
+        """Let batches hold no more than so many frames of context from now on, and at least one window."""
+        self._room = min(self._room, max(frames, FULL_FRAMES))
 
     def add(self, windows: Sequence[QueuedWindow]) -> None:
         """Windows that must travel together."""

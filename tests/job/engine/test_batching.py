@@ -81,3 +81,16 @@ def test_what_has_waited_too_long_goes_before_what_would_fill_a_batch(
     for number in (1, 2):
         batches.add([window(number)])
     assert batches.best() == (window(0, context=1200).key, True)
+
+
+def test_batches_shrink_but_always_hold_a_window_of_30_seconds() -> None:
+    batches = Batches(room=9000)
+    for number in range(12):
+        batches.add([window(number)])
+    batches.shrink(5000)
+    assert taken(batches) == [0, 1, 2, 3, 4]
+    batches.shrink(8000)
+    assert taken(batches) == [5, 6, 7, 8, 9]
+    batches.shrink(10)
+    batches.add([window(12, context=3000)])
+    assert taken(batches) == [12]

@@ -20,6 +20,7 @@ from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
+from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.audio.windows import Window
 from whisper_spark.decoding import decoder
 from whisper_spark.decoding.decoder import WindowDecoder
@@ -375,6 +376,31 @@ def test_a_window_that_breaks_the_decoder_fails_only_its_file(
     found = {t.audio_uri: t for t in engine.transcribe(files)}
     failed = {uri: t.error_code for uri, t in found.items() if t.status == "error"}
     assert failed == {f"file://{longest.path}": "out_of_memory"}
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_batches_from_then_on(
+    librivox: list[Clip], options: WhisperOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Here the decoder says so for every batch with more than 30 s of context.
+    batched = dataclasses.replace(options, batch_size=8, num_workers=1, language="en")
+    paths = [clip.path for clip in librivox] * 6
+    expected = {t.audio_uri: t.text for t in transcribe_files(paths, batched)}
+    original = WindowDecoder.encode
+    frames_of_failed: list[int] = []
+
+    def encode(self: WindowDecoder, windows: list[Window], frames: int) -> object:
+        if len(windows) * frames > FULL_FRAMES:
+            frames_of_failed.append(len(windows) * frames)
+            raise RuntimeError("CUDA failed with error out of memory")
+        return original(self, windows, frames)
+
+    monkeypatch.setattr(WindowDecoder, "encode", encode)
+    found = list(transcribe_files(paths, batched))
+    assert {t.audio_uri: t.text for t in found} == expected
+    assert len(found) == len(paths)
+    # The first batch was halved until it fitted, and no full batch was tried after it.
+    assert max(frames_of_failed) > 4 * FULL_FRAMES
+    assert sum(frames > max(frames_of_failed) // 2 for frames in frames_of_failed) == 1
 
 
 def test_objects_that_vanish_change_or_are_forbidden_after_listing_are_errors_of_their_own(
