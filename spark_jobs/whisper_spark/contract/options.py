@@ -85,9 +85,10 @@ class WhisperOptions:
     :param compute_type: CTranslate2 weight type; ``"auto"`` is float16 on a GPU and int8 on a CPU.
     :param device: ``"auto"`` takes the GPU that Spark assigned, else a CPU. Not in the fingerprint.
     :param batch_size: windows of 30 seconds decoded together, or more shorter ones in their place; ``None``
-        picks 64 on a GPU, and on a CPU 4, or 2 for medium and larger models: each takes 40 MB there with
-        base and half a gigabyte with large-v3. Cut to what CTranslate2 computes right: 95 with 20 attention
-        heads, as large-v3 and turbo have. Not in the fingerprint, nor are those that follow.
+        picks 64 on a GPU, or what fits into its free memory, and on a CPU 4, or 2 for medium and larger
+        models: each takes 40 MB there with base and half a gigabyte with large-v3. Cut to what CTranslate2
+        computes right: 95 with 20 attention heads, as large-v3 and turbo have. Not in the fingerprint, nor
+        are those that follow.
     :param cpu_threads: threads of one decoder on a CPU; ``None``: one.
     :param num_workers: decoders that share one copy of the weights; ``None``: one on a GPU, and on a CPU one
         for each core that Spark gave the task (``spark.task.cpus``), or each of the machine without Spark.

@@ -8,7 +8,6 @@ decoded again from scratch. ``docs/how-it-decodes.md`` says why.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from whisper_spark.audio.features import FULL_FRAMES, Features, LogMel
 from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding.alignment import Aligner
+from whisper_spark.decoding.batch_size import choose_batch_size, free_gpu_bytes
 from whisper_spark.decoding.calls import Model
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.encoder_output import Encoded
@@ -47,14 +47,11 @@ from whisper_spark.decoding.vocabulary import check_options, load_tokenizer
 from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.progress.counters import stage
 
-log = logging.getLogger(__name__)
-
-# Weights of medium and larger models, a window of which takes a quarter of a gigabyte for cross attention.
-_LARGE_BYTES = 1_000_000_000
-
 
 class WindowDecoder:
     """A loaded model. Its methods may be called from several threads at once.
+
+    ``batch_size`` says how many windows of 30 seconds suit a batch, or more shorter ones in their place.
 
     :param folder: the model, see :func:`~whisper_spark.decoding.model.find_model`.
     :raises ModelError: when it cannot be loaded, or lacks a token that the options need.
@@ -64,10 +61,11 @@ class WindowDecoder:
         self.options = options
         self.device = device
         tokenizer = load_tokenizer(folder)
-        self._shape = read_shape(folder)
-        self._model = Model(load_weights(folder, options, device), self._shape)
+        shape = read_shape(folder)
+        self._model = Model(load_weights(folder, options, device), shape)
         check_options(options, tokenizer, multilingual=self.multilingual)
-        self.batch_size = self._batch_size((folder / "model.bin").stat().st_size)
+        weights_bytes = (folder / "model.bin").stat().st_size
+        self.batch_size = choose_batch_size(options, device, shape, weights_bytes, free_gpu_bytes(device))
         self._prompts = Prompts(options, tokenizer, multilingual=self.multilingual)
         self._aligner = Aligner(options, self._model, self._prompts)
         self._first = first_pass(options)
@@ -83,21 +81,6 @@ class WindowDecoder:
     def window_bytes(self) -> int:
         """Bytes of the features of a window of 30 seconds."""
         return self._model.bands * FULL_FRAMES * 4
-
-    def _batch_size(self, weights_bytes: int) -> int:
-        """Windows of 30 seconds in a batch: what the options say, or what suits device and model."""
-        asked, most = self.options.batch_size, self._shape.most_windows(FULL_FRAMES)
-        if asked is None:
-            asked = 64 if self.device.kind == "cuda" else 2 if weights_bytes > _LARGE_BYTES else 4
-        if asked > most:
-            log.warning(
-                "batch_size=%d is cut to %d: CTranslate2 computes larger batches of %s (%d heads) wrong",
-                asked,
-                most,
-                self.options.model,
-                self._shape.heads,
-            )
-        return min(asked, most)
 
     def encode(self, windows: Sequence[Window], frames: int) -> Encoded:
         """Run the encoder.

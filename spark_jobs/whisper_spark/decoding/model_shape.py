@@ -1,4 +1,4 @@
-"""How wide a model is, and how many windows of what length CTranslate2 can compute at once without error."""
+"""The size of a model, and what follows: how many windows are computed right at once, and their memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from whisper_spark.audio.features import FULL_FRAMES
 
 # On a GPU, CTranslate2 numbers the elements of a tensor with 32 bits (``index_t`` in src/cuda/helpers.h and
 # ``row * classes`` in src/ops/softmax_gpu.cu of 4.8.5). Beyond, it reads and writes at wrong places, and says
@@ -27,10 +29,12 @@ class ModelShape:
 
     :param heads: attention heads of a layer.
     :param width: numbers for each position.
+    :param decoder_layers: layers of the decoder.
     """
 
     heads: int
     width: int
+    decoder_layers: int
 
     def most_windows(self, frames: int, *, beams: int = 1) -> int:
         """The largest batch that is computed right, in windows; at least one.
@@ -47,22 +51,41 @@ class ModelShape:
         feed_forward = positions * _FEED_FORWARD * self.width
         return max(1, _MOST_ELEMENTS // max(attention, feed_forward))
 
+    def window_bytes(self, *, beams: int, tokens: int, number_bytes: int) -> int:
+        """Bytes that a window of 30 seconds takes on a GPU at the worst moment, without the weights.
 
-LARGEST = ModelShape(heads=20, width=1280)
+        While encoding these are the scores of one layer's attention, before and after softmax, and the
+        feed-forward layer; while decoding keys and values of all layers, of what was heard and what was said.
+
+        :param beams: of the search.
+        :param tokens: of prompt and text.
+        :param number_bytes: bytes of a number.
+        """
+        positions = FULL_FRAMES // _FRAMES_PER_POSITION
+        encoding = 2 * self.heads * positions**2 + 2 * positions * _FEED_FORWARD * self.width
+        decoding = 2 * self.decoder_layers * self.width * (positions + beams * tokens)
+        return number_bytes * max(encoding, decoding)
+
+
+LARGEST = ModelShape(heads=20, width=1280, decoder_layers=32)
 """large-v1 to large-v3 and turbo: the largest that openai/whisper has."""
 
 
 def read_shape(folder: Path) -> ModelShape:
     """The shape of a model, from ``model.bin``; :data:`LARGEST` where that cannot be read."""
-    heads = width = None
+    heads = width = 0
+    layers: set[str] = set()
     with contextlib.suppress(OSError, ValueError, struct.error), (folder / "model.bin").open("rb") as file:
         for name, shape, value in _variables(file):
             if name == "encoder/num_heads":
                 heads = int.from_bytes(value, "little")
             elif name == "encoder/layer_norm/gamma":
                 [width] = shape
-            if heads and width:
-                return ModelShape(heads, width)
+            elif name.startswith("decoder/layer_"):
+                layers.add(name.split("/")[1])
+        if heads and width and layers:
+            # One of the names is decoder/layer_norm.
+            return ModelShape(heads, width, len(layers - {"layer_norm"}))
     return LARGEST
 
 

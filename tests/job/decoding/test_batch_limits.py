@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import ctranslate2
 import numpy as np
 import pytest
 from speech import Clip
@@ -14,6 +15,7 @@ from speech import Clip
 from whisper_spark import WhisperOptions, transcribe_files
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.decoding import model_shape
+from whisper_spark.decoding.batch_size import choose_batch_size, free_gpu_bytes
 from whisper_spark.decoding.calls import BatchTooLargeError, Model
 from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import Device
@@ -21,7 +23,10 @@ from whisper_spark.decoding.encoder_output import Encoded
 from whisper_spark.decoding.model_shape import LARGEST, ModelShape, read_shape
 from whisper_spark.engine.transcriber import get_engine
 
-TINY, BASE, SMALL, MEDIUM = ModelShape(6, 384), ModelShape(8, 512), ModelShape(12, 768), ModelShape(16, 1024)
+TINY, BASE, SMALL = ModelShape(6, 384, 4), ModelShape(8, 512, 6), ModelShape(12, 768, 12)
+MEDIUM, TURBO = ModelShape(16, 1024, 24), ModelShape(20, 1280, 4)
+GPU = Device("cuda", 0, 2, 1)
+GIB = 2**30
 
 
 @pytest.mark.parametrize("shape", [TINY, BASE, SMALL, MEDIUM, LARGEST], ids=lambda shape: str(shape.width))
@@ -48,10 +53,10 @@ def test_feed_forward_layers_count_where_contexts_are_short() -> None:
 
 
 def test_a_single_window_always_goes() -> None:
-    assert ModelShape(heads=2**20, width=2**20).most_windows(FULL_FRAMES) == 1
+    assert ModelShape(heads=2**20, width=2**20, decoder_layers=1).most_windows(FULL_FRAMES) == 1
 
 
-def weights_file(folder: Path, heads: int, width: int) -> Path:
+def weights_file(folder: Path, heads: int, width: int, layers: int) -> Path:
     """A folder with the beginning of a ``model.bin``."""
 
     def string(text: str) -> bytes:
@@ -65,8 +70,10 @@ def weights_file(folder: Path, heads: int, width: int) -> Path:
     (folder / "model.bin").write_bytes(
         struct.pack("<I", 6)
         + string("WhisperSpec")
-        + struct.pack("<II", 3, 3)
+        + struct.pack("<II", 3, 4 + layers)
         + variable("encoder/conv1/bias", (width,), b"\0" * 4 * width)
+        + variable("decoder/layer_norm/gamma", (width,), b"\0" * 4 * width)
+        + b"".join(variable(f"decoder/layer_{i}/x", (2, 3), b"\0" * 24) for i in range(layers))
         + variable("encoder/layer_norm/gamma", (width,), b"\0" * 4 * width)
         + variable("encoder/num_heads", (), heads.to_bytes(2, "little"))
     )
@@ -75,8 +82,8 @@ def weights_file(folder: Path, heads: int, width: int) -> Path:
 
 def test_the_limit_follows_from_the_heads_and_width_of_the_model(model_dir: Path, tmp_path: Path) -> None:
     assert read_shape(model_dir) == BASE
-    assert read_shape(weights_file(tmp_path, 20, 1280)) == LARGEST
-    assert read_shape(weights_file(tmp_path, 300, 32)) == ModelShape(300, 32)
+    assert read_shape(weights_file(tmp_path, 20, 1280, 32)) == LARGEST
+    assert read_shape(weights_file(tmp_path, 300, 32, 2)) == ModelShape(300, 32, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\xff" * 100, b"PK\x03\x04 something else"])
@@ -127,11 +134,51 @@ def encoded(windows: int, positions: int) -> Encoded:
 )
 def test_a_batch_of_one_window_too_many_reaches_ctranslate2_in_no_step(call: Any) -> None:
     weights = Weights()
-    model = Model(weights, ModelShape(heads=2**20, width=1))  # 2^20 heads x 10 x 10: 40 windows
+    # 2^20 heads x 10 x 10 positions: 40 windows.
+    model = Model(weights, ModelShape(heads=2**20, width=1, decoder_layers=1))
     call(model, 40)
     with pytest.raises(BatchTooLargeError, match="41 windows"):
         call(model, 41)
     assert weights.windows == [40]
+
+
+@pytest.mark.parametrize(
+    ("shape", "free", "batch"),
+    [
+        (BASE, 80 * GIB, 64),
+        (TURBO, 76 * GIB, 64),
+        (TURBO, 22 * GIB, 44),
+        (LARGEST, 76 * GIB, 53),
+        (LARGEST, 20 * GIB, 14),
+        (LARGEST, 2 * GIB, 1),
+        (LARGEST, 0, 1),
+        (LARGEST, None, 64),
+    ],
+)
+def test_the_default_batch_fits_into_the_free_memory_of_the_gpu(
+    shape: ModelShape, free: int | None, batch: int
+) -> None:
+    chosen = choose_batch_size(WhisperOptions(), GPU, shape, 3 * GIB, free)
+    assert chosen == batch
+    asked = choose_batch_size(WhisperOptions(batch_size=48), GPU, shape, 3 * GIB, free)
+    assert asked == 48  # who asks for more than fits gets it, and halves when it does not
+
+
+def test_twice_the_numbers_bytes_make_half_the_batch() -> None:
+    half = choose_batch_size(WhisperOptions(), GPU, LARGEST, 3 * GIB, 40 * GIB)
+    full = choose_batch_size(WhisperOptions(compute_type="float32"), GPU, LARGEST, 3 * GIB, 40 * GIB)
+    assert half == 2 * full or half == 2 * full + 1
+
+
+@pytest.mark.parametrize(("weights", "batch"), [(1 * GIB // 10, 4), (3 * GIB, 2)])
+def test_a_cpu_takes_few_windows_at_once(weights: int, batch: int) -> None:
+    assert choose_batch_size(WhisperOptions(), Device("cpu", 0, 2, 1), SMALL, weights, None) == batch
+
+
+def test_a_host_without_a_gpu_has_no_gpu_memory() -> None:
+    assert free_gpu_bytes(Device("cpu", 0, 1, 1)) is None
+    if not ctranslate2.get_cuda_device_count():
+        assert free_gpu_bytes(GPU) is None
 
 
 @pytest.mark.parametrize(("asked", "used"), [(238, 238), (239, 238), (1024, 238), (None, 4)])

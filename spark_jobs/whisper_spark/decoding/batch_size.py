@@ -1,0 +1,87 @@
+"""How many windows of 30 seconds a batch holds: what suits the device, the model and the memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+
+from whisper_spark.audio.features import FULL_FRAMES
+from whisper_spark.contract import WhisperOptions
+from whisper_spark.decoding.device import Device
+from whisper_spark.decoding.model_shape import ModelShape
+from whisper_spark.decoding.passes import MAX_LENGTH, RETRY_BEAM
+
+log = logging.getLogger(__name__)
+
+# More brings no speed on an H100, whatever the model (benchmarks/RESULTS.md).
+_GPU_BATCH = 64
+_CPU_BATCH = 4
+
+# Weights of medium and larger models, a window of which takes a quarter of a gigabyte for cross attention.
+_LARGE_BYTES = 1_000_000_000
+_CPU_BATCH_OF_LARGE = 2
+
+# Left for fragments, cuBLAS and whatever else runs on the GPU.
+_USABLE = 0.8
+
+
+def choose_batch_size(
+    options: WhisperOptions, device: Device, shape: ModelShape, weights_bytes: int, free_bytes: int | None
+) -> int:
+    """Windows of 30 seconds in a batch: what the options say, or what suits device, model and memory.
+
+    Never more than CTranslate2 computes right; one line in the log says so.
+
+    :param weights_bytes: size of ``model.bin``.
+    :param free_bytes: of the GPU with the model loaded; ``None``: unknown, or no GPU.
+    """
+    asked, most = options.batch_size, shape.most_windows(FULL_FRAMES)
+    if asked is not None and asked > most:
+        log.warning(
+            "batch_size=%d is cut to %d: CTranslate2 computes larger batches of %s (%d heads) wrong",
+            asked,
+            most,
+            options.model,
+            shape.heads,
+        )
+    if asked is None and device.kind == "cuda":
+        asked = _GPU_BATCH if free_bytes is None else _that_fits(options, device, shape, free_bytes)
+    elif asked is None:
+        asked = _CPU_BATCH_OF_LARGE if weights_bytes > _LARGE_BYTES else _CPU_BATCH
+    return min(asked, most)
+
+
+def _that_fits(options: WhisperOptions, device: Device, shape: ModelShape, free_bytes: int) -> int:
+    per_window = shape.window_bytes(
+        beams=max(options.beam_size, RETRY_BEAM),
+        tokens=MAX_LENGTH,
+        number_bytes=4 if options.compute_type in ("float32", "int8_float32") else 2,
+    )
+    fitting = int(free_bytes * _USABLE / max(device.workers, 1) / per_window)
+    return max(1, min(_GPU_BATCH, fitting))
+
+
+def free_gpu_bytes(device: Device) -> int | None:
+    """Free memory of the GPU, in bytes; ``None`` where the driver does not say, or there is no GPU.
+
+    CTranslate2 tells nothing about memory, so this asks CUDA's driver, which a loaded model has opened.
+    """
+    if device.kind != "cuda":
+        return None
+    with contextlib.suppress(OSError, AttributeError):
+        cuda = ctypes.CDLL("libcuda.so.1")
+        gpu, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+        if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(gpu), device.index):
+            return None
+        if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), gpu):
+            return None
+        try:
+            if cuda.cuCtxPushCurrent_v2(context):
+                return None
+            failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+            cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
+            return None if failed else int(free.value)
+        finally:
+            cuda.cuDevicePrimaryCtxRelease_v2(gpu)
+    return None
