@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from speech import Clip
 
-from whisper_spark import WhisperOptions, transcribe_files
+from whisper_spark import WhisperOptions
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.decoding import model_shape
 from whisper_spark.decoding.batch_size import choose_batch_size, free_gpu_bytes
@@ -21,7 +21,7 @@ from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.encoder_output import Encoded
 from whisper_spark.decoding.model_shape import LARGEST, ModelShape, read_shape
-from whisper_spark.engine.transcriber import get_engine
+from whisper_spark.engine.transcriber import AudioFile, get_engine
 
 TINY, BASE, SMALL = ModelShape(6, 384, 4), ModelShape(8, 512, 6), ModelShape(12, 768, 12)
 MEDIUM, TURBO = ModelShape(16, 1024, 24), ModelShape(20, 1280, 4)
@@ -204,8 +204,8 @@ def test_every_step_of_the_engine_stays_below_the_limit(
         log_prob_threshold=-0.2,
         temperature=0,  # type: ignore[arg-type]
     )
-    paths = [clip.path for clip in librivox]
-    expected = {t.audio_uri: t.text for t in transcribe_files(paths, options)}
+    files = [AudioFile(f"file://{clip.path}") for clip in librivox]
+    expected = {t.audio_uri: t.text for t in get_engine(options).transcribe(files)}
     # Two full windows stand for what a GPU takes.
     limit = 2 * BASE.heads * 1500**2
     monkeypatch.setattr(model_shape, "_MOST_ELEMENTS", limit)
@@ -225,7 +225,7 @@ def test_every_step_of_the_engine_stays_below_the_limit(
     engine = get_engine(dataclasses.replace(options, batch_size=1024))
     for step in ("encode", "detect_language", "generate", "align"):
         monkeypatch.setattr(Model, step, record(step))
-    found = {t.audio_uri: t.text for t in transcribe_files(paths, engine.options)}
+    found = {t.audio_uri: t.text for t in engine.transcribe(files)}
     assert engine._decoder.batch_size == 2
     assert set(elements) == {"encode", "detect_language", "generate", "align"}
     assert max(elements.values()) <= limit
