@@ -10,7 +10,7 @@ from whisper_spark.contract import WhisperOptions, Word
 from whisper_spark.decoding.calls import Model
 from whisper_spark.decoding.encoder_output import Encoded
 from whisper_spark.decoding.prompts import Prompts
-from whisper_spark.decoding.quality_gate import misses_speech
+from whisper_spark.decoding.quality_gate import has_no_length, misses_speech
 from whisper_spark.decoding.segments import words_of_window
 from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.progress.counters import stage
@@ -70,5 +70,5 @@ class Aligner:
 
     def _judged(self, text: WindowText, words: Sequence[Word], window: Window) -> WindowText:
         incomplete = misses_speech(words, window.map, self._options)
-        reliable = text.reliable and not incomplete
+        reliable = text.reliable and not incomplete and not has_no_length(words)
         return dataclasses.replace(text, words=tuple(words), incomplete=incomplete, reliable=reliable)

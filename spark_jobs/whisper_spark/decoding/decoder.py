@@ -38,6 +38,7 @@ from whisper_spark.decoding.quality import compression_ratio
 from whisper_spark.decoding.quality_gate import (
     confirmed,
     credibility,
+    is_doubled,
     is_echo,
     is_reliable,
     is_silence,
@@ -312,8 +313,10 @@ class WindowDecoder:
             start=round(window.map.span_in_file(0.0, 0.0)[0], 3),
             end=round(window.map.span_in_file(window.map.seconds, window.map.seconds)[1], 3),
         )
-        reliable = is_reliable(judged, window.map.speech_seconds, self.options)
-        return dataclasses.replace(judged, reliable=reliable)
+        speech_s = window.map.speech_seconds
+        passed = is_reliable(judged, speech_s, self.options)
+        doubled = passed and is_doubled(text, speech_s)
+        return dataclasses.replace(judged, reliable=passed and not doubled, doubled=doubled)
 
 
 def _reliable(texts: Sequence[WindowText]) -> list[int]:

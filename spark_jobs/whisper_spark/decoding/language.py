@@ -95,7 +95,9 @@ def _decided(
     scores = {name: _LANGUAGE_WEIGHT * math.log(p) for name, p in candidates.items()}
     for name, i in itertools.product(candidates, file):
         text = heard[i, name]
-        sureness = text.avg_logprob if text.text and text.reliable else _FAILED  # loops are likely
+        # Loops are likely, which says nothing. A word heard twice is in the language it was heard in.
+        heard_something = text.text and (text.reliable or text.doubled)
+        sureness = text.avg_logprob if heard_something else _FAILED
         scores[name] += sureness * weights[i] / total
     best = max(scores, key=scores.__getitem__)
     return FileLanguage(best, candidates[best], {i: heard[i, best] for i in file})

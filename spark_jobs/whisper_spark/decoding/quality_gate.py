@@ -22,15 +22,18 @@ from whisper_spark.decoding.window_text import WindowText
 AGREEMENT = 0.9
 """Share of words in which two tries must agree to confirm each other."""
 
-_ALONE = 1.5
 # The threshold of beam search for windows that stand alone, in parts of that for others: a search that is not
 # told what was said before spares fewer errors (benchmarks/RESULTS.md: with -0.2, 450 prompts take 139
 # seconds and make 530 word errors, with -0.12 they take 154 and make 524).
+_ALONE = 1.5
 
 MISSED_SPEECH_S = 1.0
 """Seconds of detected speech without a word, on top of the longest pause that counts as speech, that make a
 text incomplete. Of 1,122 windows of prompts, calls and an hour (benchmarks/RESULTS.md) two had more than 0.8
 seconds, 2.5 and 1.2, and both lacked words."""
+
+LEAST_WORD_S = 0.3
+"""Seconds that a word takes which is said three times and more. In less, nobody says it so often."""
 
 MOST_TOKENS_PER_SECOND = 8.0
 """Of detected speech. Conversation has 3 to 5; a loop fills a window with many more."""
@@ -51,6 +54,32 @@ def is_reliable(text: WindowText, speech_s: float, options: WhisperOptions) -> b
     if ratio is not None and text.compression_ratio > ratio:
         return False
     return logprob is None or text.avg_logprob >= logprob
+
+
+def is_doubled(text: str, speech_s: float) -> bool:
+    """Whether a whole text is one phrase that was heard more often than it was said.
+
+    Short contexts do that to a word that stands alone. Whoever does say "bye bye" says it twice to the full
+    context, too.
+
+    :param speech_s: seconds of detected speech.
+    """
+    words = phrase_words(text)
+    times = next((n for n in range(len(words), 1, -1) if _is_repeated(words, n)), 1)
+    return times == 2 or (times > 2 and speech_s < LEAST_WORD_S * len(words))
+
+
+def _is_repeated(words: Sequence[str], times: int) -> bool:
+    length, rest = divmod(len(words), times)
+    return rest == 0 and words[length:] == words[:-length]
+
+
+def has_no_length(words: Sequence[Word]) -> bool:
+    """Whether alignment found no time for most words of a text: what is not in the audio has no place in it.
+
+    Half of the words are not enough: short prompts of two words often have one without length.
+    """
+    return 2 * sum(word.end <= word.start for word in words) > len(words)
 
 
 def misses_speech(words: Sequence[Word], chunk_map: ChunkMap, options: WhisperOptions) -> bool:
@@ -84,9 +113,14 @@ def is_unsure(text: WindowText, options: WhisperOptions, *, alone: bool = False)
 
 
 def is_silence(text: WindowText, options: WhisperOptions) -> bool:
-    """openai/whisper's rule: probably no speech, and what was heard is not credible."""
+    """openai/whisper's rule: probably no speech, and what was heard is not credible.
+
+    Words without any length are not, however sure the model is of them.
+    """
     if options.no_speech_threshold is None or text.no_speech_prob <= options.no_speech_threshold:
         return False
+    if has_no_length(text.words or ()):
+        return True
     return options.log_prob_threshold is None or text.avg_logprob < options.log_prob_threshold
 
 

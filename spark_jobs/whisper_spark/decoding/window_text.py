@@ -18,6 +18,7 @@ class WindowText:
     :param no_speech_prob: probability that nothing was said.
     :param capped: all tokens that were allowed are used up.
     :param reliable: passed the quality gate.
+    :param doubled: would have passed it, were the whole text not one phrase twice.
     :param start: first moment of speech in it, in seconds of the file.
     :param end: last moment of speech in it, in seconds of the file.
     :param words: with times in the file; ``None`` when word timestamps are off.
@@ -39,3 +40,4 @@ class WindowText:
     end: float
     words: tuple[Word, ...] | None = None
     incomplete: bool = False
+    doubled: bool = False

@@ -12,6 +12,8 @@ from whisper_spark.audio.windows import Chunk, ChunkMap
 from whisper_spark.decoding.quality_gate import (
     confirmed,
     credibility,
+    has_no_length,
+    is_doubled,
     is_echo,
     is_reliable,
     is_silence,
@@ -53,6 +55,46 @@ def test_suspicious_text_is_decoded_again(text: WindowText, speech_s: float) -> 
 )
 def test_plausible_text_is_believed(text: WindowText, speech_s: float) -> None:
     assert is_reliable(text, speech_s, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "speech_s"),
+    [
+        ("5 5", 0.3),
+        ("12, 12.", 0.5),
+        ("Oui oui", 0.4),
+        ("Bye bye.", 1.0),
+        ("Speed dial. Speed dial", 0.8),
+        ("four four four", 0.5),
+        ("谢谢", 0.6),
+    ],
+)
+def test_a_text_that_is_one_phrase_twice_is_decoded_again(text: str, speech_s: float) -> None:
+    assert is_doubled(text, speech_s)
+
+
+@pytest.mark.parametrize(
+    ("text", "speech_s"),
+    [
+        ("", 0.3),
+        ("5", 0.3),
+        ("55", 0.7),
+        ("No no no no.", 2.0),
+        ("1 2 1 2 3", 2.0),
+        ("five five five, five five five", 3.0),
+        ("Bye bye Anna.", 1.0),
+        ("Extension five five.", 1.5),
+    ],
+)
+def test_a_phrase_that_there_was_time_to_repeat_is_not_doubled(text: str, speech_s: float) -> None:
+    assert not is_doubled(text, speech_s)
+
+
+def test_words_that_alignment_finds_no_time_for_have_no_length() -> None:
+    assert has_no_length(spoken((1.0, 1.0)))
+    assert has_no_length(spoken((1.0, 1.0), (1.0, 1.0), (1.0, 1.2)))
+    assert not has_no_length(spoken((1.0, 1.0), (1.0, 1.2)))
+    assert not has_no_length([])
 
 
 def spoken(*spans: tuple[float, float]) -> list[Word]:
@@ -102,6 +144,9 @@ def test_silence_is_what_is_neither_likely_speech_nor_credible_text() -> None:
     assert is_silence(heard("Thank you.", no_speech_prob=0.8, avg_logprob=-1.2), OPTIONS)
     assert not is_silence(heard("Thank you.", no_speech_prob=0.8, avg_logprob=-0.5), OPTIONS)
     assert not is_silence(heard("Thank you.", no_speech_prob=0.3, avg_logprob=-1.2), OPTIONS)
+    nowhere = tuple(spoken((1.0, 3.0), (3.0, 3.0), (3.0, 3.0)))
+    assert is_silence(heard("I'm not sure", no_speech_prob=0.8, avg_logprob=-0.3, words=nowhere), OPTIONS)
+    assert not is_silence(heard("I'm not sure", no_speech_prob=0.3, avg_logprob=-0.3, words=nowhere), OPTIONS)
 
 
 def test_the_best_of_several_tries_is_no_loop_however_sure_it_is() -> None:
