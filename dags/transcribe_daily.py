@@ -116,6 +116,14 @@ with DAG(
             section="Audio",
             description="Rows of files that are gone from the source",
         ),
+        "max_removed_rate": Param(
+            0.5,
+            type="number",
+            minimum=0,
+            maximum=1,
+            section="Audio",
+            description="Share of the day's rows above which nothing is removed",
+        ),
         "on_stale": Param(
             "retranscribe",
             enum=["retranscribe", "keep"],
@@ -175,6 +183,7 @@ with DAG(
         partition={"dt": DT},
         options=OPTIONS,
         on_removed="{{ params.on_removed }}",
+        max_removed_rate="{{ params.max_removed_rate }}",
         on_stale="{{ params.on_stale }}",
         on_missing_source="{{ params.on_missing_source }}",
         max_error_rate="{{ params.max_error_rate }}",
