@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,24 +29,30 @@ class PartitionAssignment:
         self._filter = audio_filter
         self._folders: dict[str, tuple[dict[str, str], str, int] | None] = {}
 
-    def files(self, batch: pa.RecordBatch, watermark: int) -> tuple[list[File], int]:
-        """The audio that arrived after the watermark, and how many objects lie in folders of no partition."""
+    def files(self, batch: pa.RecordBatch, watermark: int) -> tuple[list[File], Counter[str]]:
+        """The audio that arrived after the watermark, and how many other objects did, by kind.
+
+        A kind is one of :meth:`AudioFilter.kind`, or ``elsewhere``: in a folder of no partition.
+        """
         batch, arrivals = _newer(batch, watermark)
         files: list[File] = []
-        unmatched = 0
+        left_out: Counter[str] = Counter()
         formats = self._partitioning.formats
         columns = (column.to_pylist() for column in (*batch.columns[:3], _micros(batch), arrivals))
         for uri, etag, size, modified, arrived in zip(*columns, strict=True):
             folder = self._folder(uri)
             if folder is None:
-                unmatched += 1
+                left_out["elsewhere"] += 1
                 continue
             values, partition, key_start = folder
+            kind = self._filter.kind(uri[key_start:])
+            if kind != "audio":
+                left_out[kind] += 1
+                continue
             if formats:
                 partition = partition_path(values | _by_time(formats, modified))
-            if self._filter.kind(uri[key_start:]) == "audio":
-                files.append((uri, etag, size, arrived, partition))
-        return files, unmatched
+            files.append((uri, etag, size, arrived, partition))
+        return files, left_out
 
     def _folder(self, uri: str) -> tuple[dict[str, str], str, int] | None:
         """Partition values of a file, as dict and as text, and where the path below its partition begins."""

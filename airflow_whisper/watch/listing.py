@@ -9,6 +9,7 @@ found by a full sweep, which is rarer.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -65,7 +66,7 @@ class SourceLister:
         self._connection: _Connection | None = None
         self._met: frozenset[FolderPath] = frozenset()
         self._swept: float | None = None
-        self._unmatched = 0
+        self._left_out: Counter[str] = Counter()
         self._unreadable = 0
 
     def sweep_is_due(self, now: float) -> bool:
@@ -96,11 +97,11 @@ class SourceLister:
                 known=None if sweep else self._met,
                 busy=busy,
             )
-            unmatched = 0
+            left_out: Counter[str] = Counter()
             names = UnreadableNames(self._template.root)
             for batch in self._batches(connection.storage, ((),) if sweep else plan.folders, names):
                 files, others = self._assignment.files(batch, watermark)
-                unmatched += others
+                left_out += others
                 yield files
         except Exception:
             # The next try asks for the credentials again.
@@ -108,7 +109,7 @@ class SourceLister:
             raise
         if sweep:
             self._met, self._swept = plan.met, now
-            self._tell_of_unmatched(unmatched)
+            self._tell_of_left_out(left_out)
             self._tell_of_unreadable(names)
         else:
             self._met |= plan.met
@@ -129,15 +130,25 @@ class SourceLister:
                     raise WatchStopped
                 yield batch
 
-    def _tell_of_unmatched(self, unmatched: int) -> None:
-        if unmatched and unmatched != self._unmatched:
+    def _tell_of_left_out(self, left_out: Counter[str]) -> None:
+        root, before = self._template.root, self._left_out
+        self._left_out = left_out
+        elsewhere, sidecars, unmatched = (left_out[kind] for kind in ("elsewhere", "sidecar", "unmatched"))
+        if elsewhere and elsewhere != before["elsewhere"]:
             self._log.warning(
                 "Left out %s objects under %s that are not in folders as in %s.",
-                f"{unmatched:,}",
-                self._template.root,
+                f"{elsewhere:,}",
+                root,
                 self._template.source,
             )
-        self._unmatched = unmatched
+        if sidecars + unmatched and (sidecars, unmatched) != (before["sidecar"], before["unmatched"]):
+            self._log.info(
+                "Left out %s sidecar files under %s, and %s objects not matching %s.",
+                f"{sidecars:,}",
+                root,
+                f"{unmatched:,}",
+                self._watched.audio_filter,
+            )
 
     def _tell_of_unreadable(self, names: UnreadableNames) -> None:
         if names.count and names.count != self._unreadable:

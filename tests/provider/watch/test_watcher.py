@@ -139,6 +139,11 @@ def test_what_is_no_audio_is_left_out(bucket: Bucket) -> None:
     with bucket.watch(extensions=("wav", ".mp3")) as watch:
         assert names(watch.poll()) == ["a.WAV", "b.mp3", "f.wav"]
     assert any("Left out 1 objects" in line for line in bucket.log.lines)
+    root = f"s3://{bucket.name}/raw/"
+    assert (
+        f"Left out 1 sidecar files under {root}, and 0 objects not matching extensions ['wav', '.mp3']."
+        in bucket.log.lines
+    )
     with bucket.watch(pattern="calls/*") as watch:
         assert names(watch.poll()) == ["f.wav"]
     with bucket.watch() as watch:
