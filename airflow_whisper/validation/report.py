@@ -11,6 +11,9 @@ from typing import Any
 from airflow_whisper.validation.checks import Check
 from whisper_spark.contract.text import visible
 
+MAX_DAMAGED = 100
+"""Damaged files that the JSON names: reports stay small."""
+
 _OFFENDERS_IN_LOG = 3
 _LONGEST_OFFENDER = 2000
 
@@ -59,8 +62,10 @@ class Report:
         return tuple(check for check in self.checks if not check.passed)
 
     def to_json(self) -> str:
-        """All fields as one JSON object."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        """All fields as one JSON object, of damaged files the first :data:`MAX_DAMAGED`."""
+        values = dataclasses.asdict(self)
+        values["damaged"] = values["damaged"][:MAX_DAMAGED]
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Report:

@@ -21,6 +21,7 @@ MAX_WORST = 20
 """Rows that the report names as worth listening to, and error rows that it quotes."""
 
 # Whatever the rows say, the report stays small.
+_TEXT = 200
 _LONGEST_MESSAGE = 1000
 _MOST_KINDS = 200
 
@@ -115,9 +116,17 @@ def _worst_rows(ok: pa.RecordBatch, logprobs: npt.NDArray[np.float64]) -> list[d
             if not math.isfinite(values["duration_s"] or 0.0):
                 # JSON has no word for it; a check has named the row.
                 values["duration_s"] = None
-            values["text"] = (values["text"] or "")[:200]
+            values["text"] = _beginning(values["text"] or "")
             rows.append(values)
     return sorted(rows, key=_badness)[:MAX_WORST]
+
+
+def _beginning(text: str) -> str:
+    """The beginning of a text, not cut inside a word where there are words."""
+    if len(text) <= _TEXT:
+        return text
+    words, space, _ = text[:_TEXT].rpartition(" ")
+    return f"{words if space else text[:_TEXT]} …"
 
 
 def _badness(row: Mapping[str, Any]) -> tuple[int, float]:

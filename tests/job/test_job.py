@@ -146,7 +146,8 @@ def test_every_file_gets_one_row_and_the_result_adds_them_up(bench: Workbench) -
     assert [bench.times_transcribed(uri) for uri in audio] == [1] * 7
 
 
-def test_run_that_lost_a_staged_file_transcribes_only_what_was_in_it(bench: Workbench) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_run_that_lost_a_staged_file_transcribes_only_what_was_in_it(bench: Workbench, damaged: bool) -> None:
     audio = [bench.audio(f"{number}.wav", size=number) for number in range(6)]
     run = bench.manifest(audio)
     first = bench.job_run(run, tasks=3)
@@ -154,9 +155,12 @@ def test_run_that_lost_a_staged_file_transcribes_only_what_was_in_it(bench: Work
     bench.storage.delete([first.staged[0].uri])
     lost = before.keys() - bench.rows(run).keys()
     assert 0 < len(lost) < 6
+    if damaged:
+        bench.storage.write_bytes(first.staged[0].uri, b"PAR1 and then garbage PAR1")
 
     second = bench.job_run(run)
     assert (second.transcribed, second.resumed) == (len(lost), 6 - len(lost))
+    assert first.staged[0] not in second.staged
     after = bench.rows(run)
     assert {uri for uri in audio if after[uri] != before[uri]} == lost
 

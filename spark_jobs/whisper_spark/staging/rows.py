@@ -206,7 +206,22 @@ class StagedRows:
 
 
 def read_index(storage: ObjectStorage, uri: str) -> Iterator[pa.RecordBatch]:
-    """:data:`INDEX_COLUMNS` of one file of staged rows, plus ``row`` (int32): the position in the file."""
+    """:data:`INDEX_COLUMNS` of one file of staged rows, plus ``row`` (int32): the position in the file.
+
+    A damaged file has no rows, so that they are made again.
+    """
+    import pyarrow as pa
+
+    try:
+        # Whole, because a file whose second half cannot be read is as good as none.
+        batches = list(_index_batches(storage, uri))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        log.warning("%s is damaged, so its rows are made again: %s", uri, error)
+        return
+    yield from batches
+
+
+def _index_batches(storage: ObjectStorage, uri: str) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     first = 0

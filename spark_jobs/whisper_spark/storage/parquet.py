@@ -31,7 +31,7 @@ def open_parquet(uri: str, storage: ObjectStorage) -> Iterator[pq.ParquetFile]:
 
     with storage.open_ranges(uri) as source:
         try:
-            file = pq.ParquetFile(source)
+            file = pq.ParquetFile(source, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             # Damaged metadata is an OSError, too.
             raise ValueError(f"{uri} is no Parquet file: {error}") from None

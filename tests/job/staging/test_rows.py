@@ -206,6 +206,22 @@ def test_rows_are_read_by_position(run: Run) -> None:
     assert read == ["00000", "01023", "01024", "02999"]
 
 
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\xff" * 100 + b"PAR1", None], ids=str)
+def test_damaged_file_has_no_rows_that_a_job_could_take_for_done(run: Run, content: bytes | None) -> None:
+    storage = ObjectStorage()
+    with StagedRows(storage, run, "part", "1") as staged:
+        staged.add(transcript("a.wav"))
+    (file,) = staged.written
+    path = Path(file.uri.removeprefix("file://"))
+    if content is None:
+        # A flipped byte in the first page: the footer is as it was.
+        good = path.read_bytes()
+        content = good[:60] + bytes([good[60] ^ 255]) + good[61:]
+    assert list(read_index(storage, file.uri))
+    path.write_bytes(content)
+    assert list(read_index(storage, file.uri)) == []
+
+
 def test_task_finds_only_its_own_rows(run: Run) -> None:
     storage = ObjectStorage()
     for name, audio in (("j-00000", "a"), ("j-00001", "b"), ("other-00000", "c")):

@@ -171,6 +171,20 @@ def test_both_forms_lie_next_to_each_other(tmp_path: Path) -> None:
     assert STORAGE.read_bytes(run.report_page_uri).decode() == report_page(report)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("word " * 50, "word " * 39 + "word …"),
+        ("字" * 300, "字" * 200 + " …"),
+        ("all of it", "all of it"),
+    ],
+)
+def test_text_is_not_cut_inside_a_word(tmp_path: Path, text: str, shown: str) -> None:
+    run = staged_run(tmp_path, ["a.wav"], [row("a.wav", text=text)])
+    (worst,) = validate_run(run, STORAGE, max_error_rate=0.0).worst
+    assert worst["text"] == shown
+
+
 # --- distributions ---------------------------------------------------------------------------------------
 
 
