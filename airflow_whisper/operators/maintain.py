@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_whisper.templates import is_final, text
+from airflow_whisper.templates import is_final, optional, text
 from whisper_spark.contract import check_partition
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class MaintainTableOperator(BaseOperator):
         if isinstance(self.partition, Mapping):
             self.partition = {key: text(value) for key, value in self.partition.items()}
         self._check_templates()
-        catalog = open_catalog(self.catalog_conn_id or None)
+        catalog = open_catalog(optional(self.catalog_conn_id))
         compacted = self._compact(catalog) if self.compact else 0
         merged = 0
         if self.merge_manifests:
@@ -182,7 +182,7 @@ class PurgeStagingOperator(BaseOperator):
         if self.partition:
             partition = check_partition({key: text(value) for key, value in self.partition.items()})
         runs, files = purge_staging(
-            object_storage(self.staging_conn_id or None, self.staging),
+            object_storage(optional(self.staging_conn_id), self.staging),
             self.staging,
             self.table,
             partition,

@@ -9,6 +9,7 @@ from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_whisper.links import ReportLink, TableLink, push_report
+from airflow_whisper.templates import optional
 from whisper_spark.contract import partition_path
 from whisper_spark.contract.text import visible
 
@@ -99,14 +100,14 @@ class RegisterTranscriptsOperator(BaseOperator):
         from airflow_whisper.table.errors import PartitionConflictError, TableMismatchError
         from airflow_whisper.table.publish import register_run, result_of
 
-        storage = object_storage(self.staging_conn_id or None, self.manifest)
+        storage = object_storage(optional(self.staging_conn_id), self.manifest)
         run = self._read_run(storage)
         name = f"{partition_path(run.partition)} of {run.table}"
         try:
             registered = register_run(
                 run,
                 storage,
-                open_catalog(self.catalog_conn_id or None),
+                open_catalog(optional(self.catalog_conn_id)),
                 report_uri=self.report,
                 require_report=self.require_report,
             )
@@ -120,7 +121,7 @@ class RegisterTranscriptsOperator(BaseOperator):
         self._registered = run, registered
         result = result_of(run, registered, self.report)
         if self.require_report:
-            push_report(context, result["report_uri"], self.staging_conn_id)
+            push_report(context, result["report_uri"], optional(self.staging_conn_id))
         self.log.info(
             "%s %d rows (%d of them errors; %.2f h of audio) and deleted %d, as snapshot %d: %s",
             "Had registered before" if registered.again else "Registered",

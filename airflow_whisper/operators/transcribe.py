@@ -25,6 +25,7 @@ from airflow_whisper.hooks.spark_submit import (
 )
 from airflow_whisper.links import SparkUILink
 from airflow_whisper.operators.run_manifest import read_own_manifest
+from airflow_whisper.templates import optional
 from whisper_spark.contract import WhisperOptions, speed_options
 from whisper_spark.contract.text import visible
 from whisper_spark.storage.objects import folder_uri
@@ -226,7 +227,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     @property
     def _staging_connection(self) -> str | None:
         # Templates that render to nothing stand for no connection.
-        return self.staging_conn_id or self.source_conn_id or None
+        return optional(self.staging_conn_id) or optional(self.source_conn_id)
 
     def _submit(self, context: Context, run: Run, storage: ObjectStorage) -> RunResult:
         """Run the job.
@@ -279,9 +280,9 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     def _credentials(self, run: Run) -> dict[str, dict[str, str]]:
         model = folder_uri(run.options.model) if "://" in run.options.model else None
         return {
-            "source": storage_config(self.source_conn_id or None, run.source),
+            "source": storage_config(optional(self.source_conn_id), run.source),
             "staging": storage_config(self._staging_connection, run.run_uri),
-            "model": storage_config(self.model_conn_id or None, model) if model else {},
+            "model": storage_config(optional(self.model_conn_id), model) if model else {},
         }
 
     def _get_hook(self) -> WhisperSubmitHook:

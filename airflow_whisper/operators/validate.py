@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_whisper.errors import ConfigurationError
 from airflow_whisper.links import ReportLink, push_report
 from airflow_whisper.operators.run_manifest import read_any_manifest
+from airflow_whisper.templates import collection, is_final, number, optional
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -73,16 +73,16 @@ class ValidateTranscriptsOperator(BaseOperator):
         self.max_error_rate = max_error_rate
         self.block_on = block_on
         self._checked: tuple[Run, Report] | None = None
-        if not _is_template(max_error_rate):
+        if is_final(max_error_rate):
             error_rate(max_error_rate)
-        if not _is_template(block_on) and not any(map(_is_template, block_on)):
+        if is_final(block_on):
             _flag_limits(block_on)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check, report, and fail when a check did."""
         try:
             max_error_rate = error_rate(self.max_error_rate)
-            limits = _flag_limits(_rendered(self.block_on))
+            limits = _flag_limits(collection(self.block_on))
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
 
@@ -92,7 +92,7 @@ class ValidateTranscriptsOperator(BaseOperator):
         from airflow_whisper.validation.staged import at_place
 
         # A template that renders to nothing stands for no connection.
-        conn_id = self.staging_conn_id or None
+        conn_id = optional(self.staging_conn_id)
         storage = object_storage(conn_id, self.manifest)
         run, _ = read_any_manifest(self.manifest, storage)
         report = validate_run(
@@ -165,22 +165,10 @@ def error_rate(value: float | str) -> float:
     return rate
 
 
-def _rendered(block_on: Sequence[str] | Mapping[str, float] | str) -> Sequence[str] | Mapping[str, float]:
-    """What a template rendered to: a string, unless the DAG renders to native objects."""
-    if not isinstance(block_on, str):
-        return block_on
-    try:
-        value = json.loads(block_on)
-    except json.JSONDecodeError:
-        value = [flag.strip() for flag in block_on.split(",") if flag.strip()]
-    return value if isinstance(value, list | dict) else block_on
-
-
 def _flag_limits(block_on: Sequence[str] | Mapping[str, float] | str) -> dict[str, float]:
     from airflow_whisper.validation.checks import flag_limits
 
+    if isinstance(block_on, Mapping):
+        name = "block_on: the share of {!r}"
+        block_on = {flag: number(name.format(flag), float, share) for flag, share in block_on.items()}
     return flag_limits(block_on)
-
-
-def _is_template(value: object) -> bool:
-    return isinstance(value, str) and "{{" in value

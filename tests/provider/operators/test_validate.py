@@ -184,8 +184,18 @@ def test_templates_are_checked_when_they_are_rendered(tmp_path: Path) -> None:
         operator.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
 
 
-@pytest.mark.parametrize("rendered", ["repetitive, low_confidence", '["repetitive"]', '{"repetitive": 0.4}'])
-def test_block_on_may_be_a_template(tmp_path: Path, rendered: str) -> None:
+@pytest.mark.parametrize(
+    "rendered",
+    [
+        "repetitive, low_confidence",
+        '["repetitive"]',
+        '{"repetitive": 0.4}',
+        ["repetitive"],
+        {"repetitive": "0.4"},
+    ],
+)
+@pytest.mark.parametrize("connection", ["", None])
+def test_block_on_may_be_a_template(tmp_path: Path, rendered: Any, connection: str | None) -> None:
     run = staged_run(
         tmp_path, ["a.wav", "b.wav"], [row("a.wav"), row("b.wav", quality_flags=("repetitive",))]
     )
@@ -195,7 +205,7 @@ def test_block_on_may_be_a_template(tmp_path: Path, rendered: str) -> None:
         block_on="{{ params.flags }}",
         staging_conn_id="{{ params.connection }}",
     )
-    params = {"flags": rendered, "connection": ""}
+    params = {"flags": rendered, "connection": connection}
     operator.render_template_fields({"params": params})  # type: ignore[typeddict-unknown-key]
     with pytest.raises(AirflowFailException, match=r"1 of \d+ checks failed.*flag repetitive"):
         operator.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]

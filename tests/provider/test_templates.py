@@ -1,0 +1,42 @@
+"""What arguments may be once templates are rendered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_whisper.templates import collection, number, optional
+
+
+@pytest.mark.parametrize("value", [None, "", "None"])
+def test_template_that_makes_nothing_stands_for_none(value: Any) -> None:
+    assert optional(value) is None
+    assert optional("calls_s3") == "calls_s3"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('["a", "b"]', ["a", "b"]),
+        ("['a', 'b']", ["a", "b"]),
+        ("('a',)", ("a",)),
+        ('{"a": 0.5}', {"a": 0.5}),
+        ("a, b", ("a", "b")),
+        ("a", ("a",)),
+        ("7z", ("7z",)),
+        ("", ()),
+        ("None", ()),
+        ("[]", ()),
+        (["a"], ["a"]),
+        (None, None),
+    ],
+)
+def test_collection_may_come_as_text(value: Any, expected: Any) -> None:
+    assert collection(value) == expected
+
+
+def test_number_may_come_as_text() -> None:
+    assert (number("n", int, "3"), number("n", float, "0.5"), number("n", float, 1)) == (3, 0.5, 1)
+    with pytest.raises(ValueError, match="n must be a number, got 'many'"):
+        number("n", int, "many")
