@@ -19,8 +19,20 @@ Samples = npt.NDArray[np.float32]
 FRAME = 512
 """Samples per frame of the Silero VAD at 16 kHz (32 ms)."""
 
-_CONTEXT = 64
 # Samples of the previous frame that Silero wants in front of each frame.
+_CONTEXT = 64
+
+# Silero misses speech whose loudest frames stay below -50 dBFS, and hears nothing below -60. Sound that has
+# been quieter than -40 dBFS for long is raised to that, by 45 dB at most: 16-bit audio ends at -98 dBFS.
+_QUIET_DB = -40.0
+_LEAST_DB = -85.0
+
+# How fast loud sound is forgotten, in decibels per frame: 0.5 in a second. Pauses between speakers of
+# ordinary loudness are not raised, a quiet speaker a minute later is.
+_FORGOTTEN_DB = 0.5 * FRAME / SAMPLE_RATE
+
+# Frames of digital silence after which Silero is not asked any more: two minutes. Gaps may last for hours.
+_SILENT_FRAMES = 120 * SAMPLE_RATE // FRAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +89,8 @@ class _Tape:
             self.start = before
 
 
-_AUDIBLE = 1e-4
 # Full scale is 1; 16-bit audio ends at 3e-5. Whisper invents words for digital silence.
+_AUDIBLE = 1e-4
 
 
 def window_samples(options: WhisperOptions) -> int:
@@ -130,6 +142,7 @@ class SpeechSegmenter:
 
     def __init__(self, options: WhisperOptions) -> None:
         self.speech_samples = 0
+        self._level = _Level()
         self._vad = _VoiceDetector()
         self._open_at = options.vad_threshold
         self._close_at = max(options.vad_threshold - 0.15, 0.01)
@@ -148,10 +161,11 @@ class SpeechSegmenter:
     def push(self, samples: Samples) -> Iterator[Region]:
         """Regions that are complete now."""
         self._tape.append(samples)
-        yield from self._read(self._vad.push(samples))
+        yield from self._read(self._vad.push(self._level.push(samples)))
 
     def finish(self) -> Iterator[Region]:
         """The regions that the end of the file completes."""
+        yield from self._read(self._vad.push(self._level.finish()))
         yield from self._read(self._vad.finish())
         if self._start is not None:
             end = self._tape.end if self._silence is None else self._silence
@@ -214,25 +228,76 @@ class SpeechSegmenter:
         return Region(padded, samples, speech_start - padded, max(end - speech_end, 0))
 
 
+class _Level:
+    """Raises what is quiet for the voice detector, frame by frame, by what has been heard up to there."""
+
+    def __init__(self) -> None:
+        self._loudest = -np.inf  # in decibels, of the frames so far, as far as they are not forgotten
+        self._rest = np.zeros(0, np.float32)
+
+    def push(self, samples: Samples) -> Samples:
+        """The frames that are complete now."""
+        samples = np.concatenate([self._rest, samples]) if len(self._rest) else samples
+        whole = len(samples) // FRAME * FRAME
+        self._rest = samples[whole:].copy()
+        return self._raised(samples[:whole].reshape(-1, FRAME))
+
+    def finish(self) -> Samples:
+        """The last frame, which may be shorter."""
+        return self._raised(self._rest.reshape(1, -1)) if len(self._rest) else self._rest
+
+    def _raised(self, frames: Samples) -> Samples:
+        if not len(frames):
+            return np.zeros(0, np.float32)
+        energy = np.einsum("ij,ij->i", frames, frames) / frames.shape[1]
+        forgotten = _FORGOTTEN_DB * np.arange(1, len(frames) + 1)
+        levels = 10 * np.log10(energy + 1e-20) + forgotten
+        loudest = np.maximum(np.maximum.accumulate(levels), self._loudest) - forgotten
+        self._loudest = float(loudest[-1])
+        if float(loudest.min()) >= _QUIET_DB:
+            return frames.reshape(-1)
+        gains = 10 ** ((_QUIET_DB - np.clip(loudest, _LEAST_DB, _QUIET_DB)) / 20)
+        return np.asarray(frames * gains[:, None].astype(np.float32)).reshape(-1)
+
+
 class _VoiceDetector:
     """Speech probability of each 32 ms frame, with Silero's state carried from block to block."""
 
     def __init__(self) -> None:
         self._session = _silero()
+        self._forget()
+        self._rest = np.zeros(0, np.float32)
+        self._silent = 0  # frames of digital silence up to now
+
+    def _forget(self) -> None:
         self._h = np.zeros((1, 1, 128), np.float32)
         self._c = np.zeros((1, 1, 128), np.float32)
         self._context = np.zeros(_CONTEXT, np.float32)
-        self._rest = np.zeros(0, np.float32)
 
     def push(self, samples: Samples) -> npt.NDArray[np.float32]:
         samples = np.concatenate([self._rest, samples]) if len(self._rest) else samples
         whole = len(samples) // FRAME * FRAME
         self._rest = samples[whole:].copy()
-        return self._run(samples[:whole])
+        return self._heard(samples[:whole])
 
     def finish(self) -> npt.NDArray[np.float32]:
         rest, self._rest = self._rest, np.zeros(0, np.float32)
         return self._run(np.pad(rest, (0, FRAME - len(rest)))) if len(rest) else np.zeros(0, np.float32)
+
+    def _heard(self, samples: Samples) -> npt.NDArray[np.float32]:
+        """Probabilities of whole frames. Long silence costs nothing."""
+        if samples.any():
+            silent = len(samples) - int(np.flatnonzero(samples)[-1]) - 1
+            self._silent = silent // FRAME
+            return self._run(samples)
+        frames = len(samples) // FRAME
+        asked = min(max(_SILENT_FRAMES - self._silent, 0), frames)
+        self._silent += frames
+        if asked < frames:
+            probabilities = np.pad(self._run(samples[: asked * FRAME]), (0, frames - asked))
+            self._forget()
+            return probabilities
+        return self._run(samples)
 
     def _run(self, samples: Samples) -> npt.NDArray[np.float32]:
         if not len(samples):

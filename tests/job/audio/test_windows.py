@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from recordings import RATE, Samples, call, samples_of, silence
 from speech import Clip
 
 from whisper_spark import WhisperOptions
-from whisper_spark.audio.vad import FixedSegmenter, SpeechSegmenter, _VoiceDetector
+from whisper_spark.audio.vad import FixedSegmenter, SpeechSegmenter, _Level, _VoiceDetector
 from whisper_spark.audio.windows import Window, WindowPacker
 
 
@@ -103,3 +104,48 @@ def test_words_never_reach_into_the_silence_between_chunks(speech: list[Clip]) -
                 c.start <= start <= end <= c.start + c.length + 1e-9 and end - start <= b - a + 1e-9
                 for c in window.map.chunks
             )
+
+
+def spoken_seconds(samples: Samples) -> float:
+    packer = WindowPacker(WhisperOptions())
+    for start in range(0, len(samples), 10 * RATE):
+        list(packer.push(samples[start : start + 10 * RATE]))
+    list(packer.finish())
+    return packer.speech_seconds
+
+
+@pytest.mark.parametrize("peak_db", [-40, -50, -60])
+def test_quiet_speech_is_found(sentences: Samples, peak_db: int) -> None:
+    spoken = sentences[: 30 * RATE]
+    quiet = spoken * np.float32(10 ** (peak_db / 20) / np.abs(spoken).max())
+    as_16_bit = np.round(quiet * 2**15).astype(np.float32) / 2**15
+    assert spoken_seconds(as_16_bit) == pytest.approx(spoken_seconds(spoken), rel=0.1)
+
+
+def test_quiet_speaker_a_while_after_a_loud_one_is_found(sentences: Samples) -> None:
+    spoken = sentences[: 25 * RATE]
+    later = np.concatenate([spoken, silence(60), spoken * np.float32(0.002)])
+    assert spoken_seconds(later) == pytest.approx(2 * spoken_seconds(spoken), rel=0.15)
+
+
+@pytest.mark.parametrize("level", [1e-5, 1e-4, 1e-3, 1e-2])
+def test_quiet_noise_is_no_speech(level: float) -> None:
+    noise = np.random.default_rng(3).normal(0, level, 60 * RATE).astype(np.float32)
+    assert spoken_seconds(noise) == 0
+
+
+def test_speech_of_ordinary_loudness_reaches_the_voice_detector_as_it_is(sentences: Samples) -> None:
+    level = _Level()
+    spoken = sentences[: 20 * RATE]
+    np.testing.assert_array_equal(level.push(spoken)[RATE:], spoken[RATE:])
+
+
+def test_hours_of_digital_silence_cost_almost_nothing(sentences: Samples) -> None:
+    packer = WindowPacker(WhisperOptions())
+    began = time.process_time()
+    for _ in range(2 * 360):
+        list(packer.push(silence(10)))
+    assert time.process_time() - began < 3
+    found = [*packer.push(sentences[: 10 * RATE]), *packer.finish()]
+    assert found[0].map.chunks[0].start >= 7200 - 0.5
+    assert packer.speech_seconds > 5
