@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from whisper_spark.audio.decode import AudioError, Samples, open_audio
+from whisper_spark.audio.decode import AudioError, Block, DecodedAudio, open_audio
 from whisper_spark.audio.features import LogMel
 from whisper_spark.audio.files import AudioFile, FileError
 from whisper_spark.audio.windows import Window, WindowPacker
@@ -18,10 +18,10 @@ from whisper_spark.storage.objects import ObjectChanged, ObjectForbidden, Object
 
 log = logging.getLogger(__name__)
 
-_DECODING = 2
 # Threads that may decode at once. FFmpeg is called for 20 ms of audio at a time; each call gives up Python's
 # lock and wants it back, and sixteen threads that do so spend their time handing it to each other: 16 cores
 # read calls at 526 times real time all at once, at 980, 1,171 and 568 with one, two and four at a time.
+_DECODING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Opened:
     """The file could be opened.
 
     :param size: bytes.
-    :param channels: channels of audio in it.
+    :param channels: channels of audio in it, as far as its header says.
     :param declared_s: length that the container claims, in seconds.
     """
 
@@ -42,12 +42,14 @@ class Opened:
 class Finished:
     """The whole file has been read. Lengths in seconds.
 
-    :param truncated: it is shorter than it says.
+    :param channels: channels of audio in what has been read.
+    :param flags: quality flags: what of the file is not in the windows.
     """
 
     duration_s: float
     speech_s: float
-    truncated: bool
+    channels: int
+    flags: tuple[str, ...] = ()
 
 
 Part = Opened | Window | Finished | FileError
@@ -107,23 +109,61 @@ class FileReader:
         """Nothing to do: whoever iterates stops by itself."""
 
     def _parts(self, stream: BinaryIO, size: int | None) -> Iterator[Part]:
-        options, split = self._options, self._options.channels == "split"
-        with stage("decode"), self._turns:
-            audio = open_audio(stream, split=split, max_duration_s=options.max_duration_s)
+        audio = self._opened(stream, None)
         yield Opened(size, audio.channels, audio.declared_s)
-        channels = range(audio.channels if split else 1)
-        packers = [WindowPacker(options, self._features, channel) for channel in channels]
-        yield from _windows(timed("decode", self._in_turn(audio.blocks())), packers)
-        speech_s = sum(packer.speech_seconds for packer in packers)
-        yield Finished(audio.decoded_s, speech_s, audio.truncated)
+        speech = _Speech(self._options, self._features)
+        yield from self._windows(audio, speech)
+        others = audio.other_tracks
+        for track in others:
+            if speech.seconds:
+                break
+            # Nobody speaks in the track that players play: somebody may in another.
+            again = self._opened(stream, track)
+            heard = _Speech(self._options, self._features)
+            yield from self._windows(again, heard)
+            if heard.seconds:
+                audio, speech, others = again, heard, [other for other in others if other != track]
+        flags = [*(["truncated"] if audio.truncated else []), *(["other_tracks"] if others else [])]
+        yield Finished(audio.decoded_s, speech.seconds, audio.channels, tuple(flags))
 
-    def _in_turn(self, blocks: Iterator[Samples]) -> Iterator[Samples]:
+    def _opened(self, stream: BinaryIO, track: int | None) -> DecodedAudio:
+        split = self._options.channels == "split"
+        with stage("decode"), self._turns:
+            return open_audio(stream, split=split, max_duration_s=self._options.max_duration_s, track=track)
+
+    def _windows(self, audio: DecodedAudio, speech: _Speech) -> Iterator[Window]:
+        return speech.windows(timed("decode", self._in_turn(audio.blocks())))
+
+    def _in_turn(self, blocks: Iterator[Block]) -> Iterator[Block]:
         while True:
             with self._turns:
                 block = next(blocks, None)
             if block is None:
                 return
             yield block
+
+
+class _Speech:
+    """The windows of all channels of a file."""
+
+    def __init__(self, options: WhisperOptions, features: LogMel) -> None:
+        self._options = options
+        self._features = features
+        self._packers: dict[int, WindowPacker] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Speech found so far, in seconds, without padding."""
+        return sum(packer.speech_seconds for packer in self._packers.values())
+
+    def windows(self, blocks: Iterable[Block]) -> Iterator[Window]:
+        """Windows as they are complete."""
+        for samples, channel in blocks:
+            if channel not in self._packers:
+                self._packers[channel] = WindowPacker(self._options, self._features, channel)
+            yield from timed("vad", self._packers[channel].push(samples))
+        for packer in self._packers.values():
+            yield from timed("vad", packer.finish())
 
 
 def opened_from(storage: ObjectStorage) -> Callable[[AudioFile], tuple[BinaryIO, int | None]]:
@@ -136,11 +176,3 @@ def opened_from(storage: ObjectStorage) -> Callable[[AudioFile], tuple[BinaryIO,
         return stream, size
 
     return open_file
-
-
-def _windows(blocks: Iterable[Samples], packers: list[WindowPacker]) -> Iterator[Window]:
-    for block in blocks:
-        for channel, packer in enumerate(packers):
-            yield from timed("vad", packer.push(block[channel]))
-    for packer in packers:
-        yield from timed("vad", packer.finish())

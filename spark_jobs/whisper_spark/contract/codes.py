@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 SAMPLE_RATE = 16_000
 """Hz. The only rate Whisper's feature extractor accepts."""
 
@@ -40,7 +34,8 @@ options; retry: an error that may pass, with attempts left."""
 
 QUALITY_FLAGS: dict[str, str] = {
     "no_speech": "nothing was said; the text is empty on purpose",
-    "truncated": "only the first part of the file could be decoded",
+    "truncated": "not all of the file could be decoded",
+    "other_tracks": "the file has more tracks with sound; only one is in the text",
     "empty_text_over_speech": "the voice detector heard speech, yet there is no text",
     "missed_speech": "somebody speaks for more than a second where the text has no word",
     "low_confidence": "average log probability of the text below log_prob_threshold",

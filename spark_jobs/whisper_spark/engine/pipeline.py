@@ -173,7 +173,7 @@ class Pipeline:
                     self._progress.opened(work.file.uri, work.file.size or part.size, part.declared_s)
                 case Finished():
                     work.duration_s, work.speech_s = part.duration_s, part.speech_s
-                    work.truncated = part.truncated
+                    work.channels, work.flags = part.channels, part.flags
                     if head:
                         self._put(work, head)
                 case FileError():

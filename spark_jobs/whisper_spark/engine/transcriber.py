@@ -204,8 +204,7 @@ def _engine_flags(work: FileWork, spoken: list[WindowText]) -> tuple[str, ...]:
     said = any(text.text for text in spoken)
     if not said and not any(_empty_by_mistake(text) for text in work.texts):
         flags.append("no_speech")
-    if work.truncated:
-        flags.append("truncated")
+    flags += work.flags
     if any(text.capped for text in spoken):
         flags.append("token_limit")
     if said and any(_misses_speech(text) for text in spoken):

@@ -16,6 +16,7 @@ from whisper_spark.decoding.window_text import WindowText
 class FileWork:
     """Everything known about a file while it is under way.
 
+    :param flags: what of the file is not in its windows.
     :param texts: of the windows that are through, in no order.
     :param issued: windows that were handed to the device.
     :param returned: of these, how many are through.
@@ -31,7 +32,7 @@ class FileWork:
     duration_s: float | None = None
     speech_s: float = 0.0
     channels: int | None = None
-    truncated: bool = False
+    flags: tuple[str, ...] = ()
     error: FileError | None = None
     size: int | None = None
     texts: list[WindowText] = field(default_factory=list)

@@ -1,0 +1,179 @@
+"""How long a file says it is, and whether it has to be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import av
+
+from whisper_spark.audio.container import Bytes
+
+# Seconds that may be missing where the length is exact: MP3 and AAC count the encoder's padding.
+_EXACT = 0.5
+
+# Seconds, and share, that may be missing where the length is rounded, or may be that of all streams.
+_ROUGH = (1.0, 0.02)
+
+# FFmpeg's names of containers whose length is exact for each stream.
+_EXACT_FORMATS = frozenset(
+    "wav w64 aiff au caf flac tta wv ape tak mpc mpc8 mov,mp4,m4a,3gp,3g2,mj2 dsf iff shn voc".split()
+)
+
+# Those of which FFmpeg estimates the length from the bit rate, or takes it from what is there.
+_ESTIMATED_FORMATS = frozenset(
+    "aac ac3 ac4 eac3 amr amrnb amrwb dts dtshd truehd mlp loas mpegts mpeg ogg gsm g722 g723_1 g726 g726le "
+    "g728 g729 ilbc sbc aptx aptx_hd codec2 adx adp qcp nsv pva".split()
+)
+
+# The least bytes that a second of speech takes. Longer lengths than that are not refused before decoding.
+_LEAST_BYTES_PER_SECOND = 250
+
+# The GUIDs of the header of ASF and of the object in it that says how large the file is.
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+_XING = re.compile(rb"Xing|Info|VBRI")
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """What a container says about a stream.
+
+    :param seconds: its length from the start of the file, ``None`` when unknown.
+    :param slack: seconds by which it may be shorter, ``None`` when the length is an estimate.
+    :param plausible: the file is large enough for it.
+    :param cut_short: bytes that it needs are not there.
+    """
+
+    seconds: float | None
+    slack: float | None
+    plausible: bool = False
+    cut_short: bool = False
+
+    def missed_by(self, end: float) -> bool:
+        """Whether a stream that ends at ``end``, in seconds, is shorter than it has to be."""
+        if self.seconds is None or self.slack is None:
+            return self.cut_short
+        return self.cut_short or end < self.seconds - self.slack
+
+
+def declared_length(file: Bytes, container: Any, stream: Any) -> Length:
+    """What an open container says about one of its streams."""
+    name = container.format.name
+    zero = (container.start_time or 0) / av.time_base
+    start, length = 0.0, None
+    if stream.duration and stream.time_base:
+        length = float(stream.duration * stream.time_base)
+        start = float((stream.start_time or 0) * stream.time_base) - zero
+    elif container.duration:
+        length = container.duration / av.time_base
+    if name == "ogg" and length is not None:  # the time of the last page
+        start = -zero
+    if name == "matroska,webm":
+        length, start = _matroska_length(file, container, stream), -zero
+    cut_short = _promised_bytes(file) > len(file)
+    if length is None:
+        return Length(None, None, False, cut_short)
+    seconds = start + length
+    of_all = not stream.duration and len(container.streams) > 1
+    if name in _ESTIMATED_FORMATS or of_all or not _is_exact(name, file):
+        return Length(seconds, None, False, cut_short)
+    slack = _EXACT if name in _EXACT_FORMATS or name == "mp3" else max(_ROUGH[0], _ROUGH[1] * seconds)
+    return Length(seconds, slack, len(file) > seconds * _LEAST_BYTES_PER_SECOND, cut_short)
+
+
+def _is_exact(name: str, file: Bytes) -> bool:
+    """Whether headers that may or may not hold a length do."""
+    if name == "mp3":
+        tags = _id3_bytes(file.at(0, 10))
+        return _XING.search(file.at(tags, 4096)) is not None
+    if name == "flac":
+        head = file.at(_id3_bytes(file.at(0, 10)), 26)
+        return head[:4] == b"fLaC" and int.from_bytes(head[21:26], "big") & 0xF_FFFF_FFFF > 0
+    return True
+
+
+def _id3_bytes(head: bytes) -> int:
+    """Size of an ID3v2 tag that a file starts with."""
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    size = 0
+    for byte in head[6:10]:
+        size = size << 7 | byte & 0x7F
+    return 10 + size
+
+
+def _matroska_length(file: Bytes, container: Any, stream: Any) -> float | None:
+    """When a stream ends, by its tag; that of the file, which may be its pictures, where it is alone."""
+    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag:
+        hours, minutes, seconds = tag.groups()
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    # Without the element Duration, FFmpeg estimates.
+    if len(container.streams) == 1 and b"\x44\x89" in file.at(0, 4096) and container.duration:
+        return float(container.duration / av.time_base)
+    return None
+
+
+def _promised_bytes(file: Bytes) -> int:
+    """Size that a file must have by its header, 0 when it makes no promise. FFmpeg asks the file's size."""
+    head = file.at(0, 16)
+    if head.startswith(b"caff"):
+        return _data_end(file, 8, 4, "big", 0)
+    if head.startswith(b"riff\x2e\x91\xcf\x11"):
+        return _data_end(file, 40, 16, "little", 24)
+    if head.startswith(_ASF_HEADER):
+        return _asf_bytes(file.at(0, 4096))
+    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        size = int.from_bytes(head[4:8], "little")
+        return 8 + size if size < 0x7FFF_0000 else 0
+    data = wav_data(file)
+    return data[1] if data else 0
+
+
+def _asf_bytes(head: bytes) -> int:
+    """What the file properties of ASF say, unless it is a broadcast."""
+    at = head.find(_ASF_PROPERTIES) + len(_ASF_PROPERTIES)
+    properties = head[at : at + 76]
+    if at < len(_ASF_PROPERTIES) or len(properties) < 76 or properties[72] & 1:
+        return 0
+    return int.from_bytes(properties[24:32], "little")
+
+
+def _data_end(file: Bytes, position: int, name: int, order: Literal["little", "big"], header: int) -> int:
+    """Where the chunk "data" ends, in containers whose chunks say their length in 64 bits.
+
+    :param position: of the first chunk.
+    :param name: bytes of a chunk's name.
+    :param header: bytes of a chunk's name and length, where they count for its length; such chunks are
+        aligned to 8 bytes.
+    """
+    while len(chunk := file.at(position, name + 8)) == name + 8:
+        size = int.from_bytes(chunk[name:], order)
+        if chunk.startswith(b"data"):
+            return 0 if size >= 1 << 62 else position + (0 if header else name + 8) + size
+        position += -(-max(size, header) // 8) * 8 if header else name + 8 + size
+    return 0
+
+
+def wav_data(file: Bytes) -> tuple[int, int] | None:
+    """Where the samples of a WAV file begin, and behind which byte they end by its header.
+
+    ``None`` when it makes no promise: recorders that never go back to their header leave 0, or a placeholder
+    of almost 2 or 4 GiB.
+    """
+    head = file.at(0, 12)
+    if not head.startswith((b"RIFF", b"RF64")) or head[8:] != b"WAVE":
+        return None
+    position, long = 12, 0
+    while len(chunk := file.at(position, 24)) >= 8:
+        size = int.from_bytes(chunk[4:8], "little")
+        if chunk[:4] == b"ds64":
+            long = int.from_bytes(chunk[16:24], "little")
+        if chunk[:4] == b"data":
+            size = long if size == 0xFFFF_FFFF else size if size < 0x7FFF_0000 else 0
+            return (position + 8, position + 8 + size) if size else None
+        position += 8 + size + size % 2
+    return None
