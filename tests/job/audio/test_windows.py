@@ -107,7 +107,7 @@ def test_words_never_reach_into_the_silence_between_chunks(speech: list[Clip]) -
 
 
 def spoken_seconds(samples: Samples) -> float:
-    packer = WindowPacker(WhisperOptions())
+    packer = WindowPacker(WhisperOptions(), lambda samples: samples)
     for start in range(0, len(samples), 10 * RATE):
         list(packer.push(samples[start : start + 10 * RATE]))
     list(packer.finish())
@@ -141,7 +141,7 @@ def test_speech_of_ordinary_loudness_reaches_the_voice_detector_as_it_is(sentenc
 
 
 def test_hours_of_digital_silence_cost_almost_nothing(sentences: Samples) -> None:
-    packer = WindowPacker(WhisperOptions())
+    packer = WindowPacker(WhisperOptions(), lambda samples: samples)
     began = time.process_time()
     for _ in range(2 * 360):
         list(packer.push(silence(10)))
