@@ -173,7 +173,7 @@ def _write(
         stream: Any = container.add_stream(form.codec, rate=form.rate, layout=layout, options=strict)
         stream.bit_rate = 64_000 * len(channels)
         pictures = None if video is None else _pictures(container, form, video)
-        packets = [p for p in _packets(stream, channels, form.rate) if _edited(p, edit)]
+        packets = [p for p in packets_of(stream, channels, form.rate) if _edited(p, edit)]
         packets += pictures or []
         for packet in sorted(packets, key=lambda p: float((p.dts or p.pts or 0) * p.time_base)):
             container.mux(packet)
@@ -190,7 +190,7 @@ def _edited(packet: Any, edit: Edit) -> bool:
     return True
 
 
-def _packets(stream: Any, channels: npt.NDArray[np.float32], rate: int) -> list[Any]:
+def packets_of(stream: Any, channels: npt.NDArray[np.float32], rate: int) -> list[Any]:
     layout = layout_of(len(channels))
     to_codec = av.AudioResampler(stream.codec_context.format.name, layout, rate, frame_size=1024)
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels.T.reshape(1, -1)), "flt", layout)

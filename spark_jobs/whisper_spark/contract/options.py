@@ -54,7 +54,8 @@ class WhisperOptions:
     :param vad_speech_pad_ms: kept on both sides of a speech region, in milliseconds.
     :param chunk_length: longest window that Whisper sees at once, in seconds, 5 to 30. Whisper's cost grows
         faster than the length of its window.
-    :param channels: ``"mix"`` averages all channels; ``"split"`` transcribes each channel by itself and
+    :param channels: ``"mix"`` averages all channels of the track that players play; ``"split"``
+        transcribes each channel of all tracks by itself and
         segments carry the channel, as calls with one speaker per channel need.
     :param initial_prompt: text in the style and spelling wanted, given to every window. Whisper sees the last
         223 tokens of hot words and prompt together.
