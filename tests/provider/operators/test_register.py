@@ -93,7 +93,9 @@ def _moved(run: Run, uri: str, storage: ObjectStorage) -> Run:
 
     folder = Path(run.run_uri.removeprefix("file://"))
     moved = dataclasses.replace(run, run_uri=uri)
-    manifest = pq.read_table(folder / "manifest.parquet").replace_schema_metadata(moved.to_metadata())
+    manifest = pq.read_table(folder / "manifest.parquet", partitioning=None).replace_schema_metadata(
+        moved.to_metadata()
+    )
     pq.write_table(manifest, folder / "manifest.parquet")
     for path in folder.rglob("*"):
         if path.suffix == ".json":
@@ -292,7 +294,7 @@ def test_result_that_names_files_of_others_is_refused(tmp_path: Path) -> None:
 
 def test_run_is_taken_from_where_its_manifest_lies(tmp_path: Path) -> None:
     run, other = stage_run(tmp_path, ["a"]), stage_run(tmp_path / "other", ["b"])
-    manifest = pq.read_table(folder(run) / "manifest.parquet")
+    manifest = pq.read_table(folder(run) / "manifest.parquet", partitioning=None)
     # Somebody has written another run's folder into it.
     foreign = dataclasses.replace(run, run_uri=other.run_uri)
     pq.write_table(manifest.replace_schema_metadata(foreign.to_metadata()), folder(run) / "manifest.parquet")

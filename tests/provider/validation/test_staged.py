@@ -65,7 +65,7 @@ def change_result(run: Run, **values: Any) -> None:
 def change_manifest(run: Run, change: Callable[[dict[str, Any]], None]) -> None:
     """The manifest with other things in its description of the run."""
     manifest = path(run.manifest_uri)
-    table = pq.read_table(manifest)
+    table = pq.read_table(manifest, partitioning=None)
     metadata = dict(table.schema.metadata)
     values = json.loads(metadata[b"whisper_spark.run"])
     change(values)
