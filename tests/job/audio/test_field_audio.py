@@ -31,7 +31,7 @@ def _transcripts(model_dir: Path) -> Iterator[tuple[str, Transcript]]:
 
 
 def words(text: str | None) -> list[str]:
-    return re.findall(r"[a-z]+", (text or "").lower())
+    return re.findall(r"[a-z0-9]+", (text or "").lower())
 
 
 def sentence_starts(transcript: Transcript) -> list[float]:
@@ -55,7 +55,7 @@ def test_field_recording_is_transcribed(name: str, transcripts: dict[str, Transc
         block.size for block in SequenceMatcher(None, said, heard, autojunk=False).get_matching_blocks()
     )
     assert common >= 0.8 * len(said), transcript.text
-    assert len(heard) <= 1.2 * len(said) + 2, transcript.text
+    assert len(heard) <= 1.2 * len(said) + (2 if len(said) > 1 else 0), transcript.text
 
     starts = sentence_starts(transcript)
     if "start_s" in expected:
