@@ -24,6 +24,7 @@ from whisper_spark.contract.text import visible
 from whisper_spark.progress.reports import PROGRESS_SECONDS
 from whisper_spark.spark.conf import spark_defaults
 from whisper_spark.spark.failures import cause_of
+from whisper_spark.spark.first_files import AllFilesFailError
 from whisper_spark.staging.result import RunResult, StagingError
 from whisper_spark.staging.rows import FLUSH_SECONDS
 from whisper_spark.storage.credentials import PLACES, SECRET_PREFIX, from_property
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run_job(arguments)
     except Exception as error:
-        if not isinstance(error, (StagingError, StorageError, ValueError)):
+        if not isinstance(error, (AllFilesFailError, StagingError, StorageError, ValueError)):
             log.exception("unexpected error")
         # Last, because the end of the output is what Airflow quotes.
         log.error("failed: %s", cause_of(error))
