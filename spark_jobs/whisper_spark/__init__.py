@@ -6,7 +6,8 @@
 
     df.select("uri", whisper_udf(WhisperOptions(model="base"))("uri").alias("transcript"))
 
-Importing this package imports neither pyspark nor faster-whisper: the names below load on first use.
+Importing this package imports neither pyspark nor faster-whisper: ``whisper_udf`` and ``transcribe_files``
+are loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A Python process for work that may crash: when it does, the process that started it lives on.
+"""A Python process for work that may crash without affecting the process that started it.
 
-It is no fork, which may not touch a loaded model, but a Python of its own. It is told through sockets what to
-do, so that no credential shows in its command line or environment. When the sockets close, whoever closed
-them, it ends.
+It is a new Python interpreter, not a fork: a loaded model must not be used in a forked process. It gets its
+work through sockets, so that no credential appears in its command line or environment, and ends when either
+side closes them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from multiprocessing.connection import Connection
 
 
 class ChildProcess:
-    """A running child process and its connections. Threads may end it at any time.
+    """A running child process and its connections. Any thread may end it at any time.
 
-    :param module: its ``serve`` function runs in the child, with a connection for each of ``connections``.
-    :param connections: how many there are.
+    :param module: module whose ``serve`` function runs in the child. It gets one argument per connection.
+    :param connections: number of connections.
     :raises OSError: when no process can be started here.
     """
 
@@ -38,9 +38,9 @@ class ChildProcess:
                 [sys.executable, "-c", call],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
-                # In Spark's workers standard output belongs to Spark.
+                # Spark uses the standard output of its Python workers.
                 stdout=subprocess.DEVNULL,
-                # Archives and --py-files may be on this process's path only.
+                # Archives and --py-files may be on sys.path of this process only.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
         except OSError:
@@ -54,18 +54,18 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the process is still running."""
         return self._status is None and self._process.poll() is None
 
     def end(self) -> int:
-        """Kill it, if it still runs, and wait for its end. Returns its exit status.
+        """Kill the process if it still runs, and wait for its end. Returns its exit status.
 
-        Does not close the connections, on which other threads may be waiting: they see the end of them.
+        Does not close the connections, because other threads may be waiting on them: they get ``EOFError``.
         """
         with self._lock:
             if self._status is None:
@@ -75,9 +75,9 @@ class ChildProcess:
 
 
 def describe_end(status: int) -> str:
-    """What ended a process, in words.
+    """Describe how a process ended.
 
-    :param status: as :meth:`ChildProcess.end` returns it.
+    :param status: the exit status from :meth:`ChildProcess.end`.
     """
     if status >= 0:
         return f"exit status {status}"
@@ -89,11 +89,11 @@ def describe_end(status: int) -> str:
 
 
 def run(module: str, descriptors: Sequence[int]) -> None:
-    """What the child process does: ``serve`` of a module, until nobody listens any more."""
+    """The main function of the child process: runs ``serve`` of a module until the connections close."""
     import faulthandler
     import importlib
 
-    # Whoever interrupts the parent ends this process, too: its sockets close.
+    # Ctrl-C reaches the parent as well, and this process ends when the parent closes the sockets.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     try:

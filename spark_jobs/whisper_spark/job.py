@@ -1,6 +1,6 @@
-"""The packaged Spark job: brings the audio of one manifest into staging, as transcript rows.
+"""The packaged Spark job: transcribes the audio that a manifest lists and writes transcript rows to staging.
 
-Run it with ``spark-submit job.py --manifest URI``; Airflow does so through ``WhisperTranscribeOperator``.
+Run it with ``spark-submit job.py --manifest URI``; ``WhisperTranscribeOperator`` does so in Airflow.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    # Python puts the folder of a script first, but the modules beside this one belong to a package.
+    # Python puts the folder of the script first on sys.path, where the modules of this package would be found
+    # as top-level modules.
     del sys.path[0]
 
 import argparse
@@ -63,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not isinstance(error, (AllFilesFailError, StagingError, StorageError, ValueError)):
             log.exception("unexpected error")
-        # Last, because the end of the output is what Airflow quotes.
+        # Last, because Airflow quotes the end of the output.
         log.error("failed: %s", cause_of(error))
         return 1
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The argument parser of the command line."""
     result = argparse.ArgumentParser(
         prog="spark-submit job.py",
         description="Transcribe the audio that a manifest lists, into transcript rows in staging.\n"
@@ -126,16 +127,17 @@ def _positive(kind: type[int] | type[float]) -> Any:
             raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
         return value
 
-    number.__name__ = kind.__name__  # argparse quotes it: "invalid int value"
+    # argparse puts this name into its messages: "invalid int value".
+    number.__name__ = kind.__name__
     return number
 
 
 def run_job(arguments: argparse.Namespace) -> RunResult:
-    """Everything between the command line and ``result.json``.
+    """Run the job on a parsed command line. Writes ``result.json`` at the end and returns its content.
 
-    :raises ValueError: for options or credentials that are not usable, or a file that is no manifest.
-    :raises StorageError: when the manifest cannot be read, or staging not be written.
-    :raises StagingError: when staging does not hold every row at the end.
+    :raises ValueError: for invalid options or credentials, and for a file that is not a manifest.
+    :raises StorageError: when the manifest cannot be read, or staging cannot be written.
+    :raises StagingError: when rows are missing from staging at the end.
     """
     started = time.monotonic()
     overrides = json.loads(arguments.options)
@@ -148,7 +150,7 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
     options = speed_options(run.options, overrides)
     spark = _session(spark_defaults(conf, options))
     try:
-        # Only now, because these need the session's Python path.
+        # Imported only now, because these modules need the Python path that the session sets.
         from whisper_spark.spark.run import JobRun
         from whisper_spark.spark.task import JobSpec
 
@@ -173,7 +175,7 @@ def _submitted_conf() -> dict[str, str]:
     """Spark properties as submitted, before there is a session."""
     from pyspark import SparkConf, SparkContext
 
-    # Without this SparkConf() knows nothing of what spark-submit was given.
+    # Without this, SparkConf() does not contain the properties that were given to spark-submit.
     SparkContext._ensure_initialized()
     return dict(SparkConf().getAll())
 
@@ -187,21 +189,21 @@ def _session(defaults: dict[str, str]) -> SparkSession:
     spark = builder.getOrCreate()
     context = spark.sparkContext
     context.setLogLevel("WARN")
-    # Airflow reads this line, for the link to the UI.
+    # Airflow parses this line to link to the Spark UI.
     ui = f", UI at {context.uiWebUrl}" if context.uiWebUrl else ""
     log.info("Spark application %s%s", context.applicationId, ui)
     return spark
 
 
 class LineFormatter(logging.Formatter):
-    """One line for each record, whatever names of files are in it; tracebacks follow in other lines."""
+    """Writes each record as one line, even if a file name in it has line breaks; a traceback follows it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name in the base class
-        """The message, in which a line break is visible and breaks no line."""
+        """The message as one line, with line breaks and other invisible characters escaped."""
         return f"whisper: {visible(record.message)}"
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """The traceback, in lines that nobody takes for those of the job."""
+        """The traceback, each line with a prefix that sets it apart from the messages of the job."""
         return "\n".join(f"  | {visible(line)}" for line in super().formatException(ei).split("\n"))
 
 
@@ -214,7 +216,7 @@ def _log_to_stdout() -> None:
 
 
 if __name__ == "__main__":
-    # The module proper, not this script: what is defined here could not be found by the executors.
+    # Run the module instead of this script: executors could not unpickle what is defined in ``__main__``.
     from whisper_spark import job
 
     sys.exit(job.main())

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_BYTES = 32 * 1024 * 1024
-"""Transcripts that wait for a row before them, in bytes. Beyond, no further files are started."""
+"""Limit in bytes for finished transcripts that wait for an earlier row. Above it no further files are
+started."""
 
 _ROWS_A_FRAME = 64
 
@@ -28,15 +29,15 @@ def whisper_udf(
     storage: Mapping[str, str] | None = None,
     model_storage: Mapping[str, str] | None = None,
 ) -> Any:
-    """A Pandas UDF: a column of audio URIs becomes a column of transcripts, one STRUCT a file.
+    """A Pandas UDF that maps a column of audio URIs to a column of transcripts, one STRUCT per file.
 
     .. code-block:: python
 
         df.select("uri", whisper_udf(WhisperOptions(model="base"))("uri").alias("transcript"))
 
-    The model is loaded once for each Python worker, windows of many files share a batch, and a bad file
-    harms only its own row, even one that kills the process which decodes it: its ``status`` is ``error``, and
-    ``error_code`` says why. The fields of the STRUCT are those of
+    The model is loaded once for each Python worker, and windows of many files share a batch. A bad file
+    affects only its own row, even if it crashes the process that decodes it: the ``status`` of the row is
+    ``error``, and ``error_code`` names the cause. The fields of the STRUCT are those of
     :func:`whisper_spark.contract.transcript_schema`.
 
     Give each task a GPU (``spark.task.resource.gpu.amount=1``) and all cores of its executor
@@ -54,13 +55,14 @@ def whisper_udf(
     def transcribe(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         yield from _transcripts(batches, options, sources, models, engine)
 
-    # Annotations are strings in this module; Spark reads them to learn which kind of UDF this is.
+    # Spark infers the kind of UDF from its annotations, which are strings in this module.
     import pandas as pd
     import pyarrow as pa
 
     transcribe.__annotations__ = {"batches": Iterator[pd.Series], "return": Iterator[pd.DataFrame]}
-    make_udf: Any = pandas_udf  # its overloads do not know this form
-    # What comes from pandas is nullable to Spark, and with validateSchema on it insists on that.
+    # Any, because the overloads of pandas_udf do not cover this form.
+    make_udf: Any = pandas_udf
+    # For Spark all columns from pandas are nullable, and validateSchema compares the schemas.
     struct = from_arrow_schema(pa.schema([column.with_nullable(True) for column in transcript_schema()]))
     return make_udf(transcribe, struct)
 
@@ -72,7 +74,7 @@ def _transcripts(
     models: Mapping[str, str],
     engine: str,
 ) -> Iterator[pd.DataFrame]:
-    """Transcripts in the order of the rows, which a Pandas UDF must keep; files complete in any order."""
+    """Transcripts in the order of the rows, which a Pandas UDF must preserve; files complete in any order."""
     from whisper_spark.engine.isolated import IsolatedEngine
     from whisper_spark.storage.objects import ObjectStorage
 
@@ -82,22 +84,22 @@ def _transcripts(
         for transcript in isolated.transcribe(rows.files(batches), ObjectStorage(sources)):
             rows.add(transcript)
             yield from _frames(rows)
-        # Rows without a usable URI may be left.
+        # Rows without a usable URI, for which the engine returns nothing, may remain.
         yield from _frames(rows)
     finally:
         rows.close()
 
 
 class InputOrder:
-    """Puts transcripts into the order in which their files were asked for. For two threads.
+    """Returns transcripts in the order in which their files were requested. For use by two threads.
 
-    Transcripts of later rows wait for a long file before them. Beyond :data:`MOST_BYTES` of them no more
-    files are given out, so that they do not fill the memory.
+    Transcripts of later rows wait for a long file before them. When they take more than :data:`MOST_BYTES`,
+    no more files are handed out, so that memory stays bounded.
     """
 
     def __init__(self) -> None:
         self._state = threading.Condition()
-        # URIs, or rows that need no engine.
+        # URIs of files for the engine, and transcripts of rows that do not need it.
         self._rows: deque[str | Transcript] = deque()
         self._finished: dict[str, list[bytes]] = {}
         self._bytes = 0
@@ -105,11 +107,11 @@ class InputOrder:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of transcripts that wait."""
+        """Size of the transcripts that wait, in bytes."""
         return self._bytes
 
     def files(self, batches: Iterator[pd.Series]) -> Iterator[AudioFile]:
-        """The files of the rows, as long as there is room for their transcripts."""
+        """The files of the rows. Waits while the finished transcripts exceed :data:`MOST_BYTES`."""
         for uri in itertools.chain.from_iterable(batches):
             row = _row(uri)
             with self._state:
@@ -121,15 +123,16 @@ class InputOrder:
                 yield AudioFile(row)
 
     def add(self, transcript: Transcript) -> None:
-        """A file is finished."""
-        # Pickled, because the words of an hour take a tenth of the memory then, and it is known how much.
+        """Add the transcript of a finished file."""
+        # Pickled, because the words of one hour of audio then take a tenth of the memory, and the size is
+        # known.
         data = pickle.dumps(transcript)
         with self._state:
             self._finished.setdefault(transcript.audio_uri, []).append(data)
             self._bytes += len(data)
 
     def take(self, most: int) -> list[Transcript]:
-        """The next rows, up to the first one that is not finished; at most so many."""
+        """The next rows, up to the first one that is not finished, and at most ``most`` of them."""
         ready: list[Transcript] = []
         with self._state:
             while self._rows and len(ready) < most:
@@ -149,17 +152,17 @@ class InputOrder:
         return ready
 
     def close(self) -> None:
-        """No more files are wanted."""
+        """Stop handing out files."""
         with self._state:
             self._closed = True
             self._state.notify_all()
 
 
 def _row(uri: str | None) -> str | Transcript:
-    """The URI in its usual spelling, or why there is no transcript for it."""
+    """The normalised URI, or an error row when it is not usable."""
     from whisper_spark.storage.objects import normalise_uri
 
-    # Pandas has NaN for a null.
+    # Pandas represents a null as NaN.
     if uri is None or uri != uri:
         return Transcript("", status="error", error_code="not_found", error_message="no URI")
     try:

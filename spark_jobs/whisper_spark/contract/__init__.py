@@ -1,7 +1,8 @@
 """What the Airflow side and the Spark side agree on: options, manifest, transcript row, error codes.
 
-Needs only pyarrow, and imports that inside the functions that build schemas, so a DAG file can
-import :class:`WhisperOptions` for the price of the standard library.
+This package needs only pyarrow, and imports it inside the functions that build schemas: a DAG file that
+imports :class:`WhisperOptions` loads nothing but the standard library. Everything here is a public format,
+stored in manifests, tables and DAGs of users: add fields and codes, but never rename or reuse one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The closed sets of the contract: error codes, changes, quality flags, and the constants of the audio."""
+"""Error codes, change kinds and quality flags (all closed sets), and constants of the audio."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ ERROR_CODES: dict[str, str] = {
 """The closed set of error codes and what each one means."""
 
 FINAL_ERRORS: frozenset[str] = frozenset({"empty", "not_audio", "no_audio_stream", "corrupt", "too_long"})
-"""Errors that lie in the file: trying the same bytes again cannot help."""
+"""Errors caused by the file itself: another try with the same bytes would fail the same way."""
 
 TRANSIENT_ERRORS: frozenset[str] = frozenset(ERROR_CODES) - FINAL_ERRORS
-"""Errors that may pass: later runs try again, up to ``max_attempts`` for one etag."""
+"""Transient errors: the file is tried again, up to ``max_attempts`` times for one etag."""
 
 CHANGES: tuple[str, ...] = ("new", "changed", "stale", "retry")
-"""Why a file is in a manifest. new: not in the table; changed: other etag; stale: made with other
-options; retry: an error that may pass, with attempts left."""
+"""Why a file is in a manifest. ``new``: not in the table; ``changed``: the etag differs; ``stale``: its row
+was made with other options; ``retry``: its row is a transient error, and tries are left."""
 
 QUALITY_FLAGS: dict[str, str] = {
-    "no_speech": "nothing was said; the text is empty on purpose",
+    "no_speech": "the file contains no speech; the text is empty",
     "truncated": "not all of the file could be decoded",
     "other_tracks": "the file has more tracks with sound; only one is in the text",
-    "empty_text_over_speech": "the voice detector heard speech, yet there is no text",
-    "missed_speech": "somebody speaks for more than a second where the text has no word",
+    "empty_text_over_speech": "the voice detector found speech, but the text is empty",
+    "missed_speech": "more than a second of detected speech has no word in the text",
     "low_confidence": "average log probability of the text below log_prob_threshold",
     "repetitive": "compression ratio above compression_ratio_threshold, or a repeated phrase",
     "unlikely_speech_rate": "more than 40 characters or fewer than 1 token for a second of speech",
     "uncertain_language": "language probability below 0.5",
     "long_words": "a word too long to be one",
-    "token_limit": "a window used up all the tokens it was allowed",
+    "token_limit": "the text of a window reached the maximum number of tokens",
 }
-"""Warnings about a transcript, row by row, and what each one means."""
+"""The closed set of quality flags, which warn about a transcript, and what each one means."""

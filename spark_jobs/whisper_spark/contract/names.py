@@ -1,4 +1,4 @@
-"""Names that options may have: languages, models, compute types."""
+"""Accepted names of languages, models and compute types."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _LANGUAGE_NAMES = {
 LANGUAGES: frozenset[str] = frozenset(_LANGUAGE_NAMES)
 """Whisper's language codes (openai/whisper, ``whisper/tokenizer.py``)."""
 
-# Other names and codes: those of openai/whisper, and of ISO 639 where Whisper's code is another.
+# Other names and codes of these languages: those of openai/whisper, and ISO 639 codes that differ from
+# Whisper's.
 _ALIASES = {
     "burmese": "my", "castilian": "es", "flemish": "nl", "haitian": "ht", "letzeburgesch": "lb",
     "mandarin": "zh", "moldavian": "ro", "moldovan": "ro", "panjabi": "pa", "pushto": "ps",
@@ -52,7 +53,7 @@ COMPUTE_TYPES: frozenset[str] = frozenset(
 
 
 def language_code(name: str) -> str | None:
-    """Whisper's code for what people write instead of it, ``None`` if that is no language.
+    """Whisper's code for a language name or another spelling of the code; ``None`` for an unknown language.
 
     ``"English"``, ``"EN"``, ``"en-US"`` and ``"en_GB.UTF-8"`` mean ``"en"``.
     """

@@ -1,6 +1,6 @@
-"""Checks of the values that :class:`~whisper_spark.contract.options.WhisperOptions` are given.
+"""Validation of the values passed to :class:`~whisper_spark.contract.options.WhisperOptions`.
 
-Whatever is wrong is a ``ValueError`` that names the field, what it accepts and what it was given.
+An invalid value raises ``ValueError`` with the name of the field, what it accepts and the value it was given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _URI = re.compile(r"^(s3|s3a|gs|gcs|az|abfs|abfss|file)://", re.IGNORECASE)
 _HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEMPLATE = re.compile(r"\{\{|\{%")
-# Half of a surrogate pair is no text, and cannot be written as UTF-8.
+# Control characters, and lone surrogates, which cannot be encoded as UTF-8.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _SPACES = str.maketrans("\t\n\r", "   ")
 
@@ -29,7 +29,7 @@ _MOST_TEMPERATURES = 20
 # More than any model has; which tokens a model knows is checked when it is loaded.
 _MOST_TOKENS = 2**20
 
-# Text that means nothing when it is blank, which is what an unset variable of a template gives.
+# Options whose blank text means None: an unset template variable renders as blank.
 _PROMPTS = ("initial_prompt", "hotwords")
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -58,10 +58,10 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 
 def typed(name: str, value: Any, hint: Any) -> Any:
-    """The value as its annotation wants it, so that equal values are written alike.
+    """The value converted to the type of its annotation, so that equal values have one representation.
 
-    Nothing is converted but whole numbers to floats and sequences to tuples: JSON and Airflow Params bring
-    strings where numbers are meant, and those are refused.
+    Only integers are converted to floats, and sequences to tuples. A string in place of a number, as JSON or
+    Airflow Params may contain, is refused.
 
     :param hint: annotation of the field.
     :raises ValueError: for a value of another type.
@@ -100,7 +100,8 @@ def _is_number(value: Any, kind: type = float) -> bool:
 
 def _float(name: str, value: float) -> float:
     try:
-        return float(value) + 0.0  # no minus zero, which is equal to zero and not written alike
+        # Adding 0.0 turns -0.0 into 0.0, which is equal to it but has another JSON form.
+        return float(value) + 0.0
     except OverflowError:
         raise ValueError(f"{name} is too large: {shown(value)}") from None
 
@@ -122,9 +123,9 @@ def _text(name: str, value: str) -> str | None:
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Whether the values of all fields can be used, as far as that is known without the model.
+    """Check the values of all fields, as far as that is possible without the model.
 
-    :raises ValueError: for the first one that cannot.
+    :raises ValueError: for the first invalid value.
     """
     _check_model(values["model"], values["revision"], values["model_sha256"])
     _check_language(values["model"], values["language"], values["multilingual"])
@@ -199,7 +200,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """The ``repr`` of a value for a message, shortened when it is long."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"a whole number of {value.bit_length():,} bits"
     if isinstance(value, (list, tuple)) and len(value) > 20:

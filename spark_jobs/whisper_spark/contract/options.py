@@ -1,6 +1,6 @@
-"""``WhisperOptions``: everything that decides what a transcript says, and how the work is done.
+"""``WhisperOptions``: the options that determine the text of transcripts, and those that affect only speed.
 
-Needs nothing but the standard library, so that a DAG file can import it.
+Needs nothing but the standard library, so that a DAG file can import it cheaply.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _FINGERPRINT_VERSION = 3
 
 
 def _speed(default: Any) -> Any:
-    """A field that changes how fast the text comes, not what it says: not part of the fingerprint."""
+    """A field that affects only speed, not the text, and is therefore not part of the fingerprint."""
     return field(default=default, metadata={"speed_only": True})
 
 
 @dataclass(frozen=True, kw_only=True)
 class WhisperOptions:
-    """Everything that decides what a transcript says, and how the work is done.
+    """The options that determine the text of transcripts, and those that affect only speed.
 
     .. code-block:: python
 
@@ -47,34 +47,37 @@ class WhisperOptions:
     :param task: ``"transcribe"``, or ``"translate"`` into English.
     :param multilingual: detect the language again for every window, for files that mix languages.
     :param word_timestamps: give each segment its words with start, end (seconds) and probability. They also
-        show speech that a text leaves out: it is decoded again, and what stays without words is flagged.
-    :param vad: transcribe only what the Silero voice activity detector takes for speech.
+        reveal speech that is missing from the text: such windows are decoded again, and files that still lack
+        words get the flag ``missed_speech``.
+    :param vad: transcribe only what the Silero voice activity detector detects as speech.
     :param vad_threshold: speech probability from which a 32 ms frame counts as speech, 0 to 1.
     :param vad_min_silence_ms: a pause at least this long (milliseconds) separates two speech regions.
-    :param vad_speech_pad_ms: kept on both sides of a speech region, in milliseconds.
+    :param vad_speech_pad_ms: audio kept on both sides of a speech region, in milliseconds.
     :param chunk_length: longest window that Whisper sees at once, in seconds, 5 to 30. Whisper's cost grows
         faster than the length of its window.
-    :param channels: ``"mix"`` averages all channels of the track that players play; ``"split"``
-        transcribes each channel of all tracks by itself and
-        segments carry the channel, as calls with one speaker per channel need.
-    :param initial_prompt: text in the style and spelling wanted, given to every window. Whisper sees the last
-        223 tokens of hot words and prompt together.
+    :param channels: ``"mix"`` averages all channels of the default track; ``"split"`` transcribes each
+        channel of all tracks separately and sets ``channel`` in each segment, for calls with one speaker per
+        channel.
+    :param initial_prompt: text in the desired style and spelling, given to every window. Whisper sees the
+        last 223 tokens of hot words and prompt together.
     :param hotwords: words to prefer, given to every window as part of the prompt.
-    :param beam_size: beams for windows that greedy decoding is not sure of; 1 decodes greedily throughout.
-        Five, Whisper's own default, cost more and spare no errors here (``benchmarks/RESULTS.md``).
-    :param greedy_log_prob_threshold: greedy text at least this sure (average log probability of a token) is
-        kept, the rest is decoded again with ``beam_size``. Where no text before the window is known, the
-        threshold is half as much again. ``None``: beam search at once for every window, without the text
-        before it.
-    :param condition_on_previous_text: such windows are given the text before them, which tells Whisper names,
-        spelling and style. Only text that passed the quality gate, and only of the first, greedy decoding.
+    :param beam_size: beams for windows whose greedy text is below ``greedy_log_prob_threshold``; 1 disables
+        beam search for them. Whisper's own default of 5 takes longer and gives no fewer errors here
+        (``benchmarks/RESULTS.md``).
+    :param greedy_log_prob_threshold: greedy text with at least this average log probability per token is
+        kept; other windows are decoded again with ``beam_size``. For windows without known previous text the
+        threshold is 1.5 times this value. ``None``: beam search for every window from the start, without the
+        text before it.
+    :param condition_on_previous_text: windows that are decoded again with beam search get the text before
+        them as a prompt, which tells Whisper names, spelling and style. Only text of the first, greedy
+        decoding that passed the quality gate is used.
     :param best_of: candidates when sampling at a temperature above 0.
     :param patience: beam search patience (arXiv:2204.05424).
     :param length_penalty: exponential length penalty of beam search.
     :param repetition_penalty: above 1 penalises tokens already used.
     :param no_repeat_ngram_size: forbid repeating n-grams of this size; 0 is off.
-    :param temperature: the first is that of all windows, the others are tried in turn for those that fail the
-        quality gate. One to twenty numbers from 0 to 1.
+    :param temperature: one to twenty numbers from 0 to 1. The first is used for all windows, the others are
+        tried in turn for windows that fail the quality gate.
     :param compression_ratio_threshold: gzip ratio above which text counts as a loop (openai/whisper: 2.4).
     :param log_prob_threshold: average token log probability below which text is suspect (openai/whisper: -1).
     :param no_speech_threshold: no-speech probability above which a window with suspect text is silence
@@ -85,19 +88,21 @@ class WhisperOptions:
     :param max_duration_s: longer files (seconds) become an error row ``too_long``.
     :param compute_type: CTranslate2 weight type; ``"auto"`` is float16 on a GPU and int8 on a CPU.
     :param device: ``"auto"`` takes the GPU that Spark assigned, else a CPU. Not in the fingerprint.
-    :param batch_size: windows of 30 seconds decoded together, or more shorter ones in their place; ``None``
+    :param batch_size: windows of 30 seconds decoded together, or a larger number of shorter ones. ``None``
         picks 64 on a GPU, or what fits into its free memory, and on a CPU 4, or 2 for medium and larger
-        models: each takes 40 MB there with base and half a gigabyte with large-v3. Cut to what CTranslate2
-        computes right: 95 with 20 attention heads, as large-v3 and turbo have. Not in the fingerprint, nor
-        are those that follow.
+        models: each window takes 40 MB there with base and half a gigabyte with large-v3. Reduced to the
+        largest batch that CTranslate2 computes correctly: 95 with 20 attention heads, as large-v3 and turbo
+        have. Not in the fingerprint, and neither are the options below.
     :param cpu_threads: threads of one decoder on a CPU; ``None``: one.
     :param num_workers: decoders that share one copy of the weights; ``None``: one on a GPU, and on a CPU one
-        for each core that Spark gave the task (``spark.task.cpus``), or each of the machine without Spark.
+        for each core that Spark gave the task (``spark.task.cpus``), or without Spark for each core of the
+        machine.
     :param prefetch_files: files fetched and decoded ahead of the device.
     :param prefetch_bytes: bytes of features that may wait for the device; ``None``: four batches for each
         decoder, 32 MiB at least and 390 MB for large-v3 on a GPU.
-    :param prefetch_processes: processes that fetch, decode and cut files, each some 100 MB, at most
-        ``prefetch_files``; 0: threads do. ``None``: one for each core, up to 16, where a GPU has six or more.
+    :param prefetch_processes: processes that fetch files, decode them and detect speech, at most
+        ``prefetch_files``; each takes about 100 MB. 0: threads do this. ``None``: one process for each core,
+        up to 16, on a GPU with six or more cores; otherwise threads.
     :raises ValueError: for any value out of range, with the field's name and what it accepts.
     """
 
@@ -148,11 +153,11 @@ class WhisperOptions:
             object.__setattr__(self, name, value)
 
     def fingerprint(self) -> str:
-        """16 hex digits that name the text-changing part of these options.
+        """A hash of the options that change the text, as 16 hex digits.
 
         Equal options give equal fingerprints on every machine and in every release, however their values are
-        written: ``temperature=0`` is ``(0.0,)``. Fields at their
-        default are left out, so that a release which adds a field does not make all transcripts stale.
+        written: ``temperature=0`` equals ``(0.0,)``. Fields at their default are left out, so that a release
+        that adds a field does not make all transcripts stale.
         """
         changed = {
             f.name: getattr(self, f.name)
@@ -174,7 +179,7 @@ class WhisperOptions:
     def from_json(cls, text: str) -> WhisperOptions:
         """The inverse of :meth:`to_json`.
 
-        :raises ValueError: when the text is no JSON object, or names a field that does not exist.
+        :raises ValueError: when the text is not a JSON object, or names a field that does not exist.
         """
         try:
             values = json.loads(text)
@@ -188,7 +193,7 @@ class WhisperOptions:
     def from_dict(cls, values: dict[str, Any]) -> WhisperOptions:
         """Options from a mapping, for example from Airflow Params.
 
-        :raises ValueError: when a key is no option; the message names the closest one.
+        :raises ValueError: when a key is not an option; the message names the closest one.
         """
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
@@ -198,13 +203,14 @@ class WhisperOptions:
 
 
 def speed_options(options: WhisperOptions, overrides: dict[str, Any]) -> WhisperOptions:
-    """The options with other values for what changes only speed.
+    """A copy of the options with other values for options that affect only speed.
 
-    :raises ValueError: for an option that would change the text: the manifest has decided on those.
+    :raises ValueError: for an option that changes the text: those are fixed by the manifest.
     """
     speed = {f.name for f in dataclasses.fields(WhisperOptions) if f.metadata.get("speed_only")}
     changed = {**json.loads(options.to_json()), **overrides}
-    result = WhisperOptions.from_dict(changed)  # names unknown options first
+    # Validate first: an unknown option gets its own message.
+    result = WhisperOptions.from_dict(changed)
     others = sorted(set(overrides) - speed)
     if others:
         raise ValueError(

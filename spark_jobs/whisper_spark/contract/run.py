@@ -1,4 +1,4 @@
-"""What one run is asked to do, where it keeps its files, and the schema of its manifest."""
+"""The description of one run, the URIs of its files in staging, and the schema of its manifest."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def check_partition(partition: typing.Mapping[str, str]) -> dict[str, str]:
-    """The partition as a plain dict, keys in the order given.
+    """The partition as a plain dict, with its keys in the order given.
 
-    :raises ValueError: without keys, with a key that is no column name or clashes with a transcript
-        column, or with an empty or non-string value.
+    :raises ValueError: for a partition without keys, a key that is not a column name or clashes with a
+        transcript column, and an empty or non-string value.
     """
     if not partition:
         raise ValueError("partition needs at least one key, for example {'dt': '{{ ds }}'}")
@@ -41,7 +41,7 @@ def check_partition(partition: typing.Mapping[str, str]) -> dict[str, str]:
 
 
 def partition_path(partition: typing.Mapping[str, str]) -> str:
-    """Canonical Hive form, ``dt=2026-11-01/hour=13``; special characters in values percent-encoded."""
+    """The Hive form of a partition, ``dt=2026-11-01/hour=13``, with percent-encoded values."""
     return "/".join(f"{key}={quote(value, safe=' :,@+')}" for key, value in partition.items())
 
 
@@ -64,7 +64,7 @@ def parse_partition_path(path: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What every task after discovery needs to know. Lives in the Parquet metadata of the manifest.
+    """What every task after discovery needs to know. It is stored in the Parquet metadata of the manifest.
 
     :param table: ``namespace.table``.
     :param partition: the one partition that this run brings up to date.
@@ -73,10 +73,11 @@ class Run:
     :param run_uri: folder of this run in staging, without a slash at the end.
     :param manifest_id: 32 hex digits, a hash of everything that this run was asked to do.
     :param base_snapshot_id: snapshot of the table that the source was compared with; ``None``: no table yet.
-    :param counts: files per change; ``removed``; ``unchanged``, ``kept_stale`` and ``kept_removed``: rows
-        that stay as they are; ``unchanged_errors``: those among them that are errors.
-    :param audio_bytes: bytes of audio in the manifest.
-    :param max_attempts: how often a file is tried, for one etag, while its error may pass.
+    :param counts: number of files for each change and for ``removed``; number of rows that are kept as they
+        are for ``unchanged``, ``kept_stale`` and ``kept_removed``; ``unchanged_errors``: error rows among
+        these.
+    :param audio_bytes: total size of the audio in the manifest, in bytes.
+    :param max_attempts: how often a file with a transient error is tried, for one etag.
     """
 
     table: str
@@ -92,37 +93,40 @@ class Run:
 
     @property
     def manifest_uri(self) -> str:
-        """The audio to transcribe, :func:`manifest_schema`."""
+        """Parquet file that lists the audio to transcribe, see :func:`manifest_schema`."""
         return f"{self.run_uri}/manifest.parquet"
 
     @property
     def removed_uri(self) -> str:
-        """Rows to delete, one column ``audio_uri``. Exists when ``counts["removed"]`` is not 0."""
+        """Parquet file that lists the rows to delete, in one column ``audio_uri``.
+
+        It exists when ``counts["removed"]`` is not 0.
+        """
         return f"{self.run_uri}/removed.parquet"
 
     @property
     def rows_uri(self) -> str:
-        """Folder of the staged rows, Parquet files of :func:`transcript_schema`."""
+        """Folder of the staged rows: Parquet files with the schema :func:`transcript_schema`."""
         return f"{self.run_uri}/rows"
 
     @property
     def result_uri(self) -> str:
-        """JSON that the job writes last: the staged files, and counts."""
+        """JSON file that the job writes last: it names the staged files and holds counts."""
         return f"{self.run_uri}/result.json"
 
     @property
     def report_uri(self) -> str:
-        """JSON that validation writes."""
+        """JSON file with the validation report."""
         return f"{self.run_uri}/report.json"
 
     @property
     def report_page_uri(self) -> str:
-        """The same for people: one HTML page that needs nothing else."""
+        """The validation report as one self-contained HTML page."""
         return f"{self.run_uri}/report.html"
 
     @property
     def siblings_uri(self) -> str:
-        """Folder that holds this run and all others of the same partition and fingerprint."""
+        """Folder of all runs with the same partition and fingerprint, this one included."""
         return self.run_uri.rsplit("/", 1)[0]
 
     @property
@@ -140,7 +144,7 @@ class Run:
     def from_metadata(cls, metadata: typing.Mapping[bytes, bytes] | None) -> Run:
         """The inverse of :meth:`to_metadata`.
 
-        :raises ValueError: when the metadata is not that of a manifest, or damaged.
+        :raises ValueError: when the metadata does not belong to a manifest, or is damaged.
         """
         if not metadata or _RUN_METADATA_KEY not in metadata:
             raise ValueError("this Parquet file is no manifest: DiscoverAudioOperator did not write it")

@@ -1,10 +1,10 @@
-"""Text that others wrote (names of files, transcripts, error messages), made safe to show."""
+"""Makes untrusted text (file names, transcripts, error messages) safe to display."""
 
 from __future__ import annotations
 
 import re
 
-# What a reader does not see, or what acts on the terminal, the log or the page instead of being shown:
+# Characters that are invisible, or that affect the terminal, the log or the page instead of being displayed:
 # - control characters; some of them, such as U+0085, also end a line for str.splitlines;
 # - marks that change the direction of text: "gpj.exe" can pass for "exe.jpg"; and line separators;
 # - characters without width, tags and byte order marks;
@@ -16,10 +16,10 @@ _INVISIBLE = re.compile(
 
 
 def visible(value: object, *, limit: int | None = None, keep: str = "") -> str:
-    """A value as one line of text in which everything is visible: ``\\u001b`` for an escape character.
+    """A value as one line of text with invisible characters escaped: ``\\u001b`` for an escape character.
 
-    :param limit: longest text, in characters of ``value``. What is cut off is shown as ``…``.
-    :param keep: characters to leave as they are, for example ``"\\n"`` where a line break does no harm.
+    :param limit: maximum length, in characters of ``value``. A longer text is cut and ends with ``…``.
+    :param keep: characters that are not escaped, for example ``"\\n"`` where line breaks are harmless.
     """
     shown = str(value)
     if limit is not None and len(shown) > limit:

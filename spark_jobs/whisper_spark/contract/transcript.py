@@ -1,4 +1,4 @@
-"""One row of the table: a transcript of one audio file, or an error."""
+"""The row of one audio file in the table: a transcript, or an error."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One stretch of text. ``start`` and ``end`` are seconds from the start of the file.
+    """One segment of a transcript. ``start`` and ``end`` are seconds from the start of the file.
 
-    ``channel`` is the channel's index when channels are split, else ``None``. ``words`` is ``None``
+    ``channel`` is the index of the channel when channels are split, else ``None``. ``words`` is ``None``
     when word timestamps are off.
     """
 
@@ -73,14 +73,15 @@ class Transcript:
     transcribed_at: datetime | None = None
 
     def to_row(self) -> dict[str, Any]:
-        """This transcript as plain lists and dicts, in the shape of :func:`transcript_schema`."""
+        """This transcript as plain lists and dicts that match :func:`transcript_schema`."""
         row = {name: getattr(self, name) for name in _TRANSCRIPT_FIELDS}
         row["segments"] = [_segment_row(segment) for segment in self.segments]
         row["quality_flags"] = list(self.quality_flags)
         return row
 
 
-# Spelled out: dataclasses.asdict copies deeply, which for the words of an hour takes longer than the VAD.
+# Used instead of dataclasses.asdict, which makes deep copies: for the words of one hour of audio it takes
+# longer than the voice detection.
 _TRANSCRIPT_FIELDS = tuple(f.name for f in dataclasses.fields(Transcript))
 _SEGMENT_FIELDS = tuple(f.name for f in dataclasses.fields(Segment))
 _WORD_FIELDS = tuple(f.name for f in dataclasses.fields(Word))
