@@ -1,4 +1,6 @@
-"""Bytes -> windows: decode any container, find speech, pack it into windows, compute log-mel features.
+"""Turns the bytes of a file into windows: decoding, speech detection, packing, log-mel features.
 
-Knows neither Whisper nor Spark. A file that cannot be decoded raises ``AudioError``, never anything else.
+Change here how files are decoded and cut. This package knows neither the Whisper model nor Spark. A file that
+cannot be decoded raises ``AudioError`` and nothing else; :mod:`~whisper_spark.audio.reader` turns it into an
+error code.
 """

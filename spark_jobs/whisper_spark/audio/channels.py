@@ -1,4 +1,4 @@
-"""Samples of several channels -> one, or each by itself."""
+"""Mixes the channels of a track into one, and scales samples to full scale 1."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import numpy.typing as npt
 
 Samples = npt.NDArray[np.float32]
 
-# Seconds for which a mix is judged at once: shorter than most words.
+# The mix is checked for cancellation in steps of this many seconds: shorter than most words.
 _STEP = 0.25
 
-# A mix whose energy is less than this share of what independent channels would give has cancelled out. One
-# channel that speaks alone, and independent ones, give 1; equal ones as much as there are channels.
+# Channels cancel each other out when the energy of their sum is below this share of the sum of their
+# energies. The share is 1 for a single active channel and for independent channels, and equals the number of
+# channels for identical ones.
 _CANCELLED = 0.1
 
-# Float samples beyond this are integers that were stored as floats, where there are many of them: no recorder
-# is 24 dB over full scale. Single ones are damage.
+# Many float samples above this value mean that integers were stored as floats: no recorder exceeds full scale
+# by 24 dB. A few of them are damage. _MANY is the share of samples that counts as many.
 _INTEGERS = 16.0
 _MANY = 0.05
 
@@ -24,13 +25,13 @@ _FULL_SCALES = (2.0**15, 2.0**23, 2.0**31)
 
 
 class Mixer:
-    """The average of all channels; where they cancel each other out, the loudest channel."""
+    """Mixes channels to their average, or takes the loudest channel where they cancel each other out."""
 
     def __init__(self) -> None:
         self._loudest = 0
 
     def mix(self, samples: Samples, rate: int) -> Samples:
-        """Mono of a block of shape (samples, channels), at ``rate`` Hz."""
+        """Mix a block of shape (samples, channels) at ``rate`` Hz to mono."""
         channels = samples.shape[1]
         if channels == 1:
             return samples[:, 0]
@@ -48,9 +49,10 @@ class Mixer:
 
 
 class Scale:
-    """Brings samples to full scale 1: those of float formats may be integers in disguise, or no numbers.
+    """Scales samples to full scale 1. Float formats may contain integers, NaN and infinity.
 
-    :ivar stored: the samples are stored as they are. What a codec makes of damage are no integers.
+    :ivar stored: the format stores float samples uncompressed, so that integers among them are possible.
+        Large values that a codec decodes are damage.
     """
 
     def __init__(self) -> None:
@@ -58,8 +60,8 @@ class Scale:
         self._full = 1.0
 
     def scaled(self, samples: Samples) -> Samples:
-        """The same block, changed in place."""
-        # Not a number compares as false.
+        """Scale a block in place and return it."""
+        # Comparisons with NaN are false, so that a block with NaN does not take this branch.
         if max(samples.max(initial=0.0), -samples.min(initial=0.0)) <= _INTEGERS:
             if self._full != 1.0:
                 samples /= self._full

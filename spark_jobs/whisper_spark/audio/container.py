@@ -1,4 +1,4 @@
-"""Bytes -> an open container: what FFmpeg may open, how far it looks for streams, and what is no audio."""
+"""Opens a container with FFmpeg: which formats it may open, how far it probes, and what is not audio."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import av
 # A corrupt file would otherwise write hundreds of lines into the executor's log.
 av.logging.set_level(None)
 
-# FFmpeg's names of containers and bare streams of audio, with or without video. FFmpeg also "opens" playlists
-# (HLS, ffconcat), session descriptions (SDP), scripts, subtitles and pictures: those name other files and
-# hosts, or hold no sound, and are not on the list.
+# FFmpeg's names of containers and raw streams that can hold audio, with or without video. Playlists (HLS,
+# ffconcat), session descriptions (SDP), scripts, subtitles and pictures are not on the list, although FFmpeg
+# opens them: they refer to other files and hosts, or contain no audio.
 _FORMATS = ",".join(
     "3dostr 4xm aa aac aax ac3 ac4 ace acm act adp ads adx aea afc aiff aix alp amr amrnb amrwb apac apc ape "
     "apm aptx aptx_hd argo_asf argo_brp argo_cvg asf asf_o ast au avi avr bethsoftvid bfi bfstm bink binka "
@@ -28,17 +28,18 @@ _FORMATS = ",".join(
     "xvag xwma yop".split()
 )
 
-# FFmpeg codec names. FFmpeg opens a picture as a video of one frame; to us it is no recording at all.
+# FFmpeg's names of image codecs. FFmpeg opens a picture as a video of one frame; here it counts as not_audio.
 _STILL_IMAGES = frozenset(
     "apng bmp dpx exr gif jpeg jpegls ljpeg mjpeg pam pbm pcx pgm pgmyuv png ppm psd qoi sgi sunrast svg "
     "targa tiff txd webp xbm xpm xwd".split()
 )
 
-# AVFMT_NOTIMESTAMPS (libavformat/avformat.h): a bare stream of frames without a container. FFmpeg sees one by
-# chance in one of a hundred files of random bytes.
+# AVFMT_NOTIMESTAMPS (libavformat/avformat.h): a raw stream of frames without a container. FFmpeg detects one
+# by chance in one of a hundred files of random bytes.
 _NO_TIMESTAMPS = 0x80
 
-# Where audio containers say what they are: a file that starts so and cannot be opened is damaged audio.
+# Position and value of the magic bytes of audio containers. A file that has them and cannot be opened is
+# damaged.
 _SIGNATURES = (
     *((0, magic) for magic in (b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"\x1aE\xdf\xa3")),
     *((0, magic) for magic in (b"RF64", b"FLV\x01", b"#!AMR")),
@@ -46,14 +47,14 @@ _SIGNATURES = (
     (8, b"WAVE"),
 )
 
-# Bytes that tell how a container begins.
+# Length in bytes of the longest pattern that recognises the beginning of a container.
 _LONGEST_BEGINNING = 24
 
-# Containers without a table of their streams: one is there when its first packet has been seen.
+# Containers without a table of streams: a stream becomes known with its first packet.
 _STREAMS_APPEAR = frozenset({"mpegts", "mpeg", "flv", "live_flv", "kux"})
 
-# How far FFmpeg looks into those for audio, where its own 5 MB and 5 seconds hold none: at 8 Mbit/s of video
-# these are 64 seconds. What it reads on the way stays in memory.
+# Probe limits for these containers when FFmpeg's defaults of 5 MB and 5 seconds show no audio: 64 MB is 64
+# seconds of video at 8 Mbit/s. FFmpeg keeps the data that it probes in memory.
 _DEEP = {"probesize": str(64 * 1024 * 1024), "analyzeduration": str(3600 * 1_000_000)}
 
 
@@ -67,15 +68,14 @@ class AudioError(Exception):
 
 
 class Bytes:
-    """A stretch of a file, as FFmpeg reads it.
+    """A byte range of a file, in the form of a file object for FFmpeg.
 
-    Without the file's name, since FFmpeg trusts a suffix more than the bytes, and only local files have one.
-    Damaged files send FFmpeg to places before the beginning: that is an error for FFmpeg to handle, not an
-    exception.
+    It has no name, because FFmpeg trusts a suffix more than the content, and only local files have one.
+    Damaged files make FFmpeg seek before the start: ``seek`` then returns an error code instead of raising.
 
-    :param start: first byte.
-    :param end: behind the last byte.
-    :param other: how another container begins. Where that is read, the bytes end.
+    :param start: offset of the first byte.
+    :param end: offset behind the last byte.
+    :param other: pattern of the beginning of another container. Reading stops before the first match.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Bytes:
         return self.end - self.start
 
     def read(self, size: int) -> bytes:
-        """At most ``size`` bytes."""
+        """Read at most ``size`` bytes."""
         data = self._stream.read(max(0, min(size, len(self) - self._at)))
         if self._other is not None:
             data = self._until_other(data, self._other)
@@ -111,29 +111,30 @@ class Bytes:
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """The new position, or a negative number where there is none."""
+        """Move to a position. Returns it, or a negative error code for an invalid one."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self)}.get(whence)
         if base is None or base + offset < 0:
-            return -22  # EINVAL
+            # EINVAL
+            return -22
         self._at = base + offset
         self._before = b""
         self._stream.seek(self.start + min(self._at, len(self)))
         return self._at
 
     def tell(self) -> int:
-        """The position."""
+        """The current position."""
         return self._at
 
     def part(self, start: int, end: int) -> Bytes:
-        """A stretch of this stretch."""
+        """A part of this range; ``start`` and ``end`` are relative to it."""
         return Bytes(self._stream, self.start + start, self.start + end)
 
     def until(self, other: re.Pattern[bytes]) -> Bytes:
-        """The same stretch, which ends where another container begins."""
+        """The same range, cut where another container begins."""
         return Bytes(self._stream, self.start, self.end, other)
 
     def at(self, offset: int, size: int) -> bytes:
-        """Bytes from somewhere, without moving."""
+        """Read at most ``size`` bytes from ``offset`` without moving the position."""
         before = self._at
         self.seek(offset)
         data = self.read(size)
@@ -142,9 +143,9 @@ class Bytes:
 
 
 def open_container(file: Bytes, options: dict[str, str] | None = None) -> Any:
-    """The PyAV container that starts where the bytes start, with at least one stream of audio.
+    """Open the PyAV container at the start of a byte range. It has at least one audio stream.
 
-    :param options: for FFmpeg's demuxer.
+    :param options: options of FFmpeg's demuxer.
     :raises AudioError: ``empty``, ``not_audio``, ``no_audio_stream`` or ``corrupt``.
     """
     container = _opened(file, options or {})
@@ -161,7 +162,7 @@ def open_container(file: Bytes, options: dict[str, str] | None = None) -> Any:
 
 def _opened(file: Bytes, options: dict[str, str]) -> Any:
     file.seek(0)
-    # No protocol: whatever a container names besides its own bytes stays closed.
+    # No protocols: FFmpeg must not open other files or hosts that a container refers to.
     limits = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
     try:
         return av.open(file, mode="r", metadata_errors="ignore", container_options={**options, **limits})
@@ -170,7 +171,7 @@ def _opened(file: Bytes, options: dict[str, str]) -> Any:
 
 
 def _check_audio(container: Any) -> None:
-    """Raises ``AudioError`` when there is nothing to decode."""
+    """Raise ``AudioError`` when there is nothing to decode."""
     if not container.streams.audio:
         videos = [s.codec_context.name for s in container.streams.video if s.codec_context is not None]
         if container.format.flags & _NO_TIMESTAMPS:
@@ -196,5 +197,5 @@ def _unopened(head: bytes, error: Exception) -> AudioError:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The first line of the message of an error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

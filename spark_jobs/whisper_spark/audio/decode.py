@@ -1,4 +1,4 @@
-"""Bytes of any container FFmpeg knows -> blocks of 16 kHz float32 samples, in bounded memory."""
+"""Decodes files in any container that FFmpeg knows to blocks of 16 kHz float32 samples, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from whisper_spark.audio.tracks import Block, Ignore, Mix, Outlet, Split, Track
 
 __all__ = ["AudioError", "Block", "DecodedAudio", "Samples", "open_audio"]
 
-# A container without a sample that is larger than headers and tags usually are has lost its sound.
+# A file without a single decodable sample counts as corrupt, not as empty, if it is larger than this, which
+# is more than headers and tags usually take.
 _HEADERS_BYTES = 64 * 1024
 
 
 class DecodedAudio:
     """An open audio file.
 
-    :ivar declared_s: length that the container claims, in seconds; ``None`` when it claims none.
+    :ivar declared_s: length that the container declares, in seconds; ``None`` when it declares none.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class DecodedAudio:
 
     @property
     def channels(self) -> int:
-        """Channels that the blocks are made of, as far as known."""
+        """Number of channels in the blocks, as far as known."""
         return sum(track.channels for track in self._heard())
 
     @property
@@ -58,19 +59,19 @@ class DecodedAudio:
 
     @property
     def truncated(self) -> bool:
-        """Whether what could be decoded falls short of what the file promised. Known after the last block."""
+        """Whether the audio is damaged or shorter than the file declares. Known after the last block."""
         end = self._tracks[self._main].clock_s
         return self.decoded_s > 0 and (self._damaged or self._length.missed_by(end))
 
     @property
     def other_tracks(self) -> list[int]:
-        """Tracks with sound that are not in the blocks, the loudest first. Known after the last block."""
+        """Tracks with sound that are not in the blocks, loudest first. Known after the last block."""
         outlets = [(track.outlet, number) for number, track in enumerate(self._tracks)]
         found = [(outlet.peak, n) for outlet, n in outlets if isinstance(outlet, Ignore) and outlet.audible]
         return [number for _, number in sorted(found, reverse=True)]
 
     def blocks(self) -> Iterator[Block]:
-        """The samples, about 10 seconds at a time; those of each channel in order.
+        """The decoded samples, about 10 seconds at a time; the blocks of each channel are in order.
 
         :raises AudioError: ``empty`` or ``corrupt`` when nothing can be decoded, ``too_long``.
         """
@@ -84,7 +85,7 @@ class DecodedAudio:
             raise AudioError("empty", "an audio container without a single sample")
 
     def close(self) -> None:
-        """Give up what FFmpeg holds. The blocks do so at their end."""
+        """Free FFmpeg's resources. :meth:`blocks` does so at its end."""
         self._first.container.close()
 
     def _blocks(self) -> Iterator[Block]:
@@ -112,7 +113,7 @@ class DecodedAudio:
         self._damaged = self._damaged or demuxer.damaged(heard)
 
     def _tracks_for(self, demuxer: Demuxer) -> list[Track]:
-        """The track of each stream. The stream that players play goes on with the one they played before."""
+        """The track of each stream of a container. Its default stream continues the default track so far."""
         while len(self._tracks) < len(demuxer.streams):
             self._add_track(1)
         streams = _first_of(len(demuxer.streams), demuxer.default)
@@ -141,9 +142,9 @@ def open_audio(
 ) -> DecodedAudio:
     """Open a seekable binary stream as audio.
 
-    :param split: keep the channels of all tracks apart instead of averaging those of one.
+    :param split: keep the channels of all tracks apart instead of mixing those of one track.
     :param max_duration_s: refuse longer files, in seconds.
-    :param track: the one to mix, by its index; that which players play when ``None``.
+    :param track: index of the track to mix; ``None``: the default track, which players play.
     :raises AudioError: ``empty`` for zero bytes, ``not_audio``, ``no_audio_stream``, ``corrupt`` or
         ``too_long``.
     """
@@ -160,5 +161,5 @@ def open_audio(
 
 
 def _first_of(count: int, first: int) -> list[int]:
-    """Numbers below ``count``, one of them first."""
+    """The numbers below ``count``, with ``first`` at the front."""
     return [first, *(number for number in range(count) if number != first)]

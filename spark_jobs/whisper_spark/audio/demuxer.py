@@ -1,4 +1,4 @@
-"""An open container -> the decoded frames of its audio streams, whatever is damaged on the way."""
+"""Decodes the audio streams of an open container to frames, and skips what is damaged."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from whisper_spark.audio.container import Bytes, first_line
 
 log = logging.getLogger(__name__)
 
-# Seconds that may be undecodable without being missed: the last frame of a recording is often cut.
+# Up to this many undecodable seconds do not count as damage: the last frame of a recording is often cut.
 _UNHEARD = 0.1
 
-# Bytes behind the last packet that an error may concern without being missed: tags, padding.
+# An error in the last bytes behind the last packet does not count as damage: these are tags or padding.
 _TAGS = 4096
 
-# How often demuxing is tried again behind an error without getting further in the file.
+# How often demuxing is tried again after an error without any progress in the file.
 _TRIES = 10
 
-# FFmpeg's own AMR decoders refuse the frames that stand for comfort noise.
+# FFmpeg's own AMR decoders refuse comfort-noise frames.
 _BETTER_DECODERS = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 
 _LAYOUTS = {1: "mono", 2: "stereo"}
 
-# The byte of an Opus header that says what its channels mean, and its value for "they mean nothing".
+# Offset of the channel mapping family in an Opus header, and its value for channels without a meaning.
 _OPUS_MAPPING, _OPUS_UNMAPPED = 18, b"\xff"
 
 
 class Demuxer:
     """Decodes the audio streams of one container.
 
-    :param known: ids of the streams that an earlier part of the same broadcast had; they are left alone.
-    :ivar streams: those that can be decoded, in the order of the file.
-    :ivar channels: of each stream, 0 where only decoding tells.
-    :ivar format: FFmpeg's name of the container.
+    :param known: ids of the streams in earlier parts of the same broadcast, which are not decoded again.
+    :ivar streams: the audio streams that can be decoded, in the order of the file.
+    :ivar channels: number of channels of each stream; 0 when only decoding tells.
+    :ivar format: FFmpeg's name of the container format.
     :ivar known: ids of all streams so far.
-    :ivar same_clock: its clock is that of the part before.
-    :ivar zero: what the container's clock shows at its start, in seconds.
+    :ivar same_clock: whether the timestamps continue those of the part before.
+    :ivar zero: timestamp of the start of the container, in seconds; ``None`` when unknown.
     :ivar end: position behind the last packet so far, in bytes.
     """
 
@@ -65,19 +65,20 @@ class Demuxer:
 
     @property
     def default(self) -> int:
-        """The stream that players play, by its position."""
+        """Position of the default stream, which players play."""
         streams = list(enumerate(self.streams))
         known = [(i, s) for i, s in streams if self.channels[i]] or streams
         return next((i for i, s in known if s.disposition & 1), known[0][0])
 
     def damaged(self, numbers: Sequence[int]) -> bool:
-        """Whether so much of some streams could not be decoded that a word may be missing."""
+        """Whether so much of the given streams could not be decoded that a word may be missing."""
+        # Without a frame, this part is only the remainder of the last packet.
         if self.same_clock and not self._frames:
-            return False  # what was left of the last packet
+            return False
         return self._broken or any(self._lost[number] > _UNHEARD for number in numbers)
 
     def frames(self) -> Iterator[tuple[int, Any]]:
-        """The frames of all streams, each with the position of its stream."""
+        """The decoded frames of all streams, each with the position of its stream."""
         numbers = {stream.index: number for number, stream in enumerate(self.streams)}
         for packet in self._packets():
             number = numbers[packet.stream_index]
@@ -111,8 +112,7 @@ class Demuxer:
                             self.end, tries = end, 0
                         yield packet
             except (IndexError, av.error.EOFError):
-                # PyAV counts on the streams that were there at the beginning, and trips over new ones when
-                # it is done.
+                # At the end, PyAV raises IndexError if streams appeared that were not known at the beginning.
                 return
             except av.error.FFmpegError as error:
                 log.debug("demuxing failed: %s", first_line(error))
@@ -127,16 +127,16 @@ def _decoder(stream: Any) -> Any:
     better = _BETTER_DECODERS.get(context.name)
     if better in av.codecs_available:
         return av.CodecContext.create(better, "r")
-    # One thread: files are decoded side by side anyway, and frame threads of TTA wait forever behind damage.
+    # One thread, because files are decoded in parallel anyway, and TTA's frame threads hang on damaged files.
     context.thread_count = 1
     return context
 
 
 def _without_names(context: Any) -> int:
-    """Number of channels; from now on they are only numbered.
+    """Replace the channel layout by one without channel names. Returns the number of channels.
 
-    PyAV frees the names of channels in an order of their own twice, once for each frame. Reading ``channels``
-    frees them once already, so that the layout has to be replaced at once.
+    PyAV frees the names of channels in a custom order twice, once for each frame. Reading ``channels``
+    already frees them once, so the layout must be replaced immediately afterwards.
     """
     channels: int = context.channels
     if channels:

@@ -1,4 +1,4 @@
-"""Samples -> log-mel features, as Whisper wants them."""
+"""Computes log-mel features, the input of Whisper's encoder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from whisper_spark.contract import WINDOW_SECONDS
 Features = npt.NDArray[np.float32]
 
 FULL_FRAMES = int(WINDOW_SECONDS * 100)
-"""What Whisper was trained on: 30 seconds, one frame of features every 10 ms."""
+"""Frames in a full window: Whisper was trained on 30 seconds, with a frame of features every 10 ms."""
 
 
 class LogMel:
-    """faster-whisper's feature extractor, for several threads at once.
+    """faster-whisper's feature extractor. Thread-safe.
 
-    :param bands: mel bands, 80 or 128.
+    :param bands: number of mel bands, 80 or 128.
     """
 
     def __init__(self, bands: int) -> None:
@@ -27,5 +27,6 @@ class LogMel:
 
     def __call__(self, samples: npt.NDArray[np.float32]) -> Features:
         """Features of at most 30 seconds of samples at 16 kHz: float32 of shape (mel bands, frames)."""
-        features = self._extract(samples)[..., :-1]  # the extractor pads 10 ms
+        # Without the last frame: the extractor pads 10 ms.
+        features = self._extract(samples)[..., :-1]
         return np.ascontiguousarray(features[:, :FULL_FRAMES], dtype=np.float32)

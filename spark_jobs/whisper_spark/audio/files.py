@@ -1,4 +1,4 @@
-"""A file to read, and why it could not be read."""
+"""Dataclasses for a file to transcribe, and for the reason why it cannot be transcribed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class AudioFile:
     """A file to transcribe.
 
-    :param uri: raw URI, nothing percent-encoded.
-    :param etag: when given, other bytes under this URI are an error ``changed_during_read``.
-    :param size: bytes, as listed.
+    :param uri: raw URI, not percent-encoded.
+    :param etag: expected etag; an object with another one gives the error ``changed_during_read``.
+    :param size: size in the listing, in bytes.
     :param attempt: copied to the transcript.
     :param language: Whisper language code that overrides the options' for this file.
     """
@@ -25,7 +25,7 @@ class AudioFile:
 
 @dataclass(frozen=True, slots=True)
 class FileError:
-    """Why there is no transcript. ``code`` is one of :data:`contract.ERROR_CODES`."""
+    """The reason why a file has no transcript. ``code`` is one of :data:`contract.ERROR_CODES`."""
 
     code: str
     message: str

@@ -1,4 +1,7 @@
-"""Files that hold more than their first container says: joined recordings, headers never completed."""
+"""Handles files with more audio than their first container declares.
+
+These are concatenated recordings, and recordings whose header was never completed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from whisper_spark.audio.container import AudioError, Bytes, open_container
 from whisper_spark.audio.demuxer import Demuxer
 from whisper_spark.audio.length import wav_data
 
-# How containers begin, those that FFmpeg does not read on by itself when they follow each other.
+# Beginnings of containers. When such containers follow each other in a file, FFmpeg stops after the first
+# one.
 _BEGINNING = re.compile(
     rb"(?:RIFF|RF64|RIFX).{4}WAVE|riff.{12}|\x00\x00\x00[\x08-\xff]ftyp|FLV\x01|caff\x00\x01\x00\x00desc|"
     rb"FORM.{4}AIF[FC]|\.snd\x00\x00|\x1aE\xdf\xa3|#!AMR(?:-WB)?\n|OggS\x00\x02|fLaC|"
@@ -18,18 +22,20 @@ _BEGINNING = re.compile(
     re.DOTALL,
 )
 
-# Broadcast streams begin anywhere. What may be left of the last packet, in bytes.
+# Broadcast formats, which can be opened at any position, and the size in bytes that the rest of the last
+# packet may have.
 _BROADCAST = {"mpegts": 2 * 188, "mpeg": 16 * 1024}
 
-# How much is searched for another container, and in which steps, in bytes.
+# Number of bytes to search for another container, and the step of the search.
 _SEARCHED = 32 * 1024 * 1024
 _STEP = 1024 * 1024
 _LONGEST_BEGINNING = 24
 
-# A remainder of fewer bytes holds no word.
+# A remainder with fewer bytes is too short to contain a word.
 _LEAST = 512
 
-# Containers in which FFmpeg would read on, and take what follows for damage or skip some of it.
+# Containers at whose end FFmpeg continues to read: it takes a second container for damage, or skips part of
+# it.
 _READ_ON = {
     b"#!AMR": re.compile(rb"#!AMR(?:-WB)?\n"),
     b"caff": re.compile(rb"caff\x00\x01\x00\x00desc"),
@@ -39,7 +45,7 @@ _READ_ON = {
 
 
 def first_container(file: Bytes) -> tuple[Bytes, dict[str, str]]:
-    """The bytes that FFmpeg is to see first, and options for its demuxer."""
+    """The byte range of the first container in a file, and options for FFmpeg's demuxer."""
     head = file.at(0, 12)
     if head.startswith((b"RIFF", b"RF64")) and head[8:] == b"WAVE":
         return file, {"ignore_length": "1"} if _says_too_little(file) else {}
@@ -50,10 +56,10 @@ def first_container(file: Bytes) -> tuple[Bytes, dict[str, str]]:
 
 
 def next_container(file: Bytes, before: Demuxer) -> Demuxer | None:
-    """What follows a container that has been read to its end.
+    """The container behind one that has been read to its end; ``None`` when there is no other.
 
-    :param file: all of the file.
-    :param before: reads a part of it.
+    :param file: the whole file.
+    :param before: the demuxer of the container before.
     """
     position = before.file.start - file.start + max(before.end, 1)
     if len(file) - position < _LEAST:
@@ -84,7 +90,7 @@ def _opened(file: Bytes, position: int, known: frozenset[int] | None) -> Demuxer
 
 
 def _found(file: Bytes, pattern: re.Pattern[bytes], start: int) -> Iterator[int]:
-    """Where a pattern matches, in bytes."""
+    """Offsets of the matches of a pattern, in bytes."""
     done = start
     for position in range(start, min(start + _SEARCHED, len(file)), _STEP):
         for match in pattern.finditer(file.at(position, _STEP + _LONGEST_BEGINNING)):
@@ -94,7 +100,10 @@ def _found(file: Bytes, pattern: re.Pattern[bytes], start: int) -> Iterator[int]
 
 
 def _says_too_little(file: Bytes) -> bool:
-    """Whether a WAV file goes on behind the end of its samples with what can only be samples."""
+    """Whether samples follow behind the end that the header of a WAV file declares.
+
+    This is so when the bytes there are neither another container nor a valid sequence of chunks.
+    """
     data = wav_data(file)
     if data is None or len(file) - data[1] < _LEAST:
         return False

@@ -1,4 +1,4 @@
-"""How long a file says it is, and whether it has to be."""
+"""The length that a file declares, and whether that length is exact or an estimate."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ import av
 
 from whisper_spark.audio.container import Bytes
 
-# Seconds that may be missing where the length is exact: MP3 and AAC count the encoder's padding.
+# Seconds that may be missing although the declared length is exact: MP3 and AAC include the encoder's
+# padding.
 _EXACT = 0.5
 
-# Seconds, and share, that may be missing where the length is rounded, or may be that of all streams.
+# Seconds, and share of the length, that may be missing when the declared length is rounded or that of all
+# streams.
 _ROUGH = (1.0, 0.02)
 
-# FFmpeg's names of containers whose length is exact for each stream.
+# FFmpeg's names of containers that declare an exact length for each stream.
 _EXACT_FORMATS = frozenset(
     "wav w64 aiff au caf flac tta wv ape tak mpc mpc8 mov,mp4,m4a,3gp,3g2,mj2 dsf iff shn voc".split()
 )
 
-# Those of which FFmpeg estimates the length from the bit rate, or takes it from what is there.
+# Containers whose length FFmpeg estimates from the bit rate, or derives from the data that is present.
 _ESTIMATED_FORMATS = frozenset(
     "aac ac3 ac4 eac3 amr amrnb amrwb dts dtshd truehd mlp loas mpegts mpeg ogg gsm g722 g723_1 g726 g726le "
     "g728 g729 ilbc sbc aptx aptx_hd codec2 adx adp qcp nsv pva".split()
 )
 
-# The least bytes that a second of speech takes. Longer lengths than that are not refused before decoding.
+# Lowest plausible bit rate, in bytes per second. A declared length that would need less is not trusted: the
+# file is decoded before it is refused as too long.
 _LEAST_BYTES_PER_SECOND = 250
 
-# The GUIDs of the header of ASF and of the object in it that says how large the file is.
+# GUIDs of the ASF header and of the object in it that declares the file size.
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
@@ -39,12 +42,12 @@ _XING = re.compile(rb"Xing|Info|VBRI")
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """What a container says about a stream.
+    """The length that a container declares for a stream.
 
-    :param seconds: its length from the start of the file, ``None`` when unknown.
-    :param slack: seconds by which it may be shorter, ``None`` when the length is an estimate.
-    :param plausible: the file is large enough for it.
-    :param cut_short: bytes that it needs are not there.
+    :param seconds: end of the stream, in seconds from the start of the file; ``None`` when unknown.
+    :param slack: seconds by which the stream may be shorter; ``None`` when the length is an estimate.
+    :param plausible: whether the file is large enough for this length.
+    :param cut_short: whether the file is smaller than its header declares.
     """
 
     seconds: float | None
@@ -53,14 +56,14 @@ class Length:
     cut_short: bool = False
 
     def missed_by(self, end: float) -> bool:
-        """Whether a stream that ends at ``end``, in seconds, is shorter than it has to be."""
+        """Whether a stream that ends at ``end``, in seconds, is shorter than declared."""
         if self.seconds is None or self.slack is None:
             return self.cut_short
         return self.cut_short or end < self.seconds - self.slack
 
 
 def declared_length(file: Bytes, container: Any, stream: Any) -> Length:
-    """What an open container says about one of its streams."""
+    """The length that an open container declares for one of its streams."""
     name = container.format.name
     zero = (container.start_time or 0) / av.time_base
     start, length = 0.0, None
@@ -69,7 +72,8 @@ def declared_length(file: Bytes, container: Any, stream: Any) -> Length:
         start = float((stream.start_time or 0) * stream.time_base) - zero
     elif container.duration:
         length = container.duration / av.time_base
-    if name == "ogg" and length is not None:  # the time of the last page
+    # The length of an Ogg stream is the timestamp of its last page.
+    if name == "ogg" and length is not None:
         start = -zero
     if name == "matroska,webm":
         length, start = _matroska_length(file, container, stream), -zero
@@ -85,7 +89,7 @@ def declared_length(file: Bytes, container: Any, stream: Any) -> Length:
 
 
 def _is_exact(name: str, file: Bytes) -> bool:
-    """Whether headers that may or may not hold a length do."""
+    """Whether the length is exact, in formats whose headers may or may not contain one."""
     if name == "mp3":
         tags = _id3_bytes(file.at(0, 10))
         return _XING.search(file.at(tags, 4096)) is not None
@@ -96,7 +100,7 @@ def _is_exact(name: str, file: Bytes) -> bool:
 
 
 def _id3_bytes(head: bytes) -> int:
-    """Size of an ID3v2 tag that a file starts with."""
+    """Size in bytes of the ID3v2 tag at the start of a file; 0 without one."""
     if head[:3] != b"ID3" or len(head) < 10:
         return 0
     size = 0
@@ -106,19 +110,26 @@ def _id3_bytes(head: bytes) -> int:
 
 
 def _matroska_length(file: Bytes, container: Any, stream: Any) -> float | None:
-    """When a stream ends, by its tag; that of the file, which may be its pictures, where it is alone."""
+    """End of a stream by its ``DURATION`` tag; without one, the length of the file if it has only this
+    stream.
+
+    The length of a file with several streams may be that of its video.
+    """
     tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:
         hours, minutes, seconds = tag.groups()
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    # Without the element Duration, FFmpeg estimates.
+    # Without the element Duration (0x4489), FFmpeg estimates the length.
     if len(container.streams) == 1 and b"\x44\x89" in file.at(0, 4096) and container.duration:
         return float(container.duration / av.time_base)
     return None
 
 
 def _promised_bytes(file: Bytes) -> int:
-    """Size that a file must have by its header, 0 when it makes no promise. FFmpeg asks the file's size."""
+    """File size that the header declares, in bytes; 0 when it declares none.
+
+    FFmpeg derives the length of such files from their actual size.
+    """
     head = file.at(0, 16)
     if head.startswith(b"caff"):
         return _data_end(file, 8, 4, "big", 0)
@@ -134,7 +145,7 @@ def _promised_bytes(file: Bytes) -> int:
 
 
 def _asf_bytes(head: bytes) -> int:
-    """What the file properties of ASF say, unless it is a broadcast."""
+    """File size in the file properties of ASF; 0 for a broadcast."""
     at = head.find(_ASF_PROPERTIES) + len(_ASF_PROPERTIES)
     properties = head[at : at + 76]
     if at < len(_ASF_PROPERTIES) or len(properties) < 76 or properties[72] & 1:
@@ -143,12 +154,12 @@ def _asf_bytes(head: bytes) -> int:
 
 
 def _data_end(file: Bytes, position: int, name: int, order: Literal["little", "big"], header: int) -> int:
-    """Where the chunk "data" ends, in containers whose chunks say their length in 64 bits.
+    """End of the chunk "data", in containers whose chunks have lengths of 64 bits; 0 when it is not known.
 
-    :param position: of the first chunk.
-    :param name: bytes of a chunk's name.
-    :param header: bytes of a chunk's name and length, where they count for its length; such chunks are
-        aligned to 8 bytes.
+    :param position: offset of the first chunk.
+    :param name: size of the name of a chunk, in bytes.
+    :param header: size of the name and length of a chunk, if its length includes them, else 0. Chunks that
+        include them are aligned to 8 bytes.
     """
     while len(chunk := file.at(position, name + 8)) == name + 8:
         size = int.from_bytes(chunk[name:], order)
@@ -159,10 +170,10 @@ def _data_end(file: Bytes, position: int, name: int, order: Literal["little", "b
 
 
 def wav_data(file: Bytes) -> tuple[int, int] | None:
-    """Where the samples of a WAV file begin, and behind which byte they end by its header.
+    """Start and end of the samples of a WAV file by its header, as byte offsets; the end is exclusive.
 
-    ``None`` when it makes no promise: recorders that never go back to their header leave 0, or a placeholder
-    of almost 2 or 4 GiB.
+    ``None`` when the header declares no size: recorders that do not update it leave 0, or a placeholder of
+    almost 2 or 4 GiB.
     """
     head = file.at(0, 12)
     if not head.startswith((b"RIFF", b"RF64")) or head[8:] != b"WAVE":

@@ -1,4 +1,4 @@
-"""One file -> its windows as log-mel features, in order: fetched, decoded, cut where somebody speaks."""
+"""Reads one file to windows of log-mel features, in order: fetch, decode, detect speech, pack."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from whisper_spark.storage.objects import ObjectChanged, ObjectForbidden, Object
 
 log = logging.getLogger(__name__)
 
-# Threads that may decode at once. FFmpeg is called for 20 ms of audio at a time; each call gives up Python's
-# lock and wants it back, and sixteen threads that do so spend their time handing it to each other: 16 cores
-# read calls at 526 times real time all at once, at 980, 1,171 and 568 with one, two and four at a time.
+# Number of threads that may decode at the same time. Each call to FFmpeg decodes 20 ms of audio and releases
+# and reacquires the GIL, so many threads mostly wait for it. On 16 cores, phone calls were read at 526 times
+# real time without a limit, and at 980, 1,171 and 568 with a limit of one, two and four.
 _DECODING = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The file could be opened.
+    """The file has been opened.
 
-    :param size: bytes.
-    :param channels: channels of audio in it, as far as its header says.
-    :param declared_s: length that the container claims, in seconds.
+    :param size: in bytes.
+    :param channels: number of audio channels, as far as the header tells.
+    :param declared_s: length that the container declares, in seconds.
     """
 
     size: int | None
@@ -40,10 +40,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The whole file has been read. Lengths in seconds.
+    """The whole file has been read. Lengths are in seconds.
 
-    :param channels: channels of audio in what has been read.
-    :param flags: quality flags: what of the file is not in the windows.
+    :param channels: number of audio channels in the windows.
+    :param flags: quality flags for audio that is not in the windows.
     """
 
     duration_s: float
@@ -56,21 +56,22 @@ Part = Opened | Window | Finished | FileError
 
 
 class Reader(Protocol):
-    """Reads files, one at a time for each thread."""
+    """Reads files: each thread reads one file at a time."""
 
     def read(self, file: AudioFile) -> Iterator[Part]:
-        """The parts of a file. The last one is ``Finished``, or a ``FileError``; nothing is raised."""
+        """The parts of a file. The last one is ``Finished`` or a ``FileError``; no exception is raised."""
         ...
 
     def close(self) -> None:
-        """From any thread: a read under way ends soon, its file unfinished."""
+        """Stop reading; may be called from any thread. A read in progress ends soon, without ``Finished``."""
         ...
 
 
 class FileReader:
-    """Reads files in this process. Several threads may share one.
+    """Reads files in this process. Thread-safe.
 
-    :param open_file: gives a seekable stream and the size in bytes; raises the errors of ``objects``.
+    :param open_file: returns a seekable stream and its size in bytes; raises the errors of
+        :mod:`whisper_spark.storage.objects`.
     """
 
     def __init__(
@@ -101,12 +102,13 @@ class FileReader:
             yield FileError("changed_during_read", "the object is not the one that was listed")
         except MemoryError:
             yield FileError("out_of_memory", "not enough memory to decode the file")
-        except Exception as error:  # one bad file harms only its own row
+        # Any other error, because a bad file must affect only its own row.
+        except Exception as error:
             log.exception("cannot read %s", file.uri)
             yield FileError("internal", f"{type(error).__name__}: {error}"[:500])
 
     def close(self) -> None:
-        """Nothing to do: whoever iterates stops by itself."""
+        """Does nothing: reading stops when the caller stops iterating."""
 
     def _parts(self, stream: BinaryIO, size: int | None) -> Iterator[Part]:
         audio = self._opened(stream, None)
@@ -117,7 +119,7 @@ class FileReader:
         for track in others:
             if speech.seconds:
                 break
-            # Nobody speaks in the track that players play: somebody may in another.
+            # No speech in the default track: look for it in the other tracks.
             again = self._opened(stream, track)
             heard = _Speech(self._options, self._features)
             yield from self._windows(again, heard)
@@ -157,7 +159,7 @@ class _Speech:
         return sum(packer.speech_seconds for packer in self._packers.values())
 
     def windows(self, blocks: Iterable[Block]) -> Iterator[Window]:
-        """Windows as they are complete."""
+        """Yields each window when it is complete."""
         for samples, channel in blocks:
             if channel not in self._packers:
                 self._packers[channel] = WindowPacker(self._options, self._features, channel)
@@ -167,7 +169,7 @@ class _Speech:
 
 
 def opened_from(storage: ObjectStorage) -> Callable[[AudioFile], tuple[BinaryIO, int | None]]:
-    """How :class:`FileReader` opens files of a storage."""
+    """The function with which a :class:`FileReader` opens files of a storage."""
 
     def open_file(file: AudioFile) -> tuple[BinaryIO, int | None]:
         stream = storage.open(file.uri, etag=file.etag)

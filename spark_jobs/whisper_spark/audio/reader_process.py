@@ -1,4 +1,4 @@
-"""A process that reads files for the engine, where Python's lock would keep threads from feeding a GPU."""
+"""A process that reads files for the engine: threads alone cannot keep a GPU busy because of the GIL."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_TRIES = 2
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What a new process is told first."""
+    """The first message to a new process."""
 
     options: WhisperOptions
     bands: int
@@ -35,19 +35,19 @@ class _Order:
 
 @dataclass(frozen=True, slots=True)
 class _Spent:
-    """Seconds that a file took, by stage."""
+    """Seconds spent on a file, by stage. The last message about a file."""
 
     seconds: Mapping[str, float]
 
 
 class ReaderProcess:
-    """Reads files in another process, which is started with the first one. For one thread.
+    """Reads files in another process, which starts with the first file. For use by one thread.
 
-    A file that kills the process is read once more, in a new one.
+    A file that crashes the process is read once more, in a new process.
 
-    :param bands: mel bands of the features.
-    :param config: obstore configuration of the storage that the files are in.
-    :param instead: reads where no process can be started.
+    :param bands: number of mel bands of the features.
+    :param config: obstore configuration of the storage that holds the files.
+    :param instead: reader to use when no process can be started.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ReaderProcess:
     ) -> None:
         self._order = _Order(options, bands, config)
         self._instead = instead
-        # A process may be started and ended at the same moment.
+        # One thread may start the process while another one ends it.
         self._lock = threading.Lock()
         self._process: ChildProcess | None = None
         self._useless = False
@@ -70,7 +70,7 @@ class ReaderProcess:
                 yield from itertools.islice(self._instead.read(file), given, None)
                 return
             try:
-                # What has been handed over already comes again, and equal, from a new process.
+                # Skip the parts that were yielded before a crash: a new process sends equal ones again.
                 for part in itertools.islice(_parts(process.connections[0], file), given, None):
                     given += 1
                     yield part
@@ -85,12 +85,12 @@ class ReaderProcess:
                     )
                     return
             except BaseException:
-                # The rest of this file would be taken for the next one.
+                # End the process: it would send the remaining parts of this file in answer to the next one.
                 self._end(process)
                 raise
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process immediately."""
         with self._lock:
             self._closed = True
             process = self._process
@@ -127,7 +127,7 @@ class ReaderProcess:
 
 
 def _parts(connection: Connection, file: AudioFile) -> Iterator[Part]:
-    """What the process at the other end reads."""
+    """The parts of a file that the process at the other end reads."""
     connection.send(file)
     while not isinstance(part := connection.recv(), _Spent):
         yield part
@@ -135,7 +135,7 @@ def _parts(connection: Connection, file: AudioFile) -> Iterator[Part]:
 
 
 def serve(connection: Connection) -> None:
-    """What the process does: read one file after the other, until nobody listens any more."""
+    """The main loop of the process: read one file after the other until the connection closes."""
     order: _Order = connection.recv()
     storage = ObjectStorage(order.config)
     with threadpool_limits(1, user_api="blas"):

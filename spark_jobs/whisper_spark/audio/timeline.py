@@ -1,16 +1,16 @@
-"""Where the samples of a stream belong: times as a player shows them."""
+"""Computes the positions of the frames of a stream in the file, as a player shows them."""
 
 from __future__ import annotations
 
-# Seconds that a timestamp may be off: containers round, capture clocks jitter. What is less stays where the
-# samples before it end; what is more is a gap. DTX leaves out 0.4 s at a time.
+# Seconds by which a timestamp may be off, because containers round and capture clocks jitter. A frame within
+# this tolerance follows the one before it; one that is later follows a gap. DTX omits 0.4 s at a time.
 _TOLERANCE = 0.2
 
-# Seconds by which timestamps may go back before they count as another clock: joined files, wrap-around.
+# Timestamps that go back by more than this many seconds belong to another clock: joined files, wrap-around.
 _BACKWARDS = 1.0
 
-# The longest gap that is believed, in seconds. A participant may be muted for hours where the container has
-# timestamps of its own; a broadcast stream that jumps by hours was spliced, or lost its clock.
+# The longest gap, in seconds, that counts as silence. In containers with their own timestamps a participant
+# may be muted for hours; a broadcast stream that jumps by hours was spliced, or lost its clock.
 _LONGEST_GAP = 12 * 3600.0
 _LONGEST_GAP_IN_BROADCAST = 3600.0
 _BROADCAST = frozenset({"mpegts", "mpeg", "flv", "live_flv", "kux", "asf", "rm"})
@@ -19,11 +19,11 @@ _BROADCAST = frozenset({"mpegts", "mpeg", "flv", "live_flv", "kux", "asf", "rm"}
 class Timeline:
     """Positions of the frames of one stream, in seconds from the start of the file.
 
-    Frames never overlap: one that says so follows the one before it.
+    Frames never overlap: a frame whose timestamp lies before the end of the previous one follows it directly.
 
-    :param longest: where the last sample may end; a gap that would reach further is no gap.
-    :ivar end: where the last frame ends.
-    :ivar skipped: how far the clock went in jumps that were not believed.
+    :param longest: longest possible length of the stream; a gap that would exceed it is ignored.
+    :ivar end: end of the last frame.
+    :ivar skipped: sum of the timestamp jumps that did not count as gaps.
     """
 
     def __init__(self, longest: float = float("inf")) -> None:
@@ -35,19 +35,19 @@ class Timeline:
         self._start = 0.0
 
     def start(self, zero: float | None, at: float, container_format: str) -> None:
-        """Frames of a container follow.
+        """Start a container, to which the following frames belong.
 
-        :param zero: what its clock shows at its start; the time of the first frame when unknown.
-        :param at: where in the file it starts.
+        :param zero: timestamp of the start of the container; ``None``: that of its first frame.
+        :param at: start of the container in the file.
         """
         self._start = at
         self._zero = None if zero is None else zero - at
         self._longest_gap = _LONGEST_GAP_IN_BROADCAST if container_format in _BROADCAST else _LONGEST_GAP
 
     def gap_before(self, time: float) -> float:
-        """Seconds of silence that belong before a frame.
+        """Seconds of silence to insert before a frame.
 
-        :param time: of its first sample, in the container's clock.
+        :param time: timestamp of the frame, in seconds of the container's clock.
         """
         if self._zero is None:
             self._zero = time - self._start

@@ -1,4 +1,4 @@
-"""Frames of one audio stream -> blocks of 16 kHz float32 samples, in their place."""
+"""Resamples the frames of one audio stream to blocks of 16 kHz float32 samples, with silence for gaps."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from whisper_spark.audio.channels import Mixer, Samples, Scale
 from whisper_spark.audio.timeline import Timeline
 from whisper_spark.contract import SAMPLE_RATE
 
-# Long enough that Python's overhead for each block is small, short enough that memory does not matter.
+# Long enough to keep Python's overhead per block small, short enough to keep memory use small.
 _BLOCK_SAMPLES = 10 * SAMPLE_RATE
 
-# Below this a track is silent. Full scale is 1; 16-bit audio ends at 3e-5.
+# A track whose peak is below this is silent. Full scale is 1; the smallest 16-bit sample is 3e-5.
 _AUDIBLE = 1e-4
 
 
 class Block(NamedTuple):
-    """Samples that follow those of the same channel so far: float32, mono, 16 kHz, about 10 seconds.
+    """The next samples of a channel: float32, mono, 16 kHz, about 10 seconds.
 
-    :param channel: 0 when channels are mixed.
+    :param channel: index of the channel; 0 when channels are mixed.
     """
 
     samples: Samples
@@ -31,20 +31,20 @@ class Block(NamedTuple):
 
 
 class Outlet(Protocol):
-    """What becomes of the samples of a track.
+    """Turns the samples of a track into blocks.
 
-    :ivar mixer: makes one channel of all of them first; ``None`` where they stay apart.
+    :ivar mixer: mixes the channels before resampling; ``None``: the channels stay separate.
     """
 
     mixer: Mixer | None
 
     def blocks(self, samples: Samples) -> Iterator[Block]:
-        """Those of a block of shape (samples, channels)."""
+        """The blocks of some samples of shape (samples, channels)."""
         ...
 
 
 class Mix:
-    """All channels as one."""
+    """Mixes all channels of a track into one."""
 
     def __init__(self) -> None:
         self.mixer: Mixer | None = Mixer()
@@ -55,10 +55,10 @@ class Mix:
 
 
 class Split:
-    """Each channel by itself, in step: those that end, or begin later, are silent for the rest.
+    """Keeps channels separate and equally long: one that begins later or ends earlier is padded with silence.
 
-    :param numbers: gives a number to each channel of the file.
-    :param channels: how many there are from the start.
+    :param numbers: counter that numbers the channels of the whole file.
+    :param channels: number of channels at the start.
     """
 
     def __init__(self, numbers: count[int], channels: int) -> None:
@@ -80,7 +80,7 @@ class Split:
 
 
 class Ignore:
-    """None of them, but how loud they are."""
+    """Discards the samples and measures how loud they are."""
 
     def __init__(self) -> None:
         self.mixer: Mixer | None = None
@@ -98,7 +98,7 @@ class Ignore:
 
 
 def silence(samples: int) -> Iterator[Samples]:
-    """Blocks of silence of shape (samples, 1), which share their memory."""
+    """Blocks of silence of shape (samples, 1). They share their memory, which is read-only."""
     zeros = np.zeros((min(samples, _BLOCK_SAMPLES), 1), np.float32)
     zeros.flags.writeable = False
     while samples > 0:
@@ -107,13 +107,12 @@ def silence(samples: int) -> Iterator[Samples]:
 
 
 class Track:
-    """One audio stream of a file, whose parts may lie in containers that follow each other.
+    """One audio stream of a file. In a file of several containers, it continues in each of them.
 
-    :param outlet: where its samples go.
-    :param channels: as many as the container says.
-    :param longest_s: where they may end, in seconds.
-    :ivar seconds: where they end so far.
-    :ivar channels: most channels in it so far.
+    :param outlet: receives the samples.
+    :param channels: number of channels that the container declares.
+    :param longest_s: longest possible length, in seconds.
+    :ivar channels: largest number of channels so far.
     """
 
     def __init__(self, outlet: Outlet, channels: int, longest_s: float) -> None:
@@ -127,26 +126,26 @@ class Track:
 
     @property
     def seconds(self) -> float:
-        """Where the last frame ends."""
+        """End of the last frame, in seconds from the start of the file."""
         return self._timeline.end
 
     @property
     def clock_s(self) -> float:
-        """Where the last frame ends by the container's clock, jumps included."""
+        """End of the last frame by the container's clock, which includes timestamp jumps forward."""
         return self._timeline.end + max(self._timeline.skipped, 0.0)
 
     def start(self, stream: Any, zero: float | None, at: float, container_format: str) -> None:
-        """Frames of a stream follow.
+        """Start a stream, to which the following frames belong.
 
-        :param zero: what the container's clock shows at its start, in seconds; ``None`` when unknown.
-        :param at: where in the file the container starts, in seconds.
+        :param zero: timestamp of the start of the container, in seconds; ``None`` when unknown.
+        :param at: start of the container in the file, in seconds.
         """
         self._tick = float(stream.time_base)
         self._scale.stored = stream.codec_context.name.startswith("pcm_f")
         self._timeline.start(zero, at, container_format)
 
     def push(self, frame: Any) -> Iterable[Block]:
-        """Blocks that are complete with another frame."""
+        """Add a frame. Returns the blocks that are now complete."""
         samples, time = frame.samples, frame.pts
         if not samples or not frame.sample_rate:
             return ()
@@ -159,13 +158,13 @@ class Track:
         return self._blocks(chunk.resampled()) if chunk.full else ()
 
     def finish(self) -> Iterator[Block]:
-        """Blocks of what has been pushed."""
+        """The remaining blocks of the frames so far."""
         chunk, self._chunk = self._chunk, None
         if chunk is not None:
             yield from self._blocks(chunk.finish())
 
     def _begin(self, frame: Any, gap: float) -> Iterator[Block]:
-        """A frame that does not follow the one before it, or has another format."""
+        """Add a frame after a gap, or one with another format than the frames before it."""
         yield from self.finish()
         if gap:
             self._timeline.end += gap
@@ -182,14 +181,14 @@ class Track:
 
 
 class _Chunk:
-    """Frames of one format -> float32 at 16 kHz, of shape (samples, channels), about 10 seconds each.
+    """Resamples frames of one format to float32 at 16 kHz, in blocks of shape (samples, channels).
 
-    Codecs give 20 ms at a time. Each call into FFmpeg costs Python's lock, which all threads of a process
-    share: a second of frames is collected first, and the resampler keeps what it has until a block is full.
+    Codecs return 20 ms at a time, and each call into FFmpeg releases and reacquires the GIL. So one second of
+    frames is collected before each call, and the resampler returns a block only when it is full.
 
-    FFmpeg does not mix the channels: it goes by what it takes their names to be, and drops some.
+    Channels are not mixed by FFmpeg, because it weights them by their assumed names and drops some.
 
-    :param mixer: makes one channel of them, before resampling, which costs more.
+    :param mixer: mixes the channels before resampling, which is the more expensive step.
     """
 
     def __init__(self, first: Any, scale: Scale, mixer: Mixer | None) -> None:
@@ -210,8 +209,8 @@ class _Chunk:
         return bool(self._collected.samples >= self.rate)
 
     def accepts(self, frame: Any) -> bool:
-        """Takes a frame, unless it has another format than those before it."""
-        # AudioFifo compares format, rate and time base, but would read as many channels as before.
+        """Add a frame if it has the same format as those before it. Returns whether it was added."""
+        # AudioFifo compares format, rate and time base, but not the number of channels.
         if frame.layout.nb_channels != self.channels:
             return False
         try:
@@ -221,7 +220,7 @@ class _Chunk:
         return True
 
     def resampled(self) -> Iterator[Samples]:
-        """Blocks that are complete."""
+        """Blocks that are complete now."""
         collected = self._collected.read(partial=True)
         if collected is None:
             return
@@ -248,5 +247,5 @@ class _Chunk:
         return samples
 
     def _scaled(self, frame: Any, channels: int) -> Samples:
-        # Packed: PyAV walks beyond the end of eight and more planes. A copy: the frame owns its memory.
+        # Packed samples, because PyAV reads beyond the end of eight or more planes.
         return self._scale.scaled(frame.to_ndarray().reshape(-1, channels))

@@ -1,4 +1,4 @@
-"""Blocks of samples -> regions of speech. Everything here streams: memory does not grow with the file."""
+"""Detects regions of speech in blocks of samples. Works as a stream: memory does not grow with the file."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ Samples = npt.NDArray[np.float32]
 FRAME = 512
 """Samples per frame of the Silero VAD at 16 kHz (32 ms)."""
 
-# Samples of the previous frame that Silero wants in front of each frame.
+# Samples of the previous frame that Silero expects before each frame.
 _CONTEXT = 64
 
-# Silero misses speech whose loudest frames stay below -50 dBFS, and hears nothing below -60. Sound that has
-# been quieter than -40 dBFS for long is raised to that, by 45 dB at most: 16-bit audio ends at -98 dBFS.
+# Silero misses speech whose loudest frames are below -50 dBFS, and detects none below -60. Audio that has
+# been quieter than -40 dBFS for some time is amplified to that level, by at most 45 dB: 16-bit audio ends at
+# -98 dBFS.
 _QUIET_DB = -40.0
 _LEAST_DB = -85.0
 
-# How fast loud sound is forgotten, in decibels per frame: 0.5 in a second. Pauses between speakers of
-# ordinary loudness are not raised, a quiet speaker a minute later is.
+# Decay of the peak level, in decibels per frame: 0.5 dB per second. So pauses between speakers of normal
+# loudness are not amplified, but a quiet speaker a minute later is.
 _FORGOTTEN_DB = 0.5 * FRAME / SAMPLE_RATE
 
-# Frames of digital silence after which Silero is not asked any more: two minutes. Gaps may last for hours.
+# Silero is not run after this many frames (two minutes) of digital silence, because gaps may last for hours.
 _SILENT_FRAMES = 120 * SAMPLE_RATE // FRAME
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A stretch of one channel that is worth transcribing. All in samples at 16 kHz.
+    """A part of one channel to transcribe. All positions and lengths are in samples at 16 kHz.
 
-    :param start: its first sample in the file.
+    :param start: position in the file.
     :param samples: float32, mono.
-    :param lead: how many of the first samples are padding before the speech.
-    :param tail: how many of the last samples are padding behind it.
+    :param lead: length of the padding before the speech.
+    :param tail: length of the padding behind the speech.
     """
 
     start: int
@@ -52,7 +53,7 @@ class Region:
 
 
 class Segmenter(Protocol):
-    """Decides which stretches of one channel are worth transcribing."""
+    """Decides which parts of one channel to transcribe."""
 
     speech_samples: int
 
@@ -66,7 +67,7 @@ class Segmenter(Protocol):
 
 
 class _Tape:
-    """The samples that may still be needed, addressed by their position in the file."""
+    """A buffer of the samples that may still be needed, addressed by their position in the file."""
 
     def __init__(self) -> None:
         self.start = 0
@@ -89,7 +90,8 @@ class _Tape:
             self.start = before
 
 
-# Full scale is 1; 16-bit audio ends at 3e-5. Whisper invents words for digital silence.
+# Windows whose peak is below this are not transcribed, because Whisper invents words for digital silence.
+# Full scale is 1; the smallest 16-bit sample is 3e-5.
 _AUDIBLE = 1e-4
 
 
@@ -99,9 +101,11 @@ def window_samples(options: WhisperOptions) -> int:
 
 
 class FixedSegmenter:
-    """Without voice detection: windows of almost full length, cut where their last seconds are quietest."""
+    """Without voice detection: windows of almost full length that end where their last seconds are
+    quietest."""
 
-    _STEP = SAMPLE_RATE // 50  # 20 ms: shorter than any pause between words
+    # 20 ms: shorter than any pause between words.
+    _STEP = SAMPLE_RATE // 50
 
     def __init__(self, options: WhisperOptions) -> None:
         self.speech_samples = 0
@@ -132,12 +136,12 @@ class FixedSegmenter:
 
 
 class SpeechSegmenter:
-    """Silero VAD as a stream: hysteresis on its probabilities, padding, and a limit on length.
+    """Silero VAD as a stream, with hysteresis, padding and a maximum length of regions.
 
-    A region opens at a frame whose speech probability reaches ``vad_threshold`` and closes when it stays
-    0.15 lower (Silero's own hysteresis) for ``vad_min_silence_ms``. Both sides get
-    ``vad_speech_pad_ms``, or half the pause where two paddings would overlap. A region that would not fit
-    into a window is cut at its least speech-like moment in the second half.
+    A region opens at a frame whose speech probability reaches ``vad_threshold`` and closes when the
+    probability stays 0.15 below it (Silero's own hysteresis) for ``vad_min_silence_ms``. Both sides are
+    padded by ``vad_speech_pad_ms``, or by half the pause where two paddings would overlap. A region that does
+    not fit into a window is split at the frame with the lowest speech probability in its second half.
     """
 
     def __init__(self, options: WhisperOptions) -> None:
@@ -150,13 +154,16 @@ class SpeechSegmenter:
         self._pad = options.vad_speech_pad_ms * SAMPLE_RATE // 1000
         self._limit = max(window_samples(options) - 2 * self._pad, window_samples(options) // 2)
         self._tape = _Tape()
-        self._frame = 0  # index of the next frame
-        self._start: int | None = None  # first sample of the open region
-        self._silence: int | None = None  # where a pause in the open region began
-        self._probabilities: list[float] = []  # of the open region, a value a frame
+        # Index of the next frame.
+        self._frame = 0
+        # First sample of the open region, start of a pause in it, and the probability of each of its frames.
+        self._start: int | None = None
+        self._silence: int | None = None
+        self._probabilities: list[float] = []
+        # A closed region: start with padding, start, end. The padding behind it depends on what follows.
         self._waiting: tuple[int, int, int] | None = None
-        # Closed: start with padding, start, end. How much padding follows depends on what comes next.
-        self._left = 0  # first sample that the padding of the next region may take
+        # First sample that the padding of the next region may include.
+        self._left = 0
 
     def push(self, samples: Samples) -> Iterator[Region]:
         """Regions that are complete now."""
@@ -211,7 +218,8 @@ class SpeechSegmenter:
         cut = half + int(smooth[half:-1].argmin())
         kept = self._probabilities[cut:]
         seam = start + cut * FRAME
-        yield self._emit(self._close(start, seam), seam)  # no padding at the seam: nothing is heard twice
+        # No padding at the cut, so that nothing is transcribed twice.
+        yield self._emit(self._close(start, seam), seam)
         self._start, self._silence, self._probabilities = seam, None, kept
 
     def _close(self, start: int, end: int) -> tuple[int, int, int]:
@@ -229,14 +237,15 @@ class SpeechSegmenter:
 
 
 class _Level:
-    """Raises what is quiet for the voice detector, frame by frame, by what has been heard up to there."""
+    """Amplifies quiet audio for the voice detector, frame by frame, according to the frames so far."""
 
     def __init__(self) -> None:
-        self._loudest = -np.inf  # in decibels, of the frames so far, as far as they are not forgotten
+        # Peak level of the frames so far in decibels, reduced by _FORGOTTEN_DB per frame.
+        self._loudest = -np.inf
         self._rest = np.zeros(0, np.float32)
 
     def push(self, samples: Samples) -> Samples:
-        """The frames that are complete now."""
+        """The amplified frames that are complete now."""
         samples = np.concatenate([self._rest, samples]) if len(self._rest) else samples
         whole = len(samples) // FRAME * FRAME
         self._rest = samples[whole:].copy()
@@ -261,13 +270,14 @@ class _Level:
 
 
 class _VoiceDetector:
-    """Speech probability of each 32 ms frame, with Silero's state carried from block to block."""
+    """Computes the speech probability of each 32 ms frame, and keeps Silero's state from block to block."""
 
     def __init__(self) -> None:
         self._session = _silero()
         self._forget()
         self._rest = np.zeros(0, np.float32)
-        self._silent = 0  # frames of digital silence up to now
+        # Number of frames of digital silence directly before the next frame.
+        self._silent = 0
 
     def _forget(self) -> None:
         self._h = np.zeros((1, 1, 128), np.float32)
@@ -285,7 +295,7 @@ class _VoiceDetector:
         return self._run(np.pad(rest, (0, FRAME - len(rest)))) if len(rest) else np.zeros(0, np.float32)
 
     def _heard(self, samples: Samples) -> npt.NDArray[np.float32]:
-        """Probabilities of whole frames. Long silence costs nothing."""
+        """Probabilities of whole frames. Silero is not run for long digital silence."""
         if samples.any():
             silent = len(samples) - int(np.flatnonzero(samples)[-1]) - 1
             self._silent = silent // FRAME
@@ -325,7 +335,8 @@ def _load_silero() -> Any:
     from faster_whisper.utils import get_assets_path
 
     settings = onnxruntime.SessionOptions()
-    settings.inter_op_num_threads = 1  # Parallelism comes from files, not from inside one file.
+    # One thread, because files are processed in parallel.
+    settings.inter_op_num_threads = 1
     settings.intra_op_num_threads = 1
     settings.enable_cpu_mem_arena = False
     settings.log_severity_level = 4

@@ -1,6 +1,6 @@
-"""Blocks of samples -> speech regions -> windows of limited length.
+"""Packs speech regions into windows of limited length, and maps times in a window to times in the file.
 
-Everything here streams: memory does not grow with the length of the file.
+Works as a stream: memory does not grow with the length of the file.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from whisper_spark.audio.vad import (
 from whisper_spark.contract import SAMPLE_RATE, WhisperOptions
 from whisper_spark.progress.counters import stage
 
-# Seconds that a word may reach over the border of detected speech: the detector needs a few 32 ms frames
-# to notice an onset, and soft consonants at either end stay below its threshold.
+# Seconds by which a word may extend beyond detected speech: the detector needs a few 32 ms frames to notice
+# an onset, and soft consonants at either end stay below its threshold.
 _REACH = 0.15
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Where a stretch of a window comes from. All in seconds.
+    """The position of a part of a window in the file. All values are in seconds.
 
-    :param offset: where it starts in the window.
-    :param start: where it starts in the file.
-    :param length: how long it is.
-    :param lead: padding before the speech in it.
-    :param tail: padding behind the speech in it.
+    :param offset: start in the window.
+    :param start: start in the file.
+    :param length: length of the part.
+    :param lead: length of the padding before the speech in it.
+    :param tail: length of the padding behind the speech in it.
     """
 
     offset: float
@@ -71,9 +71,10 @@ class ChunkMap:
         return max(range(len(overlaps)), key=overlaps.__getitem__)
 
     def span_in_file(self, start: float, end: float) -> tuple[float, float]:
-        """A word's start and end in the window as start and end in the file, in seconds.
+        """Convert start and end of a word in the window to start and end in the file, in seconds.
 
-        Clipped to the speech of one chunk, so that a word never reaches into the silence between two.
+        They are clipped to the speech of one chunk, so that a word never extends into the silence between
+        two.
         """
         piece = self.chunks[self.chunk_of(start, end)]
         low = piece.start + max(piece.lead - _REACH, 0.0)
@@ -85,12 +86,12 @@ class ChunkMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """Speech of one channel that Whisper sees at once, at most ``chunk_length`` seconds of it.
+    """Speech of one channel that Whisper sees at once, at most ``chunk_length`` seconds.
 
-    :param channel: 0, or the channel when they are split.
-    :param number: its place among the windows of its channel, from 0.
-    :param map: where its chunks come from.
-    :param features: log-mel features, float32 of shape (mel bands, frames), 10 ms a frame, unpadded.
+    :param channel: index of the channel when channels are split, else 0.
+    :param number: index of the window among those of its channel.
+    :param map: positions of its chunks in the file.
+    :param features: log-mel features, float32 of shape (mel bands, frames), 10 ms per frame, without padding.
     """
 
     channel: int
@@ -100,12 +101,12 @@ class Window:
 
     @property
     def frames(self) -> int:
-        """Frames of features, 10 ms each."""
+        """Number of frames of features, 10 ms each."""
         return int(self.features.shape[-1])
 
     @property
     def end(self) -> float:
-        """Where it ends in the file, in seconds."""
+        """End of the window in the file, in seconds."""
         last = self.map.chunks[-1]
         return last.start + last.length
 
@@ -113,8 +114,8 @@ class Window:
 class WindowPacker:
     """Packs the speech of one channel into windows of at most ``options.chunk_length`` seconds, in order.
 
-    :param features: makes features of samples, see :class:`~whisper_spark.audio.features.LogMel`.
-    :param channel: of the windows.
+    :param features: computes features, see :class:`~whisper_spark.audio.features.LogMel`.
+    :param channel: index of the channel.
     """
 
     def __init__(
