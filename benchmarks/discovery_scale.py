@@ -130,15 +130,15 @@ def first_poll(bucket: str, report: Any) -> None:
     with report("first poll, everything is new") as line:
         payloads = watch.poll()
         line(
-            f"{watch.arrivals.waiting_count() + watch.arrivals.reports:,} new, {len(payloads)} events, "
-            f"{watch.arrivals.disk_bytes() / 1e6:.0f} MB on disk"
+            f"{watch.pending.count() + watch.pending.reported_count():,} new, {len(payloads)} events, "
+            f"{watch.pending.disk_bytes() / 1e6:.0f} MB on disk"
         )
     watch.close()
 
 
 def sweep(bucket: str, report: Any) -> None:
     watch = watch_of(bucket)
-    watch.arrivals.floor = time.time_ns() // 1000
+    watch.pending.watermark = time.time_ns() // 1000
     with report("full sweep, nothing is new") as line:
         line(f"{len(watch.poll())} events")
     with report("idle poll") as line:

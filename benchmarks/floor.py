@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/floor.py                       clips and calls
 
-Every call that the engine makes to CTranslate2 is recorded with its input: encode, detect_language, generate,
-align, first tries and retries. The same calls are then made again, from as many threads, with nothing around
-them: no reading, no decoding of audio, no voice detection, no features, no text. Loading the model counts in
-neither time.
+The engine runs in this process, with memory kept as in its own. Every call that it makes to CTranslate2 is
+recorded with its input: encode, detect_language, generate, align, first tries and retries. The same calls are
+then made again, from as many threads, with nothing around them: no reading, no decoding of audio, no voice
+detection, no features, no text. Loading the model counts in neither time.
 """
 
 from __future__ import annotations
@@ -89,25 +89,26 @@ def main() -> None:
     ctranslate2.models.Whisper = Recorder
     from assemble_model import assemble
 
-    from whisper_spark import WhisperOptions, transcribe_files
-    from whisper_spark.engine.transcriber import get_engine
+    from whisper_spark import WhisperOptions
+    from whisper_spark.engine.malloc import own_process
+    from whisper_spark.engine.transcriber import AudioFile, Engine
 
-    options = WhisperOptions(model=str(assemble()))
-    get_engine(options)  # loads the model
+    own_process()
+    engine = Engine(WhisperOptions(model=str(assemble())))
+    model = next(_models())
     rows = []
     for name in arguments.corpora:
         folder = corpus(name)
         own = references(folder)
-        files = [folder / reference.file for reference in own]
+        files = [AudioFile(f"file://{folder / reference.file}") for reference in own]
         Recorder.threads.clear()
         Recorder.calls = calls = []
-        list(transcribe_files(files, options))
+        list(engine.transcribe(files))
         Recorder.calls = None
-        model = next(_models())
         ours, alone = [], []
         for _ in range(arguments.runs):
             started = time.monotonic()
-            list(transcribe_files(files, options))
+            list(engine.transcribe(files))
             ours.append(time.monotonic() - started)
             alone.append(replay(model, [(n, a, dict(s)) for n, a, s in calls], len(Recorder.threads)))
         both = statistics.median(alone), statistics.median(ours)

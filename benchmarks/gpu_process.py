@@ -1,16 +1,16 @@
 """What the processes of ``gpu.py`` do: load an engine, then transcribe, all beginning at the same moment.
 
-Engines: ``ours``; ``transcribe``, faster-whisper's ``WhisperModel.transcribe`` as the article's method 3
-calls it for each file; ``batched``, its ``BatchedInferencePipeline``. The latter two read local files, one
-after the other, in float16 on a GPU and with their defaults but for word timestamps and VAD.
+Engines: ``ours``, which runs in a process of its own as everywhere; ``transcribe``, faster-whisper's
+``WhisperModel.transcribe`` as the article's method 3 calls it for each file; ``batched``, its
+``BatchedInferencePipeline``. The latter two read local files, one after the other, in float16 on a GPU and
+with their defaults but for word timestamps and VAD.
 """
 
 from __future__ import annotations
 
 import contextlib
-import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,12 @@ def load(name: str, options: dict[str, Any]) -> float:
 def _loaded(name: str, options: dict[str, Any]) -> Any:
     if name == "ours":
         from whisper_spark import WhisperOptions
-        from whisper_spark.engine.transcriber import Engine
+        from whisper_spark.engine.isolated import IsolatedEngine
+        from whisper_spark.storage.objects import ObjectStorage
 
-        return Engine(WhisperOptions(**options))
+        engine = IsolatedEngine(WhisperOptions(**options))
+        list(engine.transcribe([], ObjectStorage()))  # its process keeps the model that this loads
+        return engine
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
     compute_type = "float16" if options["device"] == "cuda" else "int8"
@@ -82,16 +85,16 @@ def transcribe(storage: dict[str, str], uris: Sequence[str], folder: str) -> dic
     else:
         spoken = _by_faster_whisper([Path(folder, uri.rsplit("/", 1)[1]) for uri in uris])
     _here.start.wait()
-    processor, started, peak, looked = _processor_seconds(), time.monotonic(), 0.0, 0.0
+    processor, started, peak, looked = processor_seconds(), time.monotonic(), 0.0, 0.0
     heard: dict[str, Spoken] = {}
     for file in spoken:
         heard[Path(file.file).name] = file
         if time.monotonic() - looked > 1:
-            peak, looked = max(peak, _memory_mib()), time.monotonic()
+            peak, looked = max(peak, memory_mib()), time.monotonic()
     end = progress.snapshot()
     return {
         "wall_s": time.monotonic() - started,
-        "cpu_s": _processor_seconds() - processor,
+        "cpu_s": processor_seconds() - processor,
         "windows": end.windows,
         "retried": end.retried_windows,
         "stages": dict(end.stages),
@@ -102,25 +105,29 @@ def transcribe(storage: dict[str, str], uris: Sequence[str], folder: str) -> dic
     }
 
 
-def _processor_seconds() -> float:
-    """Of this process and of those that read for it and have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+def processor_seconds() -> float:
+    """Of this process and of all that it and its children have started, those that have ended included."""
+    # User and system time, then that of children which have ended, theirs included.
+    return _of_all_processes(lambda process: sum(process.cpu_times()[:4]))
 
 
-def _memory_mib() -> float:
-    """Resident sets of this process and of those that read for it."""
+def memory_mib() -> float:
+    """Resident sets of this process and of all that it and its children have started."""
+    return _of_all_processes(lambda process: process.memory_info().rss / 2**20)
+
+
+def _of_all_processes(amount: Callable[[psutil.Process], float]) -> float:
     this, total = psutil.Process(), 0.0
-    for process in [this, *this.children()]:
+    for process in [this, *this.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            total += process.memory_info().rss / 2**20
+            total += amount(process)
     return total
 
 
 def _by_us(
     storage: dict[str, str], uris: Sequence[str], progress: Any, errors: list[str]
 ) -> Iterator[Spoken]:
-    from whisper_spark.engine.transcriber import AudioFile
+    from whisper_spark.audio.files import AudioFile
     from whisper_spark.storage.objects import ObjectStorage
 
     for transcript in _here.engine.transcribe(map(AudioFile, uris), ObjectStorage(storage), progress):

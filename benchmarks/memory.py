@@ -4,31 +4,32 @@
     .venv/bin/python benchmarks/memory.py --constant --speech 0.6   the same of talk, without the model
     .venv/bin/python benchmarks/memory.py --speech 0.25 11 60       other lengths, in minutes
 
-Each length runs in a process of its own. The file repeats recorded prompts with pauses between. ``--speech``
-is the share of speech in it; the default is low, because the time of a run is that of its speech, while its
-memory is not. ``--constant`` replaces CTranslate2's model by one that answers every window with the same
-sentence at once, so that everything around the model can be measured with many windows; nothing is
-transcribed then. The ``transcript`` column is the time from windows' texts to segments, scores and flags.
+Each length runs in a Python of its own; its memory is that of all processes together. The file repeats
+recorded prompts with pauses between. ``--speech`` is the share of speech in it; the default is low, because
+the time of a run is that of its speech, while its memory is not. ``--constant`` replaces CTranslate2's model
+by one that answers every window with the same sentence at once, so that everything around the model can be
+measured with many windows; nothing is transcribed then. The ``transcript`` column is the time from windows'
+texts to segments, scores and flags.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 import wave
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from measure import measure
 from note import table, write_block
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,7 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
 MINUTES = (11, 60, 180, 660)
 MOST_MIB = 300
+TIMEOUT_S = 3_600.0
 """What the longest file may need more than the shortest."""
 
 COLUMNS = ("minutes", "windows", "words", "wall s", "x real time", "peak MiB")
@@ -105,21 +107,31 @@ class ConstantModel:
         ]
 
 
+def constant_engine(options: Any, storage: Mapping[str, str] | None = None) -> Any:
+    """The engine with a :class:`ConstantModel`, in the process that the engine has for itself."""
+    from whisper_spark.decoding import decoder
+    from whisper_spark.engine.transcriber import get_engine
+
+    decoder.load_weights = lambda folder, *_: ConstantModel(folder)
+    return get_engine(options, storage)
+
+
 def run_one(path: str, constant: bool) -> None:
-    """Transcribe one file and print what that took, as JSON."""
+    """Transcribe one file, and write what that took beside it as JSON."""
     from assemble_model import assemble
 
     from whisper_spark import WhisperOptions
-    from whisper_spark.decoding import decoder
-    from whisper_spark.engine.transcriber import AudioFile, Engine
+    from whisper_spark.audio.files import AudioFile
+    from whisper_spark.engine.isolated import IsolatedEngine
     from whisper_spark.progress.counters import Progress
+    from whisper_spark.storage.objects import ObjectStorage
 
-    if constant:
-        decoder.load_weights = lambda folder, *_: ConstantModel(folder)
-    engine = Engine(WhisperOptions(model=str(assemble()), language="en"))
-    progress = Progress()
+    options = WhisperOptions(model=str(assemble()), language="en")
+    engine = IsolatedEngine(options, engine="memory:constant_engine" if constant else None)
+    storage, progress = ObjectStorage(), Progress()
+    list(engine.transcribe([], storage))  # loads the model
     started = time.monotonic()
-    [transcript] = engine.transcribe([AudioFile(f"file://{path}")], progress=progress)
+    [transcript] = engine.transcribe([AudioFile(f"file://{path}")], storage, progress)
     end = progress.snapshot()
     found = {
         "minutes": round((transcript.duration_s or 0) / 60, 1),
@@ -127,10 +139,10 @@ def run_one(path: str, constant: bool) -> None:
         "words": len((transcript.text or "").split()),
         "wall s": round(time.monotonic() - started, 1),
         "x real time": round((transcript.duration_s or 0) / (time.monotonic() - started), 1),
-        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     hours = (transcript.duration_s or 1) / 3600
-    print(json.dumps(found | {name: round(end.stages[key] / hours, 2) for name, key in STAGES.items()}))
+    found |= {name: round(end.stages[key] / hours, 2) for name, key in STAGES.items()}
+    Path(path).with_suffix(".json").write_text(json.dumps(found))
 
 
 def main() -> None:
@@ -155,7 +167,9 @@ def main() -> None:
             make_file(path, minutes, arguments.speech)
             command = [sys.executable, __file__, "--one", str(path)]
             command += ["--constant"] if arguments.constant else []
-            found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+            measured = measure(command, os.environ, path.with_suffix(".log"), TIMEOUT_S)
+            row = json.loads(path.with_suffix(".json").read_text())
+            found.append(row | {"peak MiB": round(measured.peak_mib)})
             print(found[-1], flush=True)
             path.unlink()
     more = found[-1]["peak MiB"] - found[0]["peak MiB"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpus import FRAME, Reference, trimmed
+from gpu_process import memory_mib, processor_seconds
 from measure import RunError, measure
 from recordings import RATE, Span
 from scoring import (
@@ -108,6 +109,25 @@ def test_processes_of_processes_are_measured(tmp_path: Path) -> None:
     measured = measure(command, dict(os.environ), tmp_path / "log", timeout_s=60)
     assert measured.cpu_s > 0.6
     assert measured.peak_mib > 100
+
+
+def test_processes_of_processes_count_while_they_run_and_after_that() -> None:
+    burn = (
+        "import time, os\nb = bytearray(os.urandom(1 << 20)) * 100\nwhile time.process_time() < 0.5: pass\n"
+        "print('burnt', flush=True)\ninput()"
+    )
+    command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    seconds, mib = processor_seconds(), memory_mib()
+    with subprocess.Popen(
+        [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"burnt\n"
+        assert processor_seconds() - seconds > 0.45
+        assert memory_mib() - mib > 100
+        process.communicate(b"\n")
+    assert processor_seconds() - seconds > 0.45
+    assert memory_mib() - mib < 100
 
 
 def test_measuring_leaves_other_processes_alone(tmp_path: Path) -> None:
