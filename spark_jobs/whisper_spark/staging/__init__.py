@@ -1,5 +1,5 @@
-"""What a run leaves in staging: rows that are durable while the job runs, and its result.
+"""The files of a run in staging: rows, which are written while the job runs, and its result.
 
-The Airflow side reads both. File names and ``result.json`` are a format: read what older releases wrote,
-and ignore fields of later ones.
+The Airflow side reads both. File names and ``result.json`` are a stable format: code here must read the files
+of older releases, and ignore fields of later ones.
 """

@@ -1,4 +1,4 @@
-"""A run's result, and the files of staged rows that it names."""
+"""The result of a run, and the files of staged rows that it lists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROW_FILE = re.compile(r"^(?P<origin>part|reused|kept)-.*-n(?P<rows>\d+)\.parque
 
 
 class StagingError(RuntimeError):
-    """Staging does not hold what it should. The message names the run and says what to do."""
+    """Staging is incomplete or inconsistent. The message names the run and says what to do."""
 
 
 # --- result ------------------------------------------------------------------------------------------
@@ -35,25 +35,28 @@ class StagedFile:
     bytes: int
 
     def check_kinds(self) -> None:
-        """:raises TypeError: when a field holds something else, because the file was written by hand."""
+        """Check the types of the fields, which are wrong if ``result.json`` was edited by hand.
+
+        :raises TypeError: when a field has another type.
+        """
         if not (isinstance(self.uri, str) and type(self.rows) is int and type(self.bytes) is int):
             raise TypeError(f"{self} is no staged file")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What one run left in staging. ``RUN/result.json``, written after everything it speaks of.
+    """The content of ``RUN/result.json``, which is written after all files that it lists.
 
     :param manifest_uri: manifest of the run.
     :param manifest_id: the same as :attr:`Run.manifest_id`.
-    :param fingerprint: of the options that the rows were made with.
-    :param attempt_id: chosen by whoever started the job, to recognise the result of this very job run.
-    :param staged: every file of staged rows; together they hold exactly one row per manifest row.
+    :param fingerprint: fingerprint of the options that the rows were made with.
+    :param attempt_id: chosen by the caller that started the job, to identify the result of its job run.
+    :param staged: the files of staged rows, which together hold exactly one row per manifest row.
     :param files: rows in the manifest.
     :param ok: rows with a transcript.
     :param errors: rows with an error.
     :param error_codes: rows per error code.
-    :param retryable: errors that may pass and may be tried again: another job run on this manifest does so.
+    :param retryable: transient errors with tries left, which another job run on this manifest tries again.
     :param languages: transcripts per language.
     :param audio_seconds: seconds of audio in all rows.
     :param speech_seconds: seconds of detected speech in all rows.
@@ -61,19 +64,19 @@ class RunResult:
     :param resumed: rows that earlier job runs of this manifest had staged.
     :param reused: rows taken from other runs of the same partition and options.
     :param transcribed_audio_seconds: seconds of audio that this job run transcribed.
-    :param transcribe_seconds: wall time of that, in seconds, model loading included.
+    :param transcribe_seconds: wall time of the transcription in seconds, including loading the model.
     :param real_time_factor: ``transcribed_audio_seconds / transcribe_seconds``: seconds of audio per
-        second of wall time, the whole cluster together. ``None`` when nothing was transcribed.
+        second of wall time for the whole cluster. ``None`` when nothing was transcribed.
     :param windows: windows that this job run decoded.
     :param retried_windows: of these, how many were decoded more than once.
-    :param flags: files that this job run transcribed for each quality flag.
-    :param stage_seconds: seconds of all its threads together in each of :data:`progress.STAGES`.
-    :param device_busy: share of their time, 0 to 1, in which the threads of the device had work.
-        These five count tasks that ended well; ``None`` or nothing when no task did.
+    :param flags: files that this job run transcribed, by quality flag.
+    :param stage_seconds: seconds of all threads together in each of :data:`progress.STAGES`.
+    :param device_busy: share of their time, 0 to 1, in which the threads of the device had work. This field
+        and the four before it count only successful tasks; it is ``None`` without any.
     :param wall_seconds: from the start of the job to this result, in seconds.
-    :param spark_app_id: ``None`` when there was nothing to do for Spark.
-    :param engine_version: of the rows; ``None`` without rows.
-    :param finished_at: ISO 8601, UTC.
+    :param spark_app_id: id of the Spark application.
+    :param engine_version: value of the column in the rows; ``None`` without rows.
+    :param finished_at: time in ISO 8601, UTC.
     """
 
     manifest_uri: str
@@ -113,7 +116,9 @@ class RunResult:
     def from_json(cls, text: str | bytes) -> RunResult:
         """The inverse of :meth:`to_json`.
 
-        :raises ValueError: when the text is no result. Fields of later releases are ignored.
+        Fields of later releases are ignored.
+
+        :raises ValueError: when the text is not a result.
         """
         try:
             values = json.loads(text)
@@ -131,7 +136,7 @@ def read_result(run: Run, storage: ObjectStorage) -> RunResult:
     """The result of a run.
 
     :raises ObjectNotFound: when the job has not finished yet.
-    :raises StagingError: when the result is of another manifest, or not readable.
+    :raises StagingError: when the result belongs to another manifest, or cannot be parsed.
     """
     try:
         result = RunResult.from_json(storage.read_bytes(run.result_uri))
@@ -146,10 +151,10 @@ def read_result(run: Run, storage: ObjectStorage) -> RunResult:
 
 
 def complete_result(run: Run, storage: ObjectStorage) -> RunResult | None:
-    """The result of a run whose staged files are all in place, else ``None``.
+    """The result of a run if all staged files that it lists exist, else ``None``.
 
-    Looks at the files, because a result alone proves nothing once a lifecycle rule or a person has tidied up
-    staging. What else lies beside them, for instance of another job on the same run, does not matter.
+    Lists the files, because a lifecycle rule or a user may have deleted some of them. Other files in the
+    folder, for instance of another job on the same run, are ignored.
     """
     from whisper_spark.storage.objects import ObjectNotFound
 
@@ -162,16 +167,16 @@ def complete_result(run: Run, storage: ObjectStorage) -> RunResult | None:
 
 
 def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
-    """The complete result of a run on which there is nothing left to do, else ``None``.
+    """The complete result of a run if nothing is left to do, else ``None``.
 
-    A run with errors that may pass and may still be tried is not finished.
+    A run that has transient errors with tries left is not finished.
     """
     result = complete_result(run, storage)
     return result if result is not None and not result.retryable else None
 
 
 def nothing_done(result: RunResult) -> RunResult:
-    """The result of a job run that found a finished run and had nothing to do."""
+    """The result of a job run on a finished run, which had nothing to do."""
     return dataclasses.replace(
         result,
         transcribed=0,
@@ -192,9 +197,9 @@ def nothing_done(result: RunResult) -> RunResult:
 
 
 def staged_files(storage: ObjectStorage, folder_uri: str) -> list[StagedFile]:
-    """All files of staged rows below a folder, sorted by URI. Empty when there is no such folder.
+    """All files of staged rows below a folder, sorted by URI. Empty when the folder does not exist.
 
-    Row counts come from the names, so that this costs one listing and no reads.
+    Row counts are part of the file names, so that this takes one listing and no reads.
     """
     files = []
     for batch in storage.list(folder_uri):
@@ -210,7 +215,7 @@ def staged_files(storage: ObjectStorage, folder_uri: str) -> list[StagedFile]:
 def staged_file_uri(rows_uri: str, origin: str, name: str, rows: int) -> str:
     """A new, unique URI for a file of staged rows.
 
-    :param origin: ``"part"`` for rows just transcribed, ``"reused"`` for rows of another run, ``"kept"``
-        for what is left of a file after superseded rows were taken out.
+    :param origin: ``"part"`` for transcribed rows, ``"reused"`` for rows copied from another run, ``"kept"``
+        for the rows of a file that remain after removing superseded ones.
     """
     return f"{rows_uri}/{origin}-{name}-{uuid.uuid4().hex[:12]}-n{rows}.parquet"

@@ -1,6 +1,6 @@
-"""Where finished work becomes durable: the rows, the result, and the files of one run in staging.
+"""Writes and reads the staged rows of a run.
 
-Knows Arrow and object storage, but neither Spark nor Airflow: both sides use it.
+Uses Arrow and object storage, but neither Spark nor Airflow: both sides use it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 60.0
-"""A killed task loses what it finished in at most this many seconds."""
+"""Seconds after which finished rows are written at the latest. A killed task loses at most this much work."""
 
 FLUSH_BYTES = 32 * 1024 * 1024
-"""Rows are written earlier once they take this many bytes of memory (Arrow, uncompressed)."""
+"""Rows are written at once when they take this many bytes of memory (Arrow, uncompressed)."""
 
-# A batch takes 45 kB besides its data with these nested columns, so that single rows are soon joined.
+# A batch with these nested columns takes 45 kB in addition to its data, so batches of one row are joined when
+# there are _SINGLE_ROWS of them.
 _BATCH_BYTES = 48 * 1024
 _SINGLE_ROWS = 256
 
@@ -46,7 +47,7 @@ INDEX_COLUMNS: tuple[str, ...] = (
     "engine_version",
     "transcribed_at",
 )
-"""What can be learned about staged rows without reading their text."""
+"""Columns of staged rows that are read without the text."""
 
 
 def write_table(storage: ObjectStorage, uri: str, table: pa.Table) -> int:
@@ -55,7 +56,7 @@ def write_table(storage: ObjectStorage, uri: str, table: pa.Table) -> int:
     import pyarrow.parquet as pq
 
     buffer = pa.BufferOutputStream()
-    # With checksums, because a flipped byte in a page may still unpack: to other words.
+    # With checksums, because a damaged page may still decompress, to other text.
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     data = buffer.getvalue()
     storage.write_bytes(uri, data.to_pybytes())
@@ -66,7 +67,7 @@ def write_table(storage: ObjectStorage, uri: str, table: pa.Table) -> int:
 
 
 class StagedRows:
-    """Rows of one task on their way to staging: durable after ``flush_seconds`` at the latest.
+    """Writes the rows of one task to staging, each after ``flush_seconds`` at the latest.
 
     .. code-block:: python
 
@@ -74,13 +75,13 @@ class StagedRows:
             for transcript in engine.transcribe(files):
                 staged.add(transcript)
 
-    A thread writes what has gathered, so that a file that takes an hour does not hold back its
-    finished neighbours. Leaving the block writes the rest, also when it is left by an exception:
-    what is finished is paid for.
+    A thread writes the rows regularly, so that finished rows do not wait for a file that takes an hour. The
+    remaining rows are written at the end of the block, even after an exception, because finished work must
+    not be lost.
 
     :param origin, name: parts of the file names, see :func:`staged_file_uri`.
     :param flush_seconds: longest time that a row waits in memory, in seconds.
-    :param flush_bytes: rows are written at once when they take so many bytes of memory.
+    :param flush_bytes: rows are written at once when they take this many bytes of memory.
     """
 
     def __init__(
@@ -102,10 +103,11 @@ class StagedRows:
         self._written: list[StagedFile] = []
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_bytes = 0
-        # Single rows at the end of what waits.
+        # Number of batches with a single row at the end of _waiting.
         self._single = 0
-        # Guards the three above, never held during I/O.
+        # Guards the three attributes above; never held during I/O.
         self._lock = threading.Lock()
+        # Held while a file is written, so that only one thread writes at a time.
         self._writing = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._flush_regularly, name="staging", daemon=True)
@@ -125,12 +127,13 @@ class StagedRows:
         except Exception:
             if error is None:
                 raise
-            log.exception("finished rows could not be written either")  # the first error is the cause
+            # Logged only, because the first error is the cause and must be the one that is raised.
+            log.exception("finished rows could not be written either")
 
     def add(self, transcript: Transcript) -> None:
-        """Take one finished row.
+        """Add one finished row.
 
-        :raises StorageError: when too many rows wait already and still cannot be written.
+        :raises StorageError: when the rows exceed ``flush_bytes`` and cannot be written.
         """
         import pyarrow as pa
 
@@ -138,7 +141,7 @@ class StagedRows:
         self.add_batch(pa.RecordBatch.from_pylist([row], schema=self._schema))
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
-        """Take finished rows in the schema of the table. Raises as :meth:`add` does."""
+        """Add finished rows that have the schema of the table. Raises the same exceptions as :meth:`add`."""
         with self._lock:
             self._waiting.append(batch)
             self._waiting_bytes += batch.nbytes + _BATCH_BYTES
@@ -157,7 +160,7 @@ class StagedRows:
         self._single = 0
 
     def flush(self) -> None:
-        """Write everything that waits. Rows that cannot be written keep waiting.
+        """Write all rows that wait. After a failure they are kept for the next try.
 
         :raises StorageError: when staging cannot be written.
         """
@@ -176,7 +179,7 @@ class StagedRows:
                 written = write_table(self._storage, uri, table)
             except BaseException:
                 with self._lock:
-                    # The rows that came meanwhile are still the last ones.
+                    # Before the rows that were added meanwhile, so that _single still counts the last ones.
                     self._waiting = batches + self._waiting
                     self._waiting_bytes += size
                 raise
@@ -201,19 +204,19 @@ class StagedRows:
             try:
                 self.flush()
             except Exception as error:
-                # The next round, a full buffer or close() tries again; an outage of a minute costs nothing.
+                # Not fatal: the next round, a full buffer or close() tries again.
                 log.warning("finished rows could not be written yet: %s", error)
 
 
 def read_index(storage: ObjectStorage, uri: str) -> Iterator[pa.RecordBatch]:
     """:data:`INDEX_COLUMNS` of one file of staged rows, plus ``row`` (int32): the position in the file.
 
-    A damaged file has no rows, so that they are made again.
+    A damaged file gives no rows, so that its audio is transcribed again.
     """
     import pyarrow as pa
 
     try:
-        # Whole, because a file whose second half cannot be read is as good as none.
+        # Read the whole file first: if its second half is damaged, the first half must not be used.
         batches = list(_index_batches(storage, uri))
     except (pa.ArrowException, OSError, ValueError) as error:
         log.warning("%s is damaged, so its rows are made again: %s", uri, error)
@@ -256,7 +259,10 @@ def read_rows(
 
 
 def task_index(storage: ObjectStorage, rows_uri: str, name: str) -> dict[str, dict[str, Any]]:
-    """What a task of this name has staged before, by audio URI: a task that Spark tries again starts here."""
+    """The index rows that earlier attempts of a Spark task have staged, by audio URI.
+
+    :param name: name of the task in the file names; its attempts have the same.
+    """
     index: dict[str, dict[str, Any]] = {}
     for file in staged_files(storage, rows_uri):
         if file.uri.startswith(f"{rows_uri}/part-{name}-"):

@@ -1,5 +1,5 @@
-"""Objects by URI: list, read, write, delete, with one small hierarchy of errors for all stores.
+"""Lists, reads, writes and deletes objects by URI, with one hierarchy of errors for all object stores.
 
-A new store is added here and nowhere else. Knows no Airflow connection: it gets a mapping of settings.
-Secrets never reach a message.
+Add support for a new store here and nowhere else. This package does not know Airflow connections: it gets a
+mapping of settings. Error messages must never contain secrets.
 """

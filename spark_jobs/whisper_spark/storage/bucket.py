@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 MEMORY_SPOOL_BYTES = 32 * 1024 * 1024
-"""An open object is kept in memory up to this many bytes, and on disk beyond."""
+"""Size in bytes up to which an open object is kept in memory; larger ones are kept on disk."""
 
 _STREAM_CHUNK = 1024 * 1024
 
-# Objects in one answer to a listing. What is asked for at once is lost when one name of it is not plain.
+# Objects per page of a listing. A page that contains a key which is not plain is discarded as a whole.
 _PAGE = 1000
 
-# The most that S3 deletes in one request.
+# Maximum number of objects in one delete request of S3.
 _DELETE_CHUNK = 1000
 
-# More than this is uploaded in parts, because a single PUT holds the whole file in memory.
+# Larger files are uploaded in parts, because a single PUT keeps the whole file in memory.
 _SINGLE_PUT_BYTES = 64 * 1024 * 1024
 
-# A server that cannot write a character into its answer puts this one in its place.
+# The replacement character, which servers send for characters that they cannot encode.
 _REPLACEMENT = "\ufffd"
 
 
 class _NotPlain(Exception):  # noqa: N818 - reads as what happened
-    """A listing holds names that obstore does not show as they are."""
+    """A listing contains keys that obstore refuses or alters."""
 
 
 class Bucket:
     """A :class:`~whisper_spark.storage.backend.Backend` in S3, Google Cloud Storage or Azure.
 
-    Keys that obstore refuses (see :func:`~whisper_spark.storage.uris.is_plain`) are listed and read through
-    :mod:`whisper_spark.storage.raw_keys` in S3; in the other stores they end a listing with an error.
+    In S3, keys that obstore refuses (see :func:`~whisper_spark.storage.uris.is_plain`) are listed and read
+    with :mod:`whisper_spark.storage.raw_keys`. In other stores they make a listing fail.
     """
 
     def __init__(self, scheme: str, name: str, config: Mapping[str, str]) -> None:
@@ -68,7 +68,7 @@ class Bucket:
                 return
             except _NotPlain:
                 pass
-            # A page of raw keys, or more until obstore can go on after one of them.
+            # List pages with raw_keys until one ends with a key after which obstore can continue.
             while True:
                 page = raw_keys.list_page(self._name, self._config, prefix, last)
                 yield from self._readable(page.objects, unreadable)
@@ -81,7 +81,7 @@ class Bucket:
     def _plain_objects(
         self, prefix: str, chunk_size: int, after: str | None
     ) -> Iterator[tuple[ObjectInfo, str]]:
-        """Objects with their keys; those of folder markers have a slash at the end."""
+        """Objects with their keys. The key of a folder marker ends with a slash."""
         import obstore
 
         with self._noticing_names(prefix):
@@ -91,8 +91,8 @@ class Bucket:
                 if not all(self._is_shown(meta["path"]) for meta in chunk):
                     raise _NotPlain
                 for meta in chunk:
-                    # The client drops the slash at the end of a key: "folder/" arrives as an empty "folder",
-                    # which is not there when asked for.
+                    # obstore removes the slash at the end of a key: the folder marker "folder/" is listed as
+                    # an empty object "folder", which does not exist.
                     marker = not meta["size"] and not self._exists(meta["path"])
                     yield _info(self._root + meta["path"], meta), meta["path"] + ("/" if marker else "")
 
@@ -106,7 +106,7 @@ class Bucket:
                 unreadable(self._root + entry.key)
 
     def folders(self, prefix: str) -> list[str]:
-        """See :class:`Backend`. One request for each thousand folders."""
+        """See :class:`Backend`. Sends one request per thousand folders."""
         import obstore
 
         try:
@@ -134,7 +134,7 @@ class Bucket:
             raise _NotPlain from None
 
     def _is_shown(self, key: str) -> bool:
-        """Whether obstore shows a key as it is."""
+        """Whether obstore lists a key unaltered."""
         return self._scheme != "s3" or (is_plain(key) and _REPLACEMENT not in key)
 
     def _exists(self, path: str) -> bool:
@@ -145,7 +145,7 @@ class Bucket:
         except FileNotFoundError:
             return False
         except obstore.exceptions.BaseError as error:
-            # Whoever may list and not read: the files are told apart when they are read.
+            # The user may list objects but not read them. An object that is missing fails when it is read.
             if isinstance(error_of(self._root + path, error), ObjectForbidden):
                 return True
             raise
@@ -183,8 +183,8 @@ class Bucket:
     def _fetch(self, key: str, file: Any, etag: str | None) -> None:
         import obstore
 
-        # No If-Match: some S3 implementations answer it with 501. The etag comes with the same response
-        # as the bytes, so comparing it here is as good.
+        # No If-Match, because some S3 implementations answer it with 501. Comparing the etag here is
+        # equivalent, since it is in the same response as the content.
         result = obstore.get(*self._address(key))
         info = _info(self._root + key, result.meta)
         info.check_etag(etag)
@@ -196,7 +196,7 @@ class Bucket:
             raise StorageError(f"reading {info.uri} ended after {received} of {info.size} bytes; try again")
 
     def _address(self, key: str) -> tuple[ObjectStore, str]:
-        """A client, and the path by which it finds an object."""
+        """A client, and the path with which that client addresses an object."""
         if is_plain(key.removesuffix("/")):
             return self._store, key
         if self._scheme != "s3" or not raw_keys.can_be_read(key):
@@ -208,8 +208,8 @@ class Bucket:
     def write(self, key: str, data: bytes | Path, if_absent: bool) -> bool:
         """See :class:`Backend`.
 
-        Of several writers with ``if_absent`` one wins, up to 64 MiB; larger files go in parts, where the last
-        one to finish wins.
+        Of several concurrent writers with ``if_absent``, exactly one succeeds for files up to 64 MiB. Larger
+        files are uploaded in parts, and the last writer wins.
         """
         import obstore
 
@@ -243,7 +243,7 @@ class Bucket:
         try:
             obstore.delete(self._store, keys)
         except FileNotFoundError:
-            # Some stores stop at the first missing key: go on with the others one by one.
+            # Some stores stop at the first missing key: delete the others one by one.
             if len(keys) > 1:
                 for key in keys:
                     self._delete([key])

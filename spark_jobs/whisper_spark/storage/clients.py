@@ -1,7 +1,7 @@
-"""Clients of object stores: credentials, endpoints, timeouts and retries.
+"""Creates clients of object stores, with credentials, endpoints, timeouts and retries.
 
-A credential goes only to the endpoint that its configuration or the environment names, or to the cloud's own
-domain, and never to a host that stands in a URI.
+Credentials are sent only to the endpoint in their configuration or in the environment, or to the cloud's own
+domain, and never to a host in a URI.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from whisper_spark.storage.errors import StorageError
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Store
 
-# A store that does not answer is given up after about a minute. `timeout` covers a whole request with
-# its body, so it has to allow for large recordings; `read_timeout` is what notices a stalled transfer.
+# A request fails after about a minute without an answer. `timeout` limits a whole request with its body, so
+# it must allow for large recordings; `read_timeout` detects a stalled transfer.
 _CLIENT_OPTIONS: dict[str, Any] = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "30m"}
 _RETRY: dict[str, Any] = {
     "max_retries": 6,
@@ -31,7 +31,7 @@ _RETRY: dict[str, Any] = {
 _CONFIG_PREFIX = {"s3": "aws_", "gs": "google_", "az": "azure_", "abfss": "azure_"}
 _AWS_FILES = (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config"))
 
-# Where the client looks for an endpoint, in the configuration and in the environment.
+# Configuration keys and environment variables from which the client takes the endpoint.
 _ENDPOINTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "s3": (("aws_endpoint", "aws_endpoint_url"), ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")),
     "gs": (("google_base_url",), ("GOOGLE_BASE_URL",)),
@@ -41,7 +41,7 @@ _ENDPOINTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
-# Azure's own, of all its clouds: learn.microsoft.com/azure/storage/common/storage-account-overview
+# Storage domains of all Azure clouds: learn.microsoft.com/azure/storage/common/storage-account-overview
 # and .../azure/azure-government/compare-azure-government-global-azure.
 _AZURE_DOMAINS = (
     ".core.windows.net",
@@ -51,7 +51,7 @@ _AZURE_DOMAINS = (
     ".fabric.microsoft.com",
 )
 
-# Credentials of one storage account, as opposed to those of a person or an application.
+# Credentials that are valid for one storage account only, unlike those of a user or an application.
 _AZURE_ACCOUNT_CREDENTIALS = (
     "azure_storage_account_key",
     "azure_storage_access_key",
@@ -65,10 +65,10 @@ def object_store(scheme: str, bucket: str, config: Mapping[str, str]) -> ObjectS
     """A client for one bucket.
 
     :param scheme: ``s3``, ``gs``, ``az`` or ``abfss``.
-    :param bucket: for ``abfss`` it is ``CONTAINER@ACCOUNT.dfs.core.windows.net``.
+    :param bucket: name of the bucket; for ``abfss``, ``CONTAINER@ACCOUNT.dfs.core.windows.net``.
     :param config: see :class:`whisper_spark.storage.objects.ObjectStorage`.
-    :raises StorageError: for a host that is neither Azure's nor the configuration's, or an endpoint that is
-        not a URL.
+    :raises StorageError: for a host that belongs neither to Azure nor to the configuration, and for an
+        endpoint that is not a URL.
     """
     from obstore.store import AzureStore, GCSStore
 
@@ -86,14 +86,14 @@ def object_store(scheme: str, bucket: str, config: Mapping[str, str]) -> ObjectS
 def s3_store_at(bucket: str, config: Mapping[str, str], address: str | None) -> S3Store:
     """A client for one bucket in S3.
 
-    :param address: what all requests go to, with their path at its end; ``None``: to the bucket.
+    :param address: URL to which the client appends the path of each request; ``None``: that of the bucket.
     """
     from obstore.store import S3Store
 
     own, common = _split_config("s3", config)
     endpoint = address
     if address is None and own.get("aws_virtual_hosted_style_request", "").lower() == "true":
-        # The client takes the endpoint for that of the bucket, then.
+        # With this setting the client expects an endpoint that includes the bucket.
         scheme, separator, host = (_endpoint("s3", own) or "").partition("://")
         endpoint = f"{scheme}://{bucket}.{host}" if separator else None
     if endpoint:
@@ -104,7 +104,7 @@ def s3_store_at(bucket: str, config: Mapping[str, str], address: str | None) -> 
 
 
 def _split_config(scheme: str, config: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What of a configuration is for the store, and what every client gets."""
+    """Split a configuration into settings of the store and arguments that every client gets."""
     prefix = _CONFIG_PREFIX[scheme]
     own: dict[str, Any] = {k: v for k, v in config.items() if k.startswith(prefix)}
     client = _CLIENT_OPTIONS | {
@@ -118,9 +118,9 @@ def _split_config(scheme: str, config: Mapping[str, str]) -> tuple[dict[str, Any
 
 
 def _endpoint(scheme: str, own: Mapping[str, str]) -> str | None:
-    """The endpoint that the client will use, if it is not the cloud's own.
+    """The endpoint that the client will use; ``None`` for that of the cloud.
 
-    :raises StorageError: when it is not a URL: the client would end the thread.
+    :raises StorageError: when it is not a URL, with which the client would panic.
     """
     keys, variables = _ENDPOINTS["az" if scheme == "abfss" else scheme]
     found = [own[key] for key in keys if key in own]
@@ -131,7 +131,10 @@ def _endpoint(scheme: str, own: Mapping[str, str]) -> str | None:
 
 
 def check_endpoint(endpoint: str) -> None:
-    """:raises StorageError: unless it is a URL of a host."""
+    """Check that an endpoint is the URL of a host.
+
+    :raises StorageError: when it is not.
+    """
     try:
         parts = urlsplit(endpoint)
         valid = (
@@ -146,14 +149,14 @@ def check_endpoint(endpoint: str) -> None:
 
 
 def _without_user(endpoint: str) -> str:
-    # A password may stand before the @.
+    # The part before the @ may contain a password.
     return re.sub(r"//[^/]*@", "//***@", endpoint)
 
 
 def _azure_account(bucket: str, host: str, own: Mapping[str, str]) -> dict[str, str]:
-    """The configuration for the account that a URI names.
+    """The configuration for the storage account in a URI.
 
-    :raises StorageError: when credentials would go elsewhere than they are for.
+    :raises StorageError: when credentials would be sent to a host or account that they do not belong to.
     """
     account, _, domain = host.partition(".")
     endpoint = _endpoint("az", own)
@@ -180,10 +183,14 @@ def _azure_account(bucket: str, host: str, own: Mapping[str, str]) -> dict[str, 
 
 
 def _aws_credentials(own: dict[str, Any]) -> Any:
-    """Credentials that the client would not find by itself, else ``None``. Takes keys out of ``own``."""
+    """A provider of credentials that the client would not find itself, or ``None``.
+
+    Removes the credentials from ``own``.
+    """
     key = own.pop("aws_access_key_id", None)
     if key:
-        # As a set: the client would complete it with an AWS_SESSION_TOKEN from the environment.
+        # As a provider, because the client would add an AWS_SESSION_TOKEN from the environment to a plain
+        # key.
         secret, token = own.pop("aws_secret_access_key", ""), own.pop("aws_session_token", None) or None
         fixed = {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
         return lambda: fixed
@@ -195,6 +202,8 @@ def _aws_credentials(own: dict[str, Any]) -> Any:
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        return Boto3CredentialProvider()  # profiles, SSO included
+        # Supports all kinds of profiles, including SSO.
+        return Boto3CredentialProvider()
     except (ImportError, ValueError):
-        return None  # no boto3, or a profile without credentials: the instance role is next
+        # Without boto3, or with a profile without credentials, the client tries the instance role next.
+        return None

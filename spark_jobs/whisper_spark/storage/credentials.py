@@ -1,7 +1,8 @@
-"""How credentials travel from whoever submits the job to the executors.
+"""Passes credentials from the process that submits the job to the executors.
 
-They are Spark properties, given to ``spark-submit`` in a file that only its user can read, and from the
-driver on they are part of the tasks. They never are in an argument, an environment variable or a log.
+They are Spark properties in a file that only the submitting user can read and that ``spark-submit`` gets as
+its properties file; the driver then sends them to the executors with the tasks. They never appear in a
+command line, an environment variable or a log.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import json
 from collections.abc import Mapping
 
 SECRET_PREFIX = "spark.whisper.secret."  # noqa: S105 - the name of a property
-"""Start of the property names. ``secret`` in them makes Spark hide the values in its UI and event log."""
+"""Prefix of the property names. Because it contains ``secret``, Spark redacts the values in its UI and
+event log."""
 
 PLACES = ("source", "staging", "model")
-"""What credentials can be for: the audio, the staged rows, the model."""
+"""The storage locations that can have credentials of their own: audio, staged rows, model."""
 
 DEFAULT_REDACTION = "(?i)secret|password|token|access[.]?key"
-"""Spark's own ``spark.redaction.regex``: a property whose name matches is shown without its value."""
+"""Spark's default of ``spark.redaction.regex``: the value of a property whose name matches is redacted."""
 
 
 def to_properties(configs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Spark properties that carry obstore configurations, by place. Empty ones (ambient) are left out."""
+    """Spark properties for obstore configurations by place. Empty configurations are left out."""
     for place in configs:
         if place not in PLACES:
             raise ValueError(f"unknown place {place!r} for credentials: use one of {', '.join(PLACES)}")
@@ -34,9 +36,10 @@ def to_properties(configs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 
 def from_property(place: str, value: str | None) -> dict[str, str]:
-    """The configuration in one property; empty without a property: ambient credentials.
+    """The configuration in one property; empty without one, which means ambient credentials.
 
-    :raises ValueError: when the property is not what :func:`to_properties` makes. Does not repeat the value.
+    :raises ValueError: when the property is not in the form of :func:`to_properties`. The message does not
+        contain the value.
     """
     if not value:
         return {}
@@ -52,9 +55,9 @@ def from_property(place: str, value: str | None) -> dict[str, str]:
 
 
 def redaction_regex(configured: str | None) -> str | None:
-    """``spark.redaction.regex`` that also hides our properties, or ``None`` when the default will do."""
+    """A ``spark.redaction.regex`` that also covers these properties; ``None`` if the default does."""
     if not configured or configured == DEFAULT_REDACTION:
         return None
     ours = SECRET_PREFIX.replace(".", "[.]")
-    # (?i) and its like may stand only at the start of the whole expression.
+    # Ours goes last, because inline flags such as (?i) are allowed only at the start of an expression.
     return configured if ours in configured else f"{configured}|{ours}"

@@ -1,4 +1,4 @@
-"""What can go wrong with an object, whatever store it lies in."""
+"""The errors of object storage, and how those of clients and file systems are converted to them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from contextlib import contextmanager
 
 
 class StorageError(Exception):
-    """Reading or writing an object failed. The message names the URI and never a credential or endpoint."""
+    """Reading or writing an object failed. The message contains the URI, but no credential or endpoint."""
 
 
 class ObjectNotFound(StorageError):  # noqa: N818 - reads as what happened
-    """There is no such object, or no such bucket."""
+    """The object or the bucket does not exist."""
 
 
 class ObjectForbidden(StorageError):  # noqa: N818
-    """The store refused access: wrong, missing or insufficient credentials."""
+    """The store refused access because of wrong, missing or insufficient credentials."""
 
 
 class ObjectChanged(StorageError):  # noqa: N818
-    """The object is not the one that was listed: its etag differs."""
+    """The object was replaced after it was listed: its etag differs."""
 
 
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Errors of the client and of the file system as ours, free of endpoints and credentials.
+    """Convert errors of the client and the file system to :class:`StorageError`.
 
-    Its panics too, which are no ``Exception`` and would end a trigger.
+    The messages contain no endpoints and no credentials.
+    Panics of the client are converted as well: they are not an ``Exception`` and would end a trigger.
     """
     try:
         yield
@@ -43,11 +44,11 @@ def translated(uri: str) -> Iterator[None]:
         ours = error_of(uri, error)
         if ours is None:
             raise
-        # The original message may hold the endpoint or a signed URL.
+        # The original message may contain the endpoint or a signed URL.
         raise ours from None
     except BaseException as error:
-        # The client's, when it meets a setting that it did not foresee. Not an Exception, so it would end
-        # more than what asked for the object.
+        # The client panics on some invalid settings. A panic is not an Exception, so callers would not handle
+        # it.
         if type(error).__name__ != "PanicException":
             raise
         raise StorageError(
@@ -57,7 +58,7 @@ def translated(uri: str) -> Iterator[None]:
 
 
 def error_of_status(uri: str, code: int, text: str) -> StorageError:
-    """What an HTTP status and the body that came with it mean."""
+    """The error for an HTTP status and the body of its response."""
     if code in (401, 403):
         return ObjectForbidden(f"no permission to access {uri}: {_reason(text)}")
     if code == 404:
@@ -66,7 +67,7 @@ def error_of_status(uri: str, code: int, text: str) -> StorageError:
 
 
 def error_of(uri: str, error: Exception) -> StorageError | None:
-    """What an exception of the client means; ``None`` when it is not one."""
+    """The error for an exception of the client; ``None`` for other exceptions."""
     import obstore.exceptions as theirs
 
     text = str(error)
@@ -104,7 +105,7 @@ def _not_found(uri: str, text: str) -> ObjectNotFound:
 
 
 def _reason(text: str) -> str:
-    """The part of a client's message that helps, without URLs."""
+    """The informative part of a client's message, without URLs."""
     text = text.split("\n\nDebug source")[0]
     fields = re.search(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text, re.DOTALL)
     if fields:

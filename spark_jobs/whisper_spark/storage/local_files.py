@@ -1,4 +1,4 @@
-"""Local files with the manners of an object store: whole files appear at once, or not at all."""
+"""Local files with the semantics of an object store: a file is written atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COPY_CHUNK = 1024 * 1024
 
 
 class LocalFiles:
-    """The :class:`~whisper_spark.storage.backend.Backend` of this machine's file systems."""
+    """The :class:`~whisper_spark.storage.backend.Backend` for local file systems."""
 
     def objects(
         self, prefix: str, chunk_size: int, unreadable: Callable[[str], None]
@@ -87,25 +87,26 @@ def _uri(path: str) -> str:
 
 
 def _info(path: str, stat: os.stat_result) -> ObjectInfo:
-    # Time and size, but not the inode: a network mount may number it differently on each host.
+    # From time and size, but not the inode: on a network mount it may differ from host to host.
     etag = f"{stat.st_mtime_ns // 1000:x}-{stat.st_size:x}"
     return ObjectInfo(_uri(path), stat.st_size, etag, datetime.fromtimestamp(stat.st_mtime, UTC))
 
 
 @dataclass
 class Outcome:
-    """Whether :func:`publishing` wrote the file. Known when its block has ended."""
+    """Whether :func:`publishing` wrote the file. Known at the end of its block."""
 
     written: bool = False
 
 
 def walk(folder: str, unreadable: Callable[[str], None]) -> Iterator[tuple[str, os.stat_result]]:
-    """All files below a folder, with symbolic links followed. A folder that does not exist is empty.
+    """All files below a folder; follows symbolic links. A folder that does not exist is empty.
 
-    :param unreadable: gets the path of each file or folder whose name is not UTF-8, which no table can hold.
-    :raises PermissionError: for a folder that may not be listed.
+    :param unreadable: called with the path of each file or folder whose name is not UTF-8, because such a
+        name cannot be stored in a table.
+    :raises PermissionError: when a folder may not be listed.
     """
-    # Folders still to visit, each with the folders that lead to it, to notice links that go in circles.
+    # Folders to visit, each with its parents, in order to detect cyclic links.
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder.rstrip("/") or "/", frozenset())]
     while waiting:
         path, parents = waiting.pop()
@@ -130,7 +131,8 @@ def walk(folder: str, unreadable: Callable[[str], None]) -> Iterator[tuple[str, 
 def _file(entry: os.DirEntry[str]) -> Iterator[tuple[str, os.stat_result]]:
     try:
         stat = entry.stat()
-    except FileNotFoundError:  # deleted meanwhile, or a link to nowhere
+    except FileNotFoundError:
+        # The file has been deleted, or is a broken link.
         return
     if stat_module.S_ISREG(stat.st_mode):
         yield entry.path, stat
@@ -143,13 +145,17 @@ def _is_temporary(name: str) -> bool:
 def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # of the surrogates that stand for other bytes
+    except UnicodeEncodeError:
+        # Python represents bytes that are not UTF-8 as surrogates, which cannot be encoded.
         return False
     return True
 
 
 def stat_file(path: str) -> os.stat_result:
-    """:raises FileNotFoundError: also when the path is a folder."""
+    """The status of a regular file.
+
+    :raises FileNotFoundError: also when the path is not a regular file, for example a folder.
+    """
     stat = os.stat(path)  # noqa: PTH116
     if not stat_module.S_ISREG(stat.st_mode):
         raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
@@ -157,9 +163,9 @@ def stat_file(path: str) -> os.stat_result:
 
 
 def open_file(path: str) -> BinaryIO:
-    """The file for reading.
+    """Open a regular file for reading.
 
-    :raises FileNotFoundError: also when the path is a folder or a pipe, which would block.
+    :raises FileNotFoundError: also for a folder, and for a pipe, which would block.
     """
     stat_file(path)
     return Path(path).open("rb")
@@ -167,16 +173,16 @@ def open_file(path: str) -> BinaryIO:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of ``path`` when the block ends without an error."""
+    """A file to write to. It replaces ``path`` when the block ends without an exception."""
     with publishing(path, if_absent=False) as (file, _):
         yield file
 
 
 @contextmanager
 def publishing(path: Path, if_absent: bool) -> Iterator[tuple[BinaryIO, Outcome]]:
-    """A file to write to that becomes ``path`` when the block ends without an error.
+    """A file to write to. It is moved to ``path`` when the block ends without an exception.
 
-    :param if_absent: a file that is there already stays, and ``Outcome.written`` is false.
+    :param if_absent: do not replace an existing file; ``Outcome.written`` is then false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}.tmp"
@@ -199,7 +205,7 @@ def _link(temporary: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        # A file system without hard links. Two writers in the same instant: the later one wins.
+        # The file system has no hard links. Of two writers at the same instant, the later one wins.
         if path.exists():
             return False
         temporary.replace(path)

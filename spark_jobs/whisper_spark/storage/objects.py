@@ -1,6 +1,6 @@
-"""Objects in S3, Google Cloud Storage, Azure and on local disks, read and written the same way.
+"""Access to objects in S3, Google Cloud Storage and Azure and on local disks with one class.
 
-URIs are raw, see :mod:`whisper_spark.storage.uris`.
+URIs are not percent-encoded, see :mod:`whisper_spark.storage.uris`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 LIST_CHUNK = 10_000
-"""Objects in one listing batch."""
+"""Default number of objects in one batch of a listing."""
 
 
 class ObjectStorage:
-    """All objects that one set of credentials can reach.
+    """Access to all objects that one set of credentials permits.
 
     .. code-block:: python
 
@@ -53,8 +53,8 @@ class ObjectStorage:
         for batch in storage.list("s3://calls/raw/"):
             ...
 
-    Safe to use from several threads. Not picklable: build it from its configuration where it is used. Every
-    method raises ``ValueError`` for a URI that is not supported.
+    Thread-safe. Not picklable: create it from its configuration where it is used. Every method raises
+    ``ValueError`` for a URI that is not supported.
 
     :param config: configuration keys of ``obstore`` with their prefix (``aws_access_key_id``,
         ``aws_endpoint``, ``google_service_account_key``, ``azure_storage_account_name``, ...), and HTTP
@@ -69,7 +69,7 @@ class ObjectStorage:
 
     @property
     def config(self) -> dict[str, str]:
-        """What it was built from. Holds secrets."""
+        """The configuration, which may contain secrets."""
         return dict(self._config)
 
     def list(
@@ -83,13 +83,13 @@ class ObjectStorage:
 
         Columns: ``audio_uri`` string, ``audio_etag`` string, ``audio_bytes`` int64, ``last_modified``
         timestamp[us, UTC]. Folder markers (keys that end in a slash) are left out. A local folder that
-        does not exist is empty, as it is in an object store.
+        does not exist is empty, as in an object store.
 
-        :param chunk_size: rows in a batch at most.
-        :param unreadable: gets the URI of each object that is left out because its name cannot be addressed:
-            it is not UTF-8 (local files), or has a ``.`` or ``..`` component (S3). The URI may hold anything,
-            so show it with ``repr``. ``None``: the log says how many there were.
-        :raises ObjectNotFound: when there is no such bucket.
+        :param chunk_size: maximum number of rows in a batch.
+        :param unreadable: called with the URI of each object that is left out because it cannot be addressed:
+            its name is not UTF-8 (local files), or has a ``.`` or ``..`` component (S3). Such a URI may
+            contain any character, so display its ``repr``. ``None``: the number of such objects is logged.
+        :raises ObjectNotFound: when the bucket does not exist.
         :raises StorageError: also, in Google Cloud Storage and Azure, when a name has an empty, ``.`` or
             ``..`` component or a control character.
         """
@@ -107,9 +107,9 @@ class ObjectStorage:
             log.warning("%s", names)
 
     def any_under(self, prefix_uri: str) -> bool:
-        """Whether there is at least one object below a folder. Asks for one page of the listing.
+        """Whether there is at least one object below a folder. Requests one page of the listing.
 
-        :raises ObjectNotFound: when there is no such bucket.
+        :raises ObjectNotFound: when the bucket does not exist.
         """
         return next(self._infos(prefix_uri, 1, lambda _: None), None) is not None
 
@@ -122,11 +122,12 @@ class ObjectStorage:
             yield from backend.objects(prefix, chunk_size, unreadable)
 
     def folders(self, prefix_uri: str) -> Sequence[str]:
-        """Names of the folders that lie directly in a folder; none in one that does not exist.
+        """Names of the direct subfolders of a folder; empty when the folder does not exist.
 
-        One request for each thousand of them.
+        Sends one request per thousand subfolders.
 
-        :raises ObjectNotFound: when there is no such bucket. :raises ObjectForbidden:
+        :raises ObjectNotFound: when the bucket does not exist.
+        :raises ObjectForbidden: when the store refuses access.
         """
         uri = _with_slash(prefix_uri)
         with translated(uri):
@@ -134,9 +135,11 @@ class ObjectStorage:
             return backend.folders(prefix)
 
     def info(self, uri: str) -> ObjectInfo:
-        """Size, etag and time of one object.
+        """The metadata of one object.
 
-        :raises ObjectNotFound: :raises ObjectForbidden: :raises StorageError:
+        :raises ObjectNotFound: when the object does not exist.
+        :raises ObjectForbidden: when the store refuses access.
+        :raises StorageError: for any other failure.
         """
         uri = normalise_uri(uri)
         with translated(uri):
@@ -144,7 +147,7 @@ class ObjectStorage:
             return backend.info(key)
 
     def exists(self, uri: str) -> bool:
-        """Whether there is such an object (a folder is none)."""
+        """Whether an object exists. Folders are not objects."""
         try:
             self.info(uri)
         except ObjectNotFound:
@@ -152,18 +155,20 @@ class ObjectStorage:
         return True
 
     def read_bytes(self, uri: str) -> bytes:
-        """The whole object. For small ones; :meth:`open` is for audio."""
+        """The content of a small object. Use :meth:`open` for audio."""
         with self.open(uri) as file:
             return file.read()
 
     def open(self, uri: str, *, etag: str | None = None) -> BinaryIO:
         """The object as a seekable file, from one consistent read of one version.
 
-        :param etag: as listed; another one raises :class:`ObjectChanged`.
-        :return: a spooled temporary file at position 0: in memory up to 32 MiB, then on disk. For local
-            files the file itself.
-        :raises ObjectChanged: :raises ObjectNotFound: :raises ObjectForbidden:
-        :raises StorageError: also when the transfer ended early.
+        :param etag: expected etag, from a listing.
+        :return: a spooled temporary file at position 0, which is in memory up to 32 MiB and on disk beyond.
+            For a local file, the file itself.
+        :raises ObjectChanged: when the object has another etag.
+        :raises ObjectNotFound: when the object does not exist.
+        :raises ObjectForbidden: when the store refuses access.
+        :raises StorageError: for any other failure, for example when the transfer ended early.
         """
         uri = normalise_uri(uri)
         with translated(uri):
@@ -171,13 +176,14 @@ class ObjectStorage:
             return backend.open(key, etag)
 
     def open_ranges(self, uri: str) -> BinaryIO:
-        """The object as a seekable file that fetches only what is read: for Parquet.
+        """The object as a seekable file that fetches only the ranges that are read, for Parquet.
 
-        Each read is a request of its own, and the object may be replaced between two of them: only for
-        objects that are never overwritten. :meth:`open` is for audio.
+        Each read is a separate request, and the object may be replaced between two of them. Use this only for
+        objects that are never overwritten, and :meth:`open` for audio.
 
-        :raises ObjectNotFound: :raises ObjectForbidden:
-        :raises StorageError: also from reading.
+        :raises ObjectNotFound: when the object does not exist.
+        :raises ObjectForbidden: when the store refuses access.
+        :raises StorageError: for any other failure; reading from the file raises it as well.
         """
         uri = normalise_uri(uri)
         with translated(uri):
@@ -185,9 +191,10 @@ class ObjectStorage:
             return backend.open_ranges(key)
 
     def download(self, uri: str, path: Path, *, etag: str | None = None) -> None:
-        """Copies an object into a local file, which appears complete or not at all.
+        """Copy an object to a local file, atomically.
 
-        :param etag: as listed; another one raises :class:`ObjectChanged`.
+        :param etag: expected etag, from a listing.
+        :raises ObjectChanged: when the object has another etag.
         """
         uri = normalise_uri(uri)
         with translated(uri):
@@ -195,18 +202,19 @@ class ObjectStorage:
             backend.download(key, path, etag)
 
     def write_bytes(self, uri: str, data: bytes, *, if_absent: bool = False) -> bool:
-        """Writes a small object, which appears complete or not at all.
+        """Write a small object, atomically.
 
-        :param if_absent: leave an object that is there already alone. Of several writers one wins.
+        :param if_absent: do not replace an existing object. Of several concurrent writers exactly one
+            succeeds.
         :return: whether it was written; ``False`` only with ``if_absent``.
         """
         return self._write(uri, data, if_absent)
 
     def upload(self, path: Path, uri: str, *, if_absent: bool = False) -> bool:
-        """Copies a local file into an object, which appears complete or not at all.
+        """Copy a local file to an object, atomically.
 
-        :param if_absent: leave an object that is there already alone. Of several writers one wins, up to
-            64 MiB; larger files go in parts, where the last one to finish wins.
+        :param if_absent: do not replace an existing object. Of several concurrent writers exactly one
+            succeeds for files up to 64 MiB; larger files are uploaded in parts, and the last writer wins.
         :return: whether it was written; ``False`` only with ``if_absent``.
         """
         return self._write(uri, path, if_absent)
@@ -218,7 +226,7 @@ class ObjectStorage:
             return backend.write(key, data, if_absent)
 
     def delete(self, uris: Iterable[str]) -> None:
-        """Deletes objects; those that are not there are none of its business."""
+        """Delete objects. Those that do not exist are ignored."""
         keys: dict[str, Any] = {}
         for uri in map(normalise_uri, uris):
             keys.setdefault("/".join(uri.split("/", 3)[:3]) + "/", []).append(uri)
@@ -230,7 +238,7 @@ class ObjectStorage:
     def _find(self, uri: str) -> tuple[Backend, str]:
         """The backend of a normalised URI, and the key in it."""
         scheme, name, key = split_uri(uri)
-        # Two threads may build the same backend at once; the loser is garbage, which costs nothing.
+        # No lock: two threads may create the same backend at once, and one of the two is garbage-collected.
         if (scheme, name) not in self._backends:
             self._backends[scheme, name] = (
                 LocalFiles() if scheme == "file" else Bucket(scheme, name, self._config)
@@ -239,15 +247,15 @@ class ObjectStorage:
 
 
 def _with_slash(uri: str) -> str:
-    # Not folder_uri: names that a store listed are listed again as they are.
+    # Not folder_uri, which refuses unusual folder names: those that a store lists must be accepted here.
     normal = normalise_uri(uri)
     return normal if normal.endswith("/") else normal + "/"
 
 
 class UnreadableNames:
-    """How many objects below a folder have names that cannot be addressed, with one of them as an example.
+    """Counts the objects below a folder whose names cannot be addressed, and keeps one as an example.
 
-    Its string form is a sentence for people.
+    ``str()`` returns a message about them.
 
     :param where: URI of the folder.
     """
@@ -258,7 +266,7 @@ class UnreadableNames:
         self.count = 0
 
     def add(self, uri: str) -> None:
-        """Counts one object."""
+        """Count one object."""
         self.count += 1
         self._example = self._example or uri
 

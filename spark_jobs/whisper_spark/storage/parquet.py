@@ -1,4 +1,4 @@
-"""Reading the Parquet files of a run: its manifest and its staged rows."""
+"""Reads the Parquet files of a run: its manifest and its staged rows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_parquet(uri: str, storage: ObjectStorage) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of which only what is asked for is fetched: the footer, some columns, a row group.
+    """Open a Parquet file. Only the parts that are read are fetched: the footer, some columns, a row group.
 
     .. code-block:: python
 
         with open_parquet(run.manifest_uri, storage) as file:
             for batch in file.iter_batches(batch_size=10_000): ...
 
-    :raises ValueError: when the object is no Parquet file.
+    :raises ValueError: when the object is not a Parquet file.
     :raises whisper_spark.storage.objects.StorageError: when it cannot be read.
     """
     import pyarrow as pa
@@ -33,17 +33,17 @@ def open_parquet(uri: str, storage: ObjectStorage) -> Iterator[pq.ParquetFile]:
         try:
             file = pq.ParquetFile(source, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            # Damaged metadata is an OSError, too.
+            # pyarrow also raises OSError for damaged metadata.
             raise ValueError(f"{uri} is no Parquet file: {error}") from None
         with file:
             yield file
 
 
 def read_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMetaData]:
-    """The run that a manifest describes, and the manifest's Parquet metadata. Reads only its footer.
+    """The run that a manifest describes, and the Parquet metadata of the manifest. Reads only the footer.
 
-    :raises whisper_spark.storage.objects.ObjectNotFound: when there is no such manifest.
-    :raises ValueError: when the file is no manifest.
+    :raises whisper_spark.storage.objects.ObjectNotFound: when the manifest does not exist.
+    :raises ValueError: when the file is not a manifest.
     """
     with open_parquet(uri, storage) as file:
         try:
@@ -53,5 +53,5 @@ def read_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMetaDat
 
 
 def read_run(uri: str, storage: ObjectStorage) -> Run:
-    """The run that a manifest describes; raises what :func:`read_manifest` does."""
+    """The run that a manifest describes. Raises the same exceptions as :func:`read_manifest`."""
     return read_manifest(uri, storage)[0]

@@ -1,4 +1,4 @@
-"""An object as a file that is fetched piece by piece."""
+"""A file object that fetches ranges of an object on demand."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class RangeFile(io.RawIOBase):
-    """A read-only seekable file over one object: each read is one range request.
+    """A read-only seekable file over one object. Each read is one range request.
 
-    :param uri: of the object, for messages.
-    :param size: of the object, in bytes.
+    :param uri: URI of the object, for messages.
+    :param size: size of the object, in bytes.
     """
 
     def __init__(self, store: ObjectStore, path: str, uri: str, size: int) -> None:
@@ -35,15 +35,15 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position in bytes; nothing is fetched."""
+        """Move to a position in bytes, without a request."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(base + offset, 0)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer from one request.
+        """Fill the buffer with one request.
 
-        :raises whisper_spark.storage.objects.StorageError: when the store does not deliver.
+        :raises whisper_spark.storage.objects.StorageError: when the request fails.
         """
         import obstore
 

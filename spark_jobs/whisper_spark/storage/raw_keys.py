@@ -1,11 +1,11 @@
-r"""Keys of S3 that obstore refuses or garbles: with control characters, or empty components.
+r"""Lists and reads S3 objects whose keys obstore refuses or alters: control characters, empty components.
 
-S3 takes ``calls//a.wav`` and ``two\nlines.wav`` for names like any other; obstore ends a listing that holds
-them with an error. Listings here ask for percent-encoded names (``encoding-type=url``).
+``calls//a.wav`` and ``two\nlines.wav`` are valid S3 keys, but obstore fails on a listing that contains them.
+Listings here request percent-encoded names (``encoding-type=url``).
 
-Listings and reads build on two facts: obstore takes an endpoint for virtual-hosted requests as it is, and S3
-ignores the query parameter ``x-id``. So an endpoint that ends in ``?x-id=`` leads to one address, whatever
-path is asked for.
+obstore still signs the requests and reads the objects. It appends the path to the endpoint of a
+virtual-hosted bucket, and S3 ignores the query parameter ``x-id``. So with an endpoint that ends in
+``?x-id=``, the path becomes the value of this parameter, and every request goes to the URL before it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 ANY_PATH = "object"
-"""The path to ask :func:`client_of` for; any would do."""
+"""The path to pass to clients of :func:`client_of`, which ignore it."""
 
 _SIGNED_FOR = timedelta(minutes=5)
 _TIMEOUT_SECONDS = 60
@@ -39,7 +39,7 @@ _TRIES = 4
 
 @dataclass(frozen=True, slots=True)
 class RawObject:
-    """One object of a listing. ``size`` in bytes, ``last_modified`` in UTC."""
+    """One object of a listing. ``size`` is in bytes, ``last_modified`` in UTC."""
 
     key: str
     size: int
@@ -49,26 +49,29 @@ class RawObject:
 
 @dataclass(frozen=True, slots=True)
 class RawPage:
-    """Some objects in the order of the store, and whether there are more after them."""
+    """One page of a listing: objects in the order of the store, and whether there are more pages."""
 
     objects: Sequence[RawObject]
     more: bool
 
 
 def can_be_read(key: str) -> bool:
-    """Whether a key can be part of a URL: ``.`` and ``..`` are resolved by every client on the way."""
+    """Whether an object with this key can be read.
+
+    ``.`` and ``..`` components cannot be addressed, because HTTP clients resolve them in URLs.
+    """
     return not key.endswith("/") and not {".", ".."} & set(key.split("/"))
 
 
 def client_of(bucket: str, config: Mapping[str, str], key: str) -> S3Store:
-    """A client that knows one object, whatever path it is asked for."""
+    """A client that accesses one object, whatever path it is given."""
     return s3_store_at(bucket, config, f"{_bucket_url(bucket, config)}/{quote(key)}?x-id=")
 
 
 def list_page(bucket: str, config: Mapping[str, str], prefix: str, start_after: str | None) -> RawPage:
-    """The first objects, up to a thousand, whose keys begin with a prefix and come after a key.
+    """Up to a thousand objects whose keys begin with ``prefix`` and come after ``start_after``.
 
-    :raises StorageError: when the store refuses or does not answer.
+    :raises StorageError: when the store refuses the request or does not answer.
     """
     page = next(_pages(bucket, config, {"prefix": prefix, "start-after": start_after or ""}))
     objects = [
@@ -84,9 +87,9 @@ def list_page(bucket: str, config: Mapping[str, str], prefix: str, start_after: 
 
 
 def list_folders(bucket: str, config: Mapping[str, str], prefix: str) -> list[str]:
-    """Names of the folders that lie directly below a prefix.
+    """Names of the direct subfolders of a prefix.
 
-    :raises StorageError: when the store refuses or does not answer.
+    :raises StorageError: when the store refuses the request or does not answer.
     """
     return [
         _name(page, item, "Prefix")[len(prefix) :].removesuffix("/")
@@ -104,7 +107,7 @@ def _pages(bucket: str, config: Mapping[str, str], query: dict[str, str]) -> Ite
     url = _bucket_url(bucket, config)
     query = {"list-type": "2", "encoding-type": "url", **{k: v for k, v in query.items() if v}}
     while True:
-        # Signed anew for each page: a listing may take longer than a signature, or a credential, is valid.
+        # Sign each page separately, because a signature or credential may expire during a long listing.
         address = _signed(s3_store_at(bucket, config, f"{url}?{urlencode(query, quote_via=quote)}&x-id="))
         page = _fetch(f"s3://{bucket}/{query.get('prefix', '')}", address, config)
         yield page
@@ -129,7 +132,8 @@ def _fetch(uri: str, address: str, config: Mapping[str, str]) -> ElementTree.Ele
     for attempt in range(1, _TRIES + 1):
         try:
             with opener.open(address, timeout=_TIMEOUT_SECONDS) as response:
-                return ElementTree.fromstring(response.read())  # noqa: S314 - of the store that we trust with more
+                # The XML comes from the store that also holds the audio, so it is trusted.
+                return ElementTree.fromstring(response.read())  # noqa: S314
         except ElementTree.ParseError as error:
             raise StorageError(f"cannot list {uri}: the store's answer is not XML: {error}") from None
         except urllib.error.HTTPError as error:

@@ -1,7 +1,7 @@
-"""One spelling for each place: URIs of folders and objects, in object stores and on local disks.
+"""Normalises URIs of folders and objects, in object stores and on local disks.
 
-URIs are raw: ``s3://bucket/`` plus the key exactly as the store has it, ``file://`` plus the absolute
-path. Nothing in them is percent-encoded, so ``a%20b.wav`` and ``a b.wav`` are two different files.
+A URI is ``s3://bucket/`` plus the exact key of the object, or ``file://`` plus an absolute path. Nothing in
+it is percent-encoded, so ``a%20b.wav`` and ``a b.wav`` are two different files.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import re
 _SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "abfss", "abfss": "abfss"}
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
 
-# What may stand between "://" and the next slash. Anything else could end up as a host, a port, a user or
-# a query in the address of a request.
+# Valid text between "://" and the next slash. Other characters could become a host, a port, a user or a query
+# in the URL of a request.
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9.-]*)?")
 
-# Names of which the client refuses to make an address, because HTTP or the store could read them differently.
+# Keys that the client refuses, because HTTP or the store could interpret them differently.
 _UNPLAIN = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}(/|$)")
 
 
@@ -26,11 +26,11 @@ def join_uri(base: str, *parts: str) -> str:
 
 
 def normalise_uri(uri: str) -> str:
-    """One spelling for each object: paths become ``file://``, ``s3a://`` becomes ``s3://``, ``gcs://`` ``gs://``.
+    """Normalise the URI of an object: a path becomes ``file://``, ``s3a://`` ``s3://``, ``gcs://`` ``gs://``.
 
     ``abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY`` becomes ``abfss://`` and keeps its account;
     ``abfs://CONTAINER/KEY`` becomes ``az://CONTAINER/KEY``, whose account comes from the configuration.
-    A slash at the end is kept. For folders there is :func:`folder_uri`, which is stricter.
+    A slash at the end is kept. Use :func:`folder_uri`, which is stricter, for folders.
 
     :raises ValueError: for a scheme that is not supported, or a URI without a bucket.
     """
@@ -50,10 +50,10 @@ def normalise_uri(uri: str) -> str:
 
 
 def folder_uri(uri: str) -> str:
-    """One spelling for each folder: as :func:`normalise_uri`, with exactly one slash at the end.
+    """Normalise the URI of a folder: as :func:`normalise_uri`, with exactly one slash at the end.
 
-    For sources, staging and models. ``s3://bucket//raw/`` and ``s3://bucket/raw//`` are refused: in an object
-    store they are other places than ``s3://bucket/raw/``, and hardly ever meant.
+    For sources, staging and models. ``s3://bucket//raw/`` and ``s3://bucket/raw//`` are refused: an object
+    store treats them as other folders than ``s3://bucket/raw/``, which is rarely intended.
 
     :raises ValueError: also for a path with an empty, ``.`` or ``..`` component or a control character.
     """
@@ -70,12 +70,12 @@ def folder_uri(uri: str) -> str:
 
 
 def split_uri(uri: str) -> tuple[str, str, str]:
-    """Scheme, bucket and key.
+    """Split a URI into scheme, bucket and key.
 
-    The bucket of ``abfss`` is ``CONTAINER@HOST``. That of ``file`` is empty, and its key lacks the slash
-    at the start.
+    The bucket of ``abfss`` is ``CONTAINER@HOST``. The bucket of ``file`` is empty, and the key is the path
+    without its first slash.
 
-    :raises ValueError: for a scheme that is not supported, no bucket, or one that cannot be a bucket's name.
+    :raises ValueError: for a scheme that is not supported, and for a missing or invalid bucket name.
     """
     match = _URI.fullmatch(uri)
     scheme = match.group(1).lower() if match else ""
@@ -97,8 +97,8 @@ def split_uri(uri: str) -> tuple[str, str, str]:
 
 
 def is_plain(key: str) -> bool:
-    """Whether all clients make the same address of a key: no control characters, ``//``, ``.`` nor ``..``."""
-    # Almost all keys of a listing pass this, in a quarter of the time.
+    """Whether all clients address a key alike: no control characters, no empty, ``.`` or ``..`` part."""
+    # A fast path for almost all keys of a listing, which takes a quarter of the time of the expression.
     if (
         key
         and key.isprintable()
@@ -117,6 +117,6 @@ def _local_uri(path: str) -> str:
     absolute = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - Path has no abspath
     if os.name == "nt":
         absolute = "/" + absolute.replace("\\", "/")
-    # A path may start with two slashes, which abspath keeps and Linux does not tell from one.
+    # abspath keeps two slashes at the start of a path, which mean the same as one on Linux.
     absolute = "/" + absolute.lstrip("/")
     return "file://" + absolute + ("/" if path.endswith("/") and absolute != "/" else "")
