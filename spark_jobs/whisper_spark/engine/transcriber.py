@@ -7,8 +7,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.resources import files as resources
-from io import BytesIO
 
 from threadpoolctl import threadpool_limits
 
@@ -26,6 +24,7 @@ from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.engine.malloc import keep_freed_memory, release_freed_memory
 from whisper_spark.engine.pipeline import Pipeline
 from whisper_spark.engine.readers import MOST_READERS, reader_processes
+from whisper_spark.engine.self_test import self_test
 from whisper_spark.engine.version import engine_version
 from whisper_spark.engine.work import FileWork
 from whisper_spark.progress.counters import Progress, stage
@@ -40,10 +39,6 @@ _SPACELESS = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 
 _MESSAGE_CHARS = 500
 # Enough for the reason; a whole FFmpeg report in every row is not.
-
-_CLIP = "he_was_not_an_ill_disposed_young_man.flac"
-_CLIP_WORDS = frozenset({"not", "ill", "disposed", "young", "man"})
-# LibriVox recording of "Sense and Sensibility" (public domain), 2.5 seconds.
 
 
 class Engine:
@@ -62,7 +57,7 @@ class Engine:
         if device.kind == "cpu":
             keep_freed_memory()
         self._decoder = WindowDecoder(options, folder, device)
-        self._self_test()
+        self_test(self._decoder, options)
         log.info("%s loaded on %s", options.model, device.name)
 
     def transcribe(
@@ -140,38 +135,6 @@ class Engine:
             quality_flags=_engine_flags(work, spoken),
         )
         return replace(transcript, quality_flags=quality_flags(transcript, self.options))
-
-    def _self_test(self) -> None:
-        """Decode a known clip: some drivers make CTranslate2 return empty text without any error.
-
-        CTranslate2 issue 1978 and WhisperLiveKit pull request 384 describe such hosts.
-        """
-        clip = AudioFile("self-test", language="en")
-        data = (resources("whisper_spark") / "assets" / _CLIP).read_bytes()
-        # Nothing that the user's options refuse, but with the voice detector if they want one: one that is
-        # broken would turn every file into an error.
-        plain = WhisperOptions(model=self.options.model, vad=self.options.vad)
-        reader = FileReader(plain, self._decoder.features, lambda _: (BytesIO(data), len(data)))
-        works = list(Pipeline([clip], self._decoder, plain, [reader]))
-        text = " ".join(text.text for work in works for text in work.texts)
-        problem = None
-        if works and works[0].error:
-            problem = f"it failed: {works[0].error.message}"
-        elif not text.strip():
-            problem = "it gave no text at all"
-        elif self._decoder.device.kind == "cuda" and not _heard(text):
-            problem = f"it heard {text[:100]!r}"
-        if problem:
-            raise UnusableDeviceError(
-                f"the self-test of {self.options.model} on {self._decoder.device.name} failed: {problem}. "
-                "On a GPU this means a driver older than CTranslate2 needs (570 for H100), or memory that "
-                "another process holds"
-            )
-
-
-def _heard(text: str) -> bool:
-    words = {word.strip(".,!?").lower() for word in text.split()}
-    return len(words & _CLIP_WORDS) >= 2 or not text.isascii()  # a model tuned to another script is no fault
 
 
 def _segments(text: WindowText, channel: int | None) -> Iterator[Segment]:
