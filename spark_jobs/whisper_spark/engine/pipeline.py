@@ -240,7 +240,7 @@ class Pipeline:
                 raise UnusableDeviceError(f"{self._decoder.device.name} failed: {error}") from error
             if len(batch) > 1:
                 log.warning("a batch of %d windows failed (%s): decoding it in halves", len(batch), error)
-                if _is_out_of_memory(error):
+                if is_out_of_memory(error):
                     with self._state:  # or every full batch would fail first
                         self._ready.shrink(len(batch) * batch[0].key[1] // 2)
                 for half in _halves(batch):
@@ -377,11 +377,12 @@ def _device_is_lost(error: Exception) -> bool:
     return ("cuda" in message or "cublas" in message) and "out of memory" not in message
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a batch failed for lack of memory, so that a smaller one may do."""
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def _decoding_error(error: Exception) -> FileError:
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return FileError("out_of_memory", "the device ran out of memory for a single window")
     return FileError("internal", f"{type(error).__name__}: {error}"[:500])
