@@ -1,4 +1,5 @@
-"""Many files -> batches across files -> transcripts, in one process.
+"""The engine: reads many files, batches their windows across files, and returns one transcript per file.
 
-The order in which files finish, and how windows share batches, is decided here and nowhere else.
+Change here how files are read ahead, how windows are batched and in which order files finish, and how a crash
+of the engine's process is handled. How a batch is decoded belongs to ``decoding``.
 """

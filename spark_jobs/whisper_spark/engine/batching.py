@@ -1,4 +1,4 @@
-"""The batches that windows form."""
+"""Groups windows into batches."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.engine.work import Key, QueuedWindow
 
-# Then a window goes even if its batch is not full: its file cannot be saved before. On two cores half a
-# minute of work waits at any time: with less, the oldest would go first always, in batches half full.
+# A window that has waited this long is decoded next even if its batch is not full, because its file cannot
+# finish without it. On two cores about half a minute of work waits at any time: with a shorter limit, the
+# oldest windows would always be next, in half-full batches.
 _LONGEST_WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Group:
-    """Windows that must share a batch, and since when they wait for it."""
+    """Windows that must be in the same batch, and the time since which they wait."""
 
     windows: Sequence[QueuedWindow]
     since: float = field(default_factory=time.monotonic)
@@ -31,28 +32,33 @@ class _Group:
 
 
 class Batches:
-    """Windows that wait for the device, and the choice of those that go next. Not thread-safe.
+    """The windows that wait for the device. Chooses the next batch. Not thread-safe.
 
-    :param room: frames of context that a batch may hold.
+    :param room: maximum size of a batch, in frames of context.
     """
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._ready: list[_Group] = []  # oldest first
+        # Oldest first.
+        self._ready: list[_Group] = []
 
     def __bool__(self) -> bool:
         return bool(self._ready)
 
     def shrink(self, frames: int) -> None:
-        """Let batches hold no more than so many frames of context from now on, and at least one window."""
+        """Limit batches to this many frames of context from now on, but at least to one window."""
         self._room = min(self._room, max(frames, FULL_FRAMES))
 
     def add(self, windows: Sequence[QueuedWindow]) -> None:
-        """Windows that must travel together."""
+        """Add windows that must be in the same batch."""
         self._ready.append(_Group(windows))
 
     def best(self) -> tuple[Key | None, bool]:
-        """What most windows wait for, and whether they fill a batch; or what has waited too long."""
+        """The key of the next batch, and whether to decode it now.
+
+        It is the key with the most frames waiting, and ready when these fill a batch. The key of a window
+        that has waited too long goes first and is always ready.
+        """
         if self._ready and time.monotonic() - self._ready[0].since > _LONGEST_WAIT_SECONDS:
             return self._ready[0].key, True
         frames: dict[Key, int] = {}
@@ -64,14 +70,15 @@ class Batches:
         return key, frames[key] + key[1] > self._room
 
     def take(self, key: Key, shares: int = 1) -> list[QueuedWindow]:
-        """As many of these windows as fit into a batch, at least one group.
+        """Take a batch: as many windows with this key as fit, at least one group.
 
-        :param shares: take no more than one of so many equal parts of all that waits.
+        :param shares: take at most this fraction (1 / ``shares``) of all waiting frames.
         """
         batch: list[QueuedWindow] = []
         left: list[_Group] = []
         waiting = sum(group.frames for group in self._ready)
-        share = -(-waiting // (shares * key[1])) * key[1]  # whole windows
+        # Rounded up to whole windows.
+        share = -(-waiting // (shares * key[1])) * key[1]
         room = min(self._room, share)
         for group in self._ready:
             fits = not batch or len(batch) * key[1] + group.frames <= room

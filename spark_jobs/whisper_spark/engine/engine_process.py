@@ -1,7 +1,7 @@
-"""The engine in a process of its own, and the messages between it and the process that wants transcripts.
+"""Runs the engine in its own process, and defines the messages between this process and its parent.
 
-Native code reads and decodes files that anybody may have made. When it crashes, or the kernel ends it for
-lack of memory, only this process is gone.
+Native code reads and decodes untrusted files. When it crashes, or the kernel kills it for lack of memory,
+only this process ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from whisper_spark.storage.objects import ObjectStorage
 log = logging.getLogger(__name__)
 
 ENGINE = "whisper_spark.engine.transcriber:get_engine"
-"""The engine that is used unless tests name another one."""
+"""The default engine; tests pass another one."""
 
 _ACTIVITY_SECONDS = 1.0
 _LONG_FILE_SECONDS = 10.0
@@ -39,7 +39,7 @@ _OOM_SCORE = 500
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What code of this process finds around it. It may change between two passes."""
+    """Environment, import path, working folder and log level of a process. They may change."""
 
     environment: Mapping[str, str]
     path: Sequence[str]
@@ -48,14 +48,14 @@ class Surroundings:
 
     @classmethod
     def here(cls) -> Surroundings:
-        """Those of this process."""
+        """The surroundings of this process."""
         level = logging.getLogger("whisper_spark").getEffectiveLevel()
         return cls(dict(os.environ), list(sys.path), str(Path.cwd()), level)
 
     def take_over(self, before: Surroundings) -> None:
-        """Make them those of this process.
+        """Apply them to this process.
 
-        :param before: those that were taken over last.
+        :param before: the ones that were applied before; variables that are no longer set are removed.
         """
         for name in before.environment.keys() - self.environment.keys():
             os.environ.pop(name, None)
@@ -71,9 +71,9 @@ class Order:
 
     :param engine: ``module:function`` with the signature of :func:`transcriber.get_engine`.
     :param model_storage: obstore configuration for a model in an object store.
-    :param storage: the same for the files.
-    :param task: the ``TaskContext`` of the Spark task, which tells the cores and GPUs that it was given.
-    :param surroundings: those of the process that wants the transcripts.
+    :param storage: obstore configuration for the files.
+    :param task: the ``TaskContext`` of the Spark task, which holds the cores and GPUs assigned to it.
+    :param surroundings: those of the parent process.
     """
 
     engine: str
@@ -86,7 +86,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The model is loaded and tested."""
+    """The model has been loaded and has passed its self-test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ Message = Loaded | Transcript | Activity | logging.LogRecord | Failed | Done
 
 
 class EngineProcess:
-    """A process with an engine. It works on one pass at a time, and keeps its model for the next one.
+    """A process with an engine. It runs one pass at a time, and keeps its model for the next one.
 
     :raises OSError: when no process can be started here.
     """
@@ -116,26 +116,26 @@ class EngineProcess:
         self._owner = os.getpid()
 
     def start(self, order: Order) -> None:
-        """Begin a pass.
+        """Start a pass.
 
         :raises OSError: when the process has ended.
         """
         self._files.send(order)
 
     def wanted(self) -> bool:
-        """Wait until it wants a file; ``False`` when the pass is over."""
+        """Wait until the process requests a file. Returns ``False`` when the pass is over."""
         try:
             return bool(self._files.recv())
         except (EOFError, OSError):
             return False
 
     def give(self, file: AudioFile | None) -> None:
-        """The file that it wants, or ``None``: there are no more."""
+        """Send the file that the process requested, or ``None`` when there are no more."""
         with contextlib.suppress(OSError):
             self._files.send(file)
 
     def message(self) -> Message:
-        """Wait for what it has to say.
+        """Wait for the next message of the process.
 
         :raises EOFError: when the process has ended.
         """
@@ -146,11 +146,11 @@ class EngineProcess:
         return message
 
     def end(self) -> int:
-        """Kill it and wait for its end. Returns its exit status."""
+        """Kill the process and wait for its end. Returns its exit status."""
         return self._process.end()
 
     def is_usable(self) -> bool:
-        """Whether it runs, and this process is not a fork of the one that started it."""
+        """Whether it is running, and was started by this process and not by one that was forked."""
         return self._owner == os.getpid() and self._process.is_running
 
 
@@ -159,7 +159,7 @@ _idle_lock = threading.Lock()
 
 
 def take_process() -> EngineProcess:
-    """The process that is waiting for work, or a new one.
+    """The idle process, if there is one, else a new one.
 
     :raises OSError: when no process can be started here.
     """
@@ -170,7 +170,10 @@ def take_process() -> EngineProcess:
 
 
 def keep_process(process: EngineProcess) -> None:
-    """Let it wait for work, with its model loaded. One does at a time: two models would not fit most GPUs."""
+    """Keep a process idle, with its model loaded, for the next pass.
+
+    Ends the one kept before: two models would not fit into the memory of most GPUs.
+    """
     global _idle
     with _idle_lock:
         before, _idle = _idle, process
@@ -182,7 +185,7 @@ def keep_process(process: EngineProcess) -> None:
 
 
 def serve(files: Connection, messages: Connection) -> None:
-    """What the process does: one pass after the other, until nobody listens any more."""
+    """The main loop of the process: run one pass after the other until the connections close."""
     from whisper_spark.engine.malloc import own_process
 
     _end_first_when_memory_runs_out()
@@ -209,7 +212,8 @@ def _run(order: Order, files: Connection, speaker: _Speaker) -> None:
         speaker.say(Loaded())
         storage = ObjectStorage(order.storage)
         for transcript in engine.transcribe(_wanted_files(files), storage, progress):
-            # The file is under way no longer: without this it would be counted twice for a moment.
+            # Report that the file is no longer in progress: otherwise the parent counts it twice for a
+            # moment.
             if (transcript.duration_s or 0.0) > _LONG_FILE_SECONDS:
                 speaker.say(progress.activity())
             speaker.say(transcript)
@@ -233,7 +237,7 @@ def engine_of(path: str) -> Any:
 
 
 def _wanted_files(files: Connection) -> Iterator[AudioFile]:
-    """Runs in a thread of the engine."""
+    """Requests files from the parent. Runs in a thread of the engine."""
     while True:
         try:
             files.send(True)
@@ -251,7 +255,7 @@ def _report(progress: Progress, speaker: _Speaker, over: threading.Event) -> Non
 
 
 class _Speaker(logging.Handler):
-    """Sends messages and log records to the parent, from any thread. Ends the process when it is gone."""
+    """Sends messages and log records to the parent. Thread-safe. Exits when the parent has ended."""
 
     def __init__(self, messages: Connection) -> None:
         super().__init__()
@@ -267,7 +271,10 @@ class _Speaker(logging.Handler):
                 os._exit(0)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """What :class:`logging.handlers.QueueHandler` does: text travels, objects need not."""
+        """Format and send a record, because its arguments may not be picklable.
+
+        This is what :class:`logging.handlers.QueueHandler` does.
+        """
         record.msg, record.args = record.getMessage(), None
         if record.exc_info:
             record.msg += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
@@ -276,7 +283,7 @@ class _Speaker(logging.Handler):
 
 
 def _portable(error: Exception) -> Exception:
-    """The exception as it can be pickled, with its traceback as a note."""
+    """A picklable copy of an exception, with its traceback as a note."""
     text = "".join(traceback.format_exception(error))
     try:
         copy: Exception = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
@@ -295,6 +302,6 @@ def _set_task_context(task: Any) -> None:
 
 
 def _end_first_when_memory_runs_out() -> None:
-    """The kernel is to end this process, which is started again, before Spark's executor or a notebook."""
+    """Make the kernel kill this process, which can be restarted, before Spark's executor or a notebook."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))

@@ -1,7 +1,8 @@
-"""The engine behind a wall: a file that kills the process which reads or decodes it costs its own row.
+"""Isolates the engine in its own process, so that a file that crashes it costs only its own row.
 
-When the engine's process ends, one of the files under way may be the reason. A new process gets them one at
-a time, so that the file which ends it again is known. All others are finished, then the rest follows.
+When the engine's process ends unexpectedly, one of the files in progress may be the cause. A new process gets
+these suspects one at a time, which identifies a file that crashes it again. The remaining files follow after
+them.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ _JOIN_SECONDS = 1.0
 
 
 class EngineProcessError(RuntimeError):
-    """The engine's process ended, and no file is to blame."""
+    """The engine's process ended unexpectedly, and no file is the cause."""
 
 
 class IsolatedEngine:
-    """The engine in a process of its own, which is started again when a file has ended it.
+    """The engine in its own process, which is restarted when a file crashes it.
 
     :param model_storage: obstore configuration for a model in an object store.
     :param engine: ``module:function`` with the signature of :func:`transcriber.get_engine`.
@@ -69,14 +70,15 @@ class IsolatedEngine:
         progress: Progress | None = None,
         alone: int = 0,
     ) -> Iterator[Transcript]:
-        """Transcribe files, each as it completes: one transcript for each, never an exception for a bad one.
+        """Transcribe files. Yields one transcript per file as it completes; bad files raise no exception.
 
         ``files`` is read ahead, by at most ``options.prefetch_files``, from another thread.
 
-        :param alone: so many files go one at a time at first: each is taken when the one before is finished.
+        :param alone: number of files at the start that are processed one at a time: the next one is taken
+            only when the one before is finished.
         :raises ModelError: when the model cannot be found or loaded.
-        :raises UnusableDeviceError: when the device fails for good.
-        :raises EngineProcessError: when the engine's process ends for a reason that lies in no file.
+        :raises UnusableDeviceError: when the device fails permanently.
+        :raises EngineProcessError: when the engine's process ends and no file is the cause.
         """
         progress = progress or Progress()
         order = Order(self._engine, self._options, self._model_storage, storage.config, _task_context())
@@ -116,7 +118,7 @@ class IsolatedEngine:
 
 
 def internal_error(file: AudioFile, options: WhisperOptions, message: str) -> Transcript:
-    """The row of a file that ended the process which worked on it."""
+    """The error row for a file that crashed the process which worked on it."""
     return Transcript(
         audio_uri=file.uri,
         audio_etag=file.etag,
@@ -133,18 +135,18 @@ def internal_error(file: AudioFile, options: WhisperOptions, message: str) -> Tr
 
 
 class FileQueue:
-    """Gives files to the engine's process and knows which of them it has not finished. Thread-safe."""
+    """Hands out files to the engine's process and tracks those that it has not finished. Thread-safe."""
 
     def __init__(self, files: Iterable[AudioFile], alone: int = 0) -> None:
         self._files = iter(files)
         self._alone = alone
-        # Guards the iterator, which may block while Spark sends more.
+        # Guards the iterator, which may block while it waits for rows from Spark.
         self._taking = threading.Lock()
         self._state = threading.Condition()
         self._process = 0
         self._under_way: list[AudioFile] = []
         self._suspects: deque[AudioFile] = deque()
-        # Taken for a process that had ended meanwhile.
+        # Files that were taken from the iterator for a process that had ended meanwhile.
         self._returned: deque[AudioFile] = deque()
         self._tries: Counter[AudioFile] = Counter()
         self._careful = False
@@ -152,18 +154,18 @@ class FileQueue:
 
     @property
     def process(self) -> int:
-        """The number of the present process."""
+        """The number of the current process."""
         return self._process
 
     @property
     def suspects(self) -> int:
-        """Files of which one may have ended the process before."""
+        """Number of files of which one may have crashed an earlier process."""
         return len(self._suspects)
 
     def next(self, process: int) -> AudioFile | None:
-        """The next file for a process, or ``None``: there are no more, or there is another process by now.
+        """The next file for a process; ``None`` when no more are left, or the process is not the current one.
 
-        Suspects go alone: the next file comes when they are finished.
+        Suspects are processed alone: the call waits until the file before is finished.
         """
         with self._state:
             while self._process == process and self._careful and self._under_way:
@@ -190,7 +192,7 @@ class FileQueue:
         return file
 
     def finished(self, uri: str) -> None:
-        """A file is finished."""
+        """Mark a file as finished."""
         with self._state:
             for file in self._under_way:
                 if file.uri == uri:
@@ -199,7 +201,10 @@ class FileQueue:
             self._state.notify_all()
 
     def give_up_on_process(self) -> AudioFile | None:
-        """The process has ended: what was under way is suspect. Returns the file that did it, if known."""
+        """Handle the end of the process: files in progress become suspects.
+
+        Returns the file that crashed it, if that is certain: the only file in progress, for the second time.
+        """
         with self._state:
             self._process += 1
             under_way, self._under_way = self._under_way, []
@@ -212,16 +217,17 @@ class FileQueue:
             return culprit
 
     def rest(self) -> Iterator[AudioFile]:
-        """All files that are left, for an engine in this process."""
+        """All remaining files, for an engine in this process."""
         yield from self._suspects
         yield from self._returned
         yield from self._files
 
 
 class _Pass:
-    """Files of a queue through one process, until they are finished or it ends.
+    """One pass: sends the files of a queue through one process, until all are finished or the process ends.
 
-    ``loaded`` tells whether the model was; ``end`` what ended the process, or ``None``.
+    :ivar loaded: whether the model was loaded.
+    :ivar end: how the process ended unexpectedly; ``None`` if it did not.
     """
 
     def __init__(self, process: EngineProcess, queue: FileQueue, progress: Progress) -> None:
@@ -231,9 +237,9 @@ class _Pass:
         self.end: str | None = None
 
     def transcripts(self, order: Order) -> Iterator[Transcript]:
-        """One for each file that is finished before the process ends.
+        """The transcripts of the files that are finished before the process ends.
 
-        :raises BaseException: what the engine, or the iterator of files, raises.
+        :raises BaseException: any exception of the engine or of the iterator of files.
         """
         feeder = threading.Thread(target=self._feed, name="whisper-feed", daemon=True)
         try:
@@ -243,8 +249,8 @@ class _Pass:
         except (EOFError, OSError):
             self.end = describe_end(self._process.end())
         except BaseException:
-            # It may be anywhere in its files, so it is of no use for others. This also ends it when whoever
-            # wanted the transcripts stops or is interrupted.
+            # The process is in the middle of its files, so it cannot be used for another pass. This branch
+            # also runs when the caller stops iterating or is interrupted.
             self._process.end()
             raise
         finally:
@@ -273,7 +279,8 @@ class _Pass:
                 case Failed(error):
                     self._process.end()
                     if self.loaded and isinstance(error, UnusableDeviceError):
-                        # A GPU that a file brought to a fault works in a new process, or is refused there.
+                        # After a GPU fault caused by a file, the GPU works in a new process; if it does not,
+                        # the self-test there fails.
                         self.end = str(error)
                     else:
                         self._queue.failure = error
@@ -286,7 +293,8 @@ class _Pass:
         while self._process.wanted():
             try:
                 file = self._queue.next(self._number)
-            except BaseException as error:  # whatever it is, it belongs to whoever made the iterator
+            except BaseException as error:
+                # Raised again by transcripts(), in the thread of the caller.
                 self._queue.failure = error
                 self._process.end()
                 return
@@ -319,19 +327,19 @@ def transcribe_files(
     storage: Mapping[str, str] | None = None,
     model_storage: Mapping[str, str] | None = None,
 ) -> Iterator[Transcript]:
-    """Transcribe files without Spark. Yields each transcript as it completes.
+    """Transcribe files without Spark. Yields each transcript as soon as it is complete.
 
     .. code-block:: python
 
         for transcript in transcribe_files(["a.wav", "s3://bucket/b.mp3"], WhisperOptions(model="base")):
             print(transcript.audio_uri, transcript.text)
 
-    The engine runs in a process of its own, with its model loaded until this process ends or asks for another
-    one. Where none can be started, on Windows for instance, it runs in this process.
+    The engine runs in its own process, which keeps the model loaded until this process ends or needs another
+    model. Where no process can be started, for instance on Windows, it runs in this process.
 
-    :param paths: local paths or URIs; raw, nothing percent-encoded.
+    :param paths: local paths or URIs, not percent-encoded.
     :param storage: obstore configuration for the URIs; ``None``: ambient credentials.
-    :param model_storage: the same for a model in an object store.
+    :param model_storage: obstore configuration for a model in an object store.
     :raises ModelError: when the model cannot be found or loaded.
     :raises UnusableDeviceError: when the device does not work.
     """

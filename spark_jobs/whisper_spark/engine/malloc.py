@@ -1,9 +1,9 @@
-"""glibc's allocator, told to keep what it has got while a model runs on the CPU.
+"""Configures glibc's allocator to keep freed memory while a model runs on the CPU.
 
-For every layer CTranslate2 asks for the attention scores of a window and gives them back: 46 MB for 23
-seconds in whisper-base. From 32 MiB on glibc maps them anew each time, and the kernel fills them with
-zeros page by page. Kept, they cost nothing; and because threads share one heap instead of leaving holes in
-their own, the process needs less memory, too. ``benchmarks/RESULTS.md`` has figures.
+For every layer CTranslate2 allocates and frees the attention scores of a window: 46 MB for 23 seconds in
+whisper-base. From 32 MiB on, glibc maps such a block from the kernel each time, and the kernel zeroes its
+pages. Keeping freed memory avoids this. A single heap for all threads also has fewer unused gaps than one
+heap per thread, so the process needs less memory. ``benchmarks/RESULTS.md`` has figures.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ _own_process = False
 
 
 def own_process() -> None:
-    """This process does nothing but transcribe: its allocator may be changed for good."""
+    """Declare that this process only transcribes, so that its allocator may be reconfigured permanently."""
     global _own_process
     _own_process = True
 
 
 def keep_freed_memory() -> None:
-    """From now on freed memory stays with this process, until :func:`release_freed_memory`.
+    """Keep freed memory in this process until :func:`release_freed_memory` is called.
 
-    Does nothing in processes that do other work, too, nor where the C library is not glibc.
+    Does nothing unless :func:`own_process` was called, and without glibc.
     """
     libc = _glibc() if _own_process else None
     if libc is not None:
         libc.mallopt(_TRIM_THRESHOLD, _NEVER)
-        libc.mallopt(_MMAP_MAX, 0)  # older versions refuse a threshold of more than 32 MiB
-        libc.mallopt(_ARENA_MAX, 1)  # other heaps than the first cannot hold more than 64 MiB
+        # Disable mmap instead of raising its threshold, which older versions limit to 32 MiB.
+        libc.mallopt(_MMAP_MAX, 0)
+        # Only the first heap, because the others are limited to 64 MiB.
+        libc.mallopt(_ARENA_MAX, 1)
 
 
 def release_freed_memory() -> None:
-    """Give the kernel what is free now. Does nothing where the C library is not glibc."""
+    """Return freed memory to the kernel. Does nothing without glibc."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

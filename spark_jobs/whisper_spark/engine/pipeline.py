@@ -1,9 +1,9 @@
-"""Keep the device busy: read files ahead, batch windows across files.
+"""Keeps the device busy: reads files ahead, and batches windows across files.
 
-Threads, because everything heavy here releases the GIL and because a process forked from a Spark worker may
-not touch a loaded model; where they cannot feed a GPU, each of them has a process read for it
-(``reader_process``). Memory is bounded in bytes: a file's thread waits when too much is waiting for the
-device, so a file of eleven hours needs no more than one of eleven minutes.
+It uses threads, because all expensive calls release the GIL, and because a process forked from a Spark worker
+must not use a loaded model. Where threads cannot keep a GPU busy, each of them delegates reading to a process
+(``reader_process``). Memory is limited in bytes: a reading thread waits while too many windows wait for the
+device, so a file of eleven hours needs no more memory than one of eleven minutes.
 """
 
 from __future__ import annotations
@@ -35,28 +35,30 @@ from whisper_spark.progress.counters import Progress, count, stage
 
 log = logging.getLogger(__name__)
 
-# Windows that vote on the language of a file: 40 seconds of speech by default. They travel in one batch,
-# so that the encoder runs once; whatever the size of batches, so that it does not decide on the language.
+# Number of windows that determine the language of a file: 40 seconds of speech by default. They are always in
+# the same batch, so that the encoder runs once, and so that the batch size does not affect the language.
 _VOTERS = 2
 
-# For each decoder: one that it takes next, and others of different length to choose from. The more windows
-# wait, the more of them are of equal length; 32 MiB are about two minutes of work for a CPU.
+# Batches that wait for each decoder: the next one, and others of different lengths to choose from. The more
+# windows wait, the more of them have equal length. 32 MiB of features are about two minutes of work for a
+# CPU.
 _BATCHES_AHEAD = 4
 _LEAST_AHEAD_BYTES = 32 * 1024 * 1024
 
-# Finished files that wait for whoever wants them. With more, no further ones are started.
+# Number of finished files that may wait for the caller. While more of them wait, no further files are
+# started.
 _MOST_DONE = 256
 
-# How long the device waits for a batch to fill up. Longer leaves it idle when the store is slow.
+# Seconds that the device waits for a batch to fill up. A longer wait leaves it idle when the store is slow.
 _PATIENCE_SECONDS = 0.2
 
 
 class Pipeline:
-    """One pass over many files. Iterate it to get each :class:`FileWork` as it completes.
+    """One pass over many files. Iterate over it to get each :class:`FileWork` as it completes.
 
-    :param files: taken one by one, never more than ``options.prefetch_files`` ahead.
-    :param readers: each gets a thread that reads file after file with it; closed with the pass.
-    :param progress: counts what is done, except for finished files.
+    :param files: taken one by one, at most ``options.prefetch_files`` ahead.
+    :param readers: each is used by one thread, which reads one file after the other; closed at the end.
+    :param progress: counters to update; finished files are counted by the caller.
     """
 
     def __init__(
@@ -79,10 +81,13 @@ class Pipeline:
             _BATCHES_AHEAD * batch * self._decoders * decoder.window_bytes, _LEAST_AHEAD_BYTES
         )
         self._state = threading.Condition()
-        self._take = threading.Lock()  # guards the iterator, which may block while Spark sends more
+        # Guards the iterator, which may block while it waits for rows from Spark.
+        self._take = threading.Lock()
+        # Bytes of the windows that are queued or being decoded.
         self._bytes = 0
-        self._reading = 0  # threads that may still bring windows
-        self._blocked = 0  # of these, how many wait for memory
+        # Number of reading threads that may still add windows, and how many of these wait for memory.
+        self._reading = 0
+        self._blocked = 0
         self._stopped = False
         self._done: queue.Queue[FileWork | BaseException | None] = queue.Queue()
 
@@ -117,14 +122,16 @@ class Pipeline:
             for thread in decoders:
                 thread.join()
             for thread in readers:
-                thread.join(timeout=60)  # a read from a dead store may take as long as its time-out
+                # A read from a store that does not answer takes until its timeout.
+                thread.join(timeout=60)
 
     def _thread(self, target: Callable[[], None], name: str) -> threading.Thread:
         def guarded() -> None:
             try:
                 with self._progress.recording():
                     target()
-            except BaseException as error:  # a thread that dies in silence would leave the others waiting
+            except BaseException as error:
+                # Raised again in the thread of the caller, which would otherwise wait forever.
                 self._done.put(error)
 
         return threading.Thread(target=guarded, name=f"whisper-{name}", daemon=True)
@@ -147,7 +154,7 @@ class Pipeline:
                 self._state.notify_all()
 
     def _wait_while_results_pile_up(self) -> None:
-        """Texts of files that nobody takes would fill the memory."""
+        """Wait while too many finished files wait for the caller, which limits the memory that they take."""
         with self._state:
             self._blocked += 1
             while self._done.qsize() > _MOST_DONE and not self._stopped:
@@ -155,7 +162,7 @@ class Pipeline:
             self._blocked -= 1
 
     def _read(self, reader: Reader, work: FileWork) -> None:
-        """Hand over the windows of a file as they come."""
+        """Read a file and queue its windows as they are complete."""
         if not self._decoder.multilingual:
             work.language = "en"
         head: list[Window] = []
@@ -183,11 +190,12 @@ class Pipeline:
             self._finish_if_complete(work)
 
     def _put(self, work: FileWork, windows: list[Window]) -> None:
-        """Make windows ready for the device, then wait while too much is.
+        """Queue windows for the device, then wait while too many bytes are queued.
 
-        Waiting comes after: a thread that waits never holds back work, so the device can always go on.
+        The thread waits only after it has queued its windows, so the device always has work while it waits.
         """
-        context = max(context_frames(window.frames) for window in windows)  # those that vote share a batch
+        # The largest context of all, because the first windows of a file must be in the same batch.
+        context = max(context_frames(window.frames) for window in windows)
         queued = [QueuedWindow(work, window, context) for window in windows]
         with self._state:
             first = work.issued == 0
@@ -216,13 +224,14 @@ class Pipeline:
         self._done.put(None)
 
     def _next_batch(self) -> list[QueuedWindow]:
-        """Windows of equal context from any files; empty when there will be no more."""
+        """The next batch: windows of equal context from any files. Empty at the end of the pass."""
         with self._state, stage("idle"):
             patient = True
             while not self._stopped:
-                key, full = self._ready.best()  # anew after each wait: another thread may have taken it
+                # Again after each wait, because another thread may have taken the windows.
+                key, full = self._ready.best()
                 if key and (full or not patient or self._reading == self._blocked):
-                    # The last windows are shared out, so that all decoders end at the same time.
+                    # Divide the last windows among all decoders, so that they finish at the same time.
                     return self._ready.take(key, 1 if self._reading else self._decoders)
                 if not self._ready and self._finished():
                     return []
@@ -235,13 +244,15 @@ class Pipeline:
     def _decode_batch(self, batch: list[QueuedWindow]) -> None:
         try:
             results: list[WindowText | FileError | QueuedWindow] = list(self._decoded(batch))
-        except Exception as error:  # whatever it is, it must not take other files' windows with it
+        except Exception as error:
+            # An error of one window must not affect the windows of other files.
             if _device_is_lost(error):
                 raise UnusableDeviceError(f"{self._decoder.device.name} failed: {error}") from error
             if len(batch) > 1:
                 log.warning("a batch of %d windows failed (%s): decoding it in halves", len(batch), error)
                 if is_out_of_memory(error):
-                    with self._state:  # or every full batch would fail first
+                    # Otherwise every further full batch would fail first.
+                    with self._state:
                         self._ready.shrink(len(batch) * batch[0].key[1] // 2)
                 for half in _halves(batch):
                     self._decode_batch(half)
@@ -262,7 +273,7 @@ class Pipeline:
             self._state.notify_all()
 
     def _settle(self, item: QueuedWindow, result: WindowText | FileError | QueuedWindow) -> None:
-        """Keep what came of a window, or put it back into the queue."""
+        """Store the result of a window, or queue the window for its next step."""
         work, window = item.work, item.window
         self._bytes -= item.size
         if item.step is Step.FIRST:
@@ -284,9 +295,10 @@ class Pipeline:
         self._finish_if_complete(work)
 
     def _release(self, work: FileWork) -> None:
-        """The windows of a file that waited for its language, or for the text before them."""
+        """Queue the windows of a file that waited for its language, or for the text before them."""
         if work.waiting_for_language and (work.language or work.error):
-            work.language = work.language or "en"  # never used: the file has failed
+            # Without a language the file has failed, and "en" is not reported.
+            work.language = work.language or "en"
             for item in work.waiting_for_language:
                 self._ready.add([item])
             work.waiting_for_language = []
@@ -302,7 +314,7 @@ class Pipeline:
                 work.waiting_for_text.append(item)
 
     def _decoded(self, batch: list[QueuedWindow]) -> Iterator[WindowText | QueuedWindow]:
-        """The text of each window, or the window as it is to be decoded once more."""
+        """The text of each window, or the window with its next step if it has to be decoded again."""
         windows = [item.window for item in batch]
         texts = [item.text for item in batch if item.text]
         unsure: dict[int, Features] = {}
@@ -326,7 +338,7 @@ class Pipeline:
     def _first_texts(
         self, batch: list[QueuedWindow], windows: list[Window]
     ) -> tuple[list[WindowText], dict[int, Features]]:
-        """Texts, and what the encoder gave for those that greedy decoding is unsure of, by position."""
+        """The texts of the first step, and the encoder's output for windows to refine, by position."""
         with stage("encode"):
             encoded = self._decoder.encode(windows, batch[0].context)
         with stage("language"):
@@ -336,15 +348,16 @@ class Pipeline:
         if not unsure:
             return texts, {}
         rows = encoded.on_host
-        return texts, {i: rows[i : i + 1].copy() for i in unsure}  # copies, or all rows stay in memory
+        # Copies, because slices would keep all rows in memory.
+        return texts, {i: rows[i : i + 1].copy() for i in unsure}
 
     def _languages(
         self, encoded: Encoded, batch: list[QueuedWindow]
     ) -> tuple[list[str], dict[int, WindowText]]:
-        """A language for each window, and the texts that were needed to decide.
+        """The language of each window, and the texts that were decoded to determine it.
 
-        It is that of its file, decided by vote where it is not known yet. With ``multilingual`` a window
-        has its own, unless that is uncertain.
+        It is the language of the file, determined from its first windows if it is not known yet. With
+        ``multilingual`` each window has its own language, unless that is uncertain.
         """
         windows = [item.window for item in batch]
         open_ = {id(item.work): item.work for item in batch if not item.work.language}
@@ -372,7 +385,7 @@ def _halves(batch: list[QueuedWindow]) -> Iterator[list[QueuedWindow]]:
 
 
 def _device_is_lost(error: Exception) -> bool:
-    """A CUDA error other than lack of memory stays for the life of the process: every window would fail."""
+    """Whether the GPU is unusable: CUDA errors other than lack of memory persist until the process ends."""
     message = str(error).lower()
     return ("cuda" in message or "cublas" in message) and "out of memory" not in message
 

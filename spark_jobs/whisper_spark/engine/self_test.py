@@ -1,4 +1,4 @@
-"""Whether a device computes what it is asked to: found out with a known clip, before the first file."""
+"""The self-test: checks with a known clip, before the first file, whether the device computes correctly."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ log = logging.getLogger(__name__)
 _CLIP = "he_was_not_an_ill_disposed_young_man.flac"
 _CLIP_WORDS = frozenset({"not", "ill", "disposed", "young", "man"})
 
-# Of their characters, so many are equal in texts of the same window. Arithmetic differs a little between
-# batches of different size, and may change a word; rows that were computed wrong have nothing in common.
+# Least share of equal characters in two texts of the same window. Rounding differs a little between batches
+# of different sizes and may change a word; rows that were computed incorrectly have nothing in common.
 _LEAST_ALIKE = 0.6
 
 
 def self_test(decoder: WindowDecoder, options: WhisperOptions) -> None:
-    """Decode a known clip: some drivers make CTranslate2 return empty text without any error.
+    """Decode a known clip, because CTranslate2 returns empty text without an error with some drivers.
 
-    CTranslate2 issue 1978 and WhisperLiveKit pull request 384 describe such hosts. A GPU decodes it as a full
-    batch, too. On a CPU that would take seconds, and nobody has seen one compute large batches wrong.
+    CTranslate2 issue 1978 and WhisperLiveKit pull request 384 describe such hosts. A GPU also decodes the
+    clip as a full batch. A CPU does not: this would take seconds, and no CPU is known to compute large
+    batches incorrectly.
 
-    :raises UnusableDeviceError: when the device does not transcribe it.
+    :raises UnusableDeviceError: when the device does not transcribe the clip.
     """
     clip = AudioFile("self-test", language="en")
     data = (resources("whisper_spark") / "assets" / _CLIP).read_bytes()
-    # Nothing that the user's options refuse, but with the voice detector if they want one: one that is
-    # broken would turn every file into an error.
+    # Default options, since those of the user may reject the clip. Only the voice detector is used if the
+    # user enables it: if it is broken, every file would become an error.
     plain = WhisperOptions(model=options.model, vad=options.vad)
     reader = FileReader(plain, decoder.features, lambda _: (BytesIO(data), len(data)))
     works = list(Pipeline([clip], decoder, plain, [reader]))
@@ -63,15 +64,15 @@ def self_test(decoder: WindowDecoder, options: WhisperOptions) -> None:
 
 
 def check_full_batch(decoder: WindowDecoder, window: Window) -> None:
-    """Decode a window in all rows of a batch of the largest shape that the engine uses.
+    """Decode the same window in all rows of the largest batch that the engine uses.
 
-    Beyond some size CTranslate2 may compute rows wrong, and says nothing.
+    Above some batch size CTranslate2 may compute rows incorrectly without an error.
 
-    :raises UnusableDeviceError: when rows say something else than the window by itself.
+    :raises UnusableDeviceError: when a row gives another text than the window alone.
     """
     size = decoder.batch_size
     [alone] = _texts(decoder, [window])
-    # A model that is not sure of what it hears, or draws words by chance, may well say something else.
+    # With an unreliable text, or when sampling, the texts of the rows may differ without an error.
     if not alone.reliable or alone.temperature > 0:
         return
     where = f"the self-test of {decoder.options.model} on {decoder.device.name} with batch_size={size}"
@@ -102,5 +103,5 @@ def _alike(one: str, other: str) -> bool:
 
 def _heard(text: str) -> bool:
     words = {word.strip(".,!?").lower() for word in text.split()}
-    # A model tuned to another script is no fault.
+    # A model that was fine-tuned for another script may write the clip in that script.
     return len(words & _CLIP_WORDS) >= 2 or not text.isascii()

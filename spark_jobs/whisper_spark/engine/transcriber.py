@@ -1,4 +1,4 @@
-"""The engine: many audio files in, one transcript or error for each out, in order of completion."""
+"""The engine: transcribes many audio files, and returns a transcript or an error for each as it completes."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ __all__ = ["AudioFile", "Engine", "ModelError", "UnusableDeviceError", "get_engi
 
 log = logging.getLogger(__name__)
 
-_SPACELESS = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 # Languages written without spaces between words.
+_SPACELESS = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 
+# Maximum length of an error message: enough for the cause, and short enough for every row.
 _MESSAGE_CHARS = 500
-# Enough for the reason; a whole FFmpeg report in every row is not.
 
 
 class Engine:
-    """A loaded model that has passed its self-test. Keep one for each process.
+    """A loaded model that has passed its self-test. Create one per process, with :func:`get_engine`.
 
     :param storage: obstore configuration for a model in an object store.
     :raises ModelError: when the model cannot be found or loaded.
@@ -66,20 +66,19 @@ class Engine:
         storage: ObjectStorage | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Transcript]:
-        """Transcribe files, each as it completes.
+        """Transcribe files. Yields one transcript per file as it completes; bad files raise no exception.
 
-        One transcript for each file, never an exception for a bad one. ``files`` is read ahead, by at
-        most ``options.prefetch_files``, from another thread.
+        ``files`` is read ahead, by at most ``options.prefetch_files``, from another thread.
 
-        :param storage: where the URIs are read; ``None``: ambient credentials.
-        :param progress: counts what is done, for whoever wants to watch.
-        :raises UnusableDeviceError: when the device fails for good.
+        :param storage: storage that holds the files; ``None``: ambient credentials.
+        :param progress: counters to update.
+        :raises UnusableDeviceError: when the device fails permanently.
         """
         store = storage or ObjectStorage()
         progress = progress or Progress()
 
         try:
-            # Features of a window are too little work for many threads: they would spend most of it waiting.
+            # The features of a window are too little work for several BLAS threads, which would mostly wait.
             with threadpool_limits(1, user_api="blas"):
                 for work in Pipeline(files, self._decoder, self.options, self._readers(store), progress):
                     with progress.recording(), stage("assemble"):
@@ -176,12 +175,12 @@ def _engine_flags(work: FileWork, spoken: list[WindowText]) -> tuple[str, ...]:
 
 
 def _empty_by_mistake(text: WindowText) -> bool:
-    """Whether a window came back without text although Whisper itself took it for speech."""
+    """Whether a window has no text although Whisper itself classified it as speech."""
     return not text.text and text.no_speech_prob < 0.5
 
 
 def _misses_speech(text: WindowText) -> bool:
-    """Whether words are missing. Where Whisper itself hears no speech, there are none to miss."""
+    """Whether words are missing from a text. None are missing if Whisper itself detected no speech."""
     return text.incomplete and (bool(text.text) or _empty_by_mistake(text))
 
 
@@ -202,10 +201,11 @@ _engines_lock = threading.Lock()
 
 
 def get_engine(options: WhisperOptions, storage: Mapping[str, str] | None = None) -> Engine:
-    """The engine of this process for these options: the model is loaded once, and tested once."""
+    """The engine of this process for these options. The model is loaded and tested only once."""
     key = (options.to_json(), repr(sorted((storage or {}).items())))
     with _engines_lock:
         if key not in _engines:
-            _engines.clear()  # one model at a time: two would not fit on most GPUs
+            # Only one model at a time, because two would not fit into the memory of most GPUs.
+            _engines.clear()
             _engines[key] = Engine(options, storage)
         return _engines[key]

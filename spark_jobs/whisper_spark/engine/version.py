@@ -1,4 +1,4 @@
-"""Which software makes the transcripts."""
+"""The versions of the software that makes the transcripts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def engine_version() -> str:
-    """Versions of everything that turns audio into text, for the column ``engine_version``."""
+    """Versions of whisper_spark, faster-whisper and CTranslate2, for the column ``engine_version``."""
     from whisper_spark import __version__
 
     parts = [f"whisper_spark {__version__}"]

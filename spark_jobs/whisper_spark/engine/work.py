@@ -1,4 +1,4 @@
-"""Files and their windows on their way through the engine."""
+"""The state of files and windows while the engine processes them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from whisper_spark.decoding.window_text import WindowText
 
 @dataclass(slots=True, eq=False)
 class FileWork:
-    """Everything known about a file while it is under way.
+    """The state of a file that is in progress.
 
-    :param flags: what of the file is not in its windows.
-    :param texts: of the windows that are through, in no order.
-    :param issued: windows that were handed to the device.
-    :param returned: of these, how many are through.
-    :param read: its reader is through with it.
-    :param waiting_for_language: windows that wait until the first ones have voted.
-    :param waiting_for_text: unsure windows that wait for the text before them.
-    :param previous: first texts by channel.
+    :param flags: quality flags for audio that is not in the windows.
+    :param texts: texts of finished windows, in no particular order.
+    :param issued: number of windows that were queued for the device.
+    :param returned: how many of these are finished.
+    :param read: whether the file has been read to its end.
+    :param waiting_for_language: windows that wait until the first ones have determined the language.
+    :param waiting_for_text: windows to refine that wait for the text before them.
+    :param previous: the first texts of the windows, by channel.
     """
 
     file: AudioFile
@@ -45,12 +45,12 @@ class FileWork:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the file has been read and all its windows are finished."""
         return self.read and self.returned == self.issued
 
 
 class Step(enum.Enum):
-    """What a window waits for."""
+    """The next decoding step of a window."""
 
     FIRST = "its first decoding"
     REFINE = "beam search: greedy decoding was not sure of it"
@@ -63,12 +63,12 @@ Key = tuple[Step, int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueuedWindow:
-    """A window of a file, and what it waits for.
+    """A window in the queue for the device.
 
-    :param context: frames that the encoder is to see; for windows to decode again, what it has seen.
-    :param text: what the steps before gave.
-    :param encoded: for windows to refine: what the encoder gave, of shape (1, positions, width).
-    :param before: for windows to refine: tokens of the text before it.
+    :param context: length of the encoder's input, in frames; for ``RETRY``, that of the step before.
+    :param text: result of the steps before.
+    :param encoded: for ``REFINE``: output of the encoder, of shape (1, positions, width).
+    :param before: for ``REFINE``: tokens of the text before the window.
     """
 
     work: FileWork
@@ -81,11 +81,11 @@ class QueuedWindow:
 
     @property
     def size(self) -> int:
-        """Bytes that it occupies."""
+        """Memory that it occupies, in bytes."""
         return self.window.features.nbytes + (0 if self.encoded is None else self.encoded.nbytes)
 
     @property
     def key(self) -> Key:
-        """What windows of one batch have in common."""
+        """The key that all windows of a batch share."""
         frames = FULL_FRAMES if self.step is Step.RETRY else self.context
         return self.step, frames, len(self.before)
