@@ -1,4 +1,7 @@
-"""Airflow provider: audio in object storage becomes a trustworthy table of transcripts.
+"""Airflow provider: turn audio in object storage into a reliable table of transcripts.
+
+The modules directly in this package and the packages ``operators``, ``sensors`` and ``triggers`` are public:
+users' DAGs, serialised DAGs and Airflow's provider metadata refer to them by path, so keep names and paths.
 
 .. code-block:: python
 
@@ -19,7 +22,7 @@ __all__ = ["WhisperOptions", "__version__", "transcribe_partition"]
 
 
 def __getattr__(name: str) -> Any:
-    # The provider manager imports this package in every Airflow component: keep that free of airflow.sdk.
+    # Airflow's provider manager imports this package in every component, so it must not import airflow.sdk.
     if name == "transcribe_partition":
         from airflow_whisper.task_groups import transcribe_partition
 

@@ -1,4 +1,4 @@
-"""Open the catalog of a connection in your own tasks: see :mod:`airflow_whisper.hooks.catalog`."""
+"""Open the catalog of an Airflow connection in your own tasks: see :mod:`airflow_whisper.hooks.catalog`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Settings of this provider: the section ``[whisper]`` of Airflow's configuration.
 
-Declared in :mod:`airflow_whisper.get_provider_info`, so that ``airflow config list`` shows them.
+:mod:`airflow_whisper.get_provider_info` declares them, so that ``airflow config list`` shows them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ WAREHOUSE_VARIABLE = "AIRFLOW_WHISPER_WAREHOUSE"
 
 
 def warehouse() -> str | None:
-    """Folder of the embedded catalog and its tables, as configured; ``None``: not configured."""
+    """The configured folder of the embedded catalog and its tables; ``None`` if none is configured."""
     from airflow.sdk.configuration import conf
 
     return conf.get("whisper", "warehouse", fallback="") or os.environ.get(WAREHOUSE_VARIABLE) or None

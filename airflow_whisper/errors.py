@@ -1,4 +1,4 @@
-"""What may be wrong with how a DAG or a connection is written."""
+"""Errors in the configuration of a DAG or a connection."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from airflow.sdk.exceptions import AirflowFailException
 
 
 class ConfigurationError(AirflowFailException, ValueError):
-    """An argument or a connection is wrong. Airflow fails the task without a retry: nothing would change."""
+    """An argument or a connection is wrong. Airflow fails the task at once, because a retry cannot help."""

@@ -1,4 +1,4 @@
-"""What asset events say, for the DAG runs that they start."""
+"""Read asset events in the DAG runs that they trigger."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 def arrived_partitions(
     triggering_asset_events: Mapping[Any, Iterable[Any]], inlet_events: Mapping[Any, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """The partitions with new audio, each once per source, as arguments of a mapped task group.
+    """List the partitions with new audio, once per source, as arguments of a mapped task group.
 
     .. code-block:: python
 
@@ -23,21 +23,22 @@ def arrived_partitions(
 
         one_partition.expand_kwargs(partitions())
 
-    One DAG run may have been started by several events, and several may name one partition. A partition with
-    new audio in several sources is there once for each: every source is listed by itself.
+    Several events may have triggered one DAG run, and several of them may name the same partition. A
+    partition with new audio in several sources is returned once for each source, because each source is
+    listed separately.
 
-    :param triggering_asset_events: from the context of a task. Events that are not from a
-        :class:`NewAudioTrigger` are left out.
+    :param triggering_asset_events: from the task context. Events that do not come from a
+        :class:`NewAudioTrigger` are ignored.
     :param inlet_events: from the context of a task whose ``inlets`` are the watched assets. Without them the
-        last files of a burst may wait for the next file, see :func:`pending_events`.
-    :return: ``[{"source": "s3://calls/raw/dt=2026-11-01/", "partition": {"dt": "2026-11-01"}}, ...]``, in the
-        order of sources and partitions.
-    :raises ValueError: for more partitions than a task can be mapped over.
+        last files of a burst may have to wait until another file arrives, see :func:`pending_events`.
+    :return: ``[{"source": "s3://calls/raw/dt=2026-11-01/", "partition": {"dt": "2026-11-01"}}, ...]``, sorted
+        by source and partition.
+    :raises ValueError: if there are more partitions than a task can be mapped over.
     """
     found: dict[Any, dict[str, Any]] = {}
     for entry in _entries(pending_events(triggering_asset_events, inlet_events)):
-        # A source may hold several partitions, told by the time of modification, and a partition may have
-        # several sources. The order of the keys says nothing.
+        # A source may hold several partitions, distinguished by modification time, and a partition may have
+        # several sources. Sort the partition keys, because their order has no meaning.
         key = entry["source"], tuple(sorted(entry["partition"].items()))
         found.setdefault(key, {"source": entry["source"], "partition": entry["partition"]})
     partitions = [found[key] for key in sorted(found)]
@@ -48,17 +49,17 @@ def arrived_partitions(
 def pending_events(
     triggering_asset_events: Mapping[Any, Iterable[Any]], inlet_events: Mapping[Any, Any] | None = None
 ) -> list[Any]:
-    """The events that started a DAG run, and those that came since.
+    """Return the events that triggered a DAG run and those that arrived since.
 
-    Airflow 3.3 dates a run by the first event that asked for it, and connects the events that come until the
-    run is made with no run until there is yet another event. That is a second as a rule, and minutes when the
-    DAG is at its ``max_active_runs``. Nothing is lost with the inlet events, but an event may be seen by two
-    runs.
+    Airflow 3.3 dates a run by the first event that requests it. Events that arrive after this event but
+    before Airflow creates the run are not assigned to any run until yet another event arrives. This gap is
+    usually about a second, but lasts minutes when the DAG has reached its ``max_active_runs``. With the inlet
+    events no event is missed, but two runs may see the same event.
 
-    :param triggering_asset_events: from the context of a task.
-    :param inlet_events: from the context of a task whose ``inlets`` are the assets. Not for runs with a
+    :param triggering_asset_events: from the task context.
+    :param inlet_events: from the context of a task whose ``inlets`` are the assets. Omit them in runs with a
         partition key, which get exactly the events with this key.
-    :return: oldest first, for each asset.
+    :return: the events of each asset, oldest first.
     """
     pending: list[Any] = []
     for asset, triggering in triggering_asset_events.items():
@@ -78,7 +79,7 @@ def _entries(events: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def check_map_length(partitions: list[dict[str, Any]]) -> None:
-    """:raises ValueError: for more partitions than a task can be mapped over."""
+    """:raises ValueError: if there are more partitions than a task can be mapped over."""
     from airflow.sdk.configuration import conf
 
     longest = conf.getint("core", "max_map_length")

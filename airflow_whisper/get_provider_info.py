@@ -1,4 +1,4 @@
-"""What this provider tells Airflow about itself. Imports nothing: all Airflow components load it."""
+"""Provider metadata for Airflow. Imports nothing, because every Airflow component loads it."""
 
 
 def get_provider_info() -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Links on the tasks: to Spark, to the validation report, to the table."""
+"""Extra links of the tasks: to Spark, to the validation report and to the table."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
 REPORT_KEY = "report"
-"""XCom of validate and register: ``{"uri", "conn_id"}`` of the report."""
+"""Key of the XCom in which validate and register push ``{"uri", "conn_id"}`` of the report."""
 
 REPORT_PATH = "/whisper/report"
-"""Where the API server shows reports, below its base URL."""
+"""Path below the base URL of the API server at which it shows reports."""
 
 
 class SparkUILink(BaseOperatorLink):
-    """The UI of the Spark application while the job runs; then its page in the history server, if named.
+    """Link to the Spark UI while the job runs; afterwards to the history server, if one is configured.
 
-    Airflow asks for links only when a task has ended, so the operator itself pushes the first of the two.
+    Airflow calls :meth:`get_link` only after a task has ended, so the operator itself pushes the link to the
+    running application.
     """
 
     name = "Spark UI"
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """Where the link leads after the end; empty when that is nowhere."""
+        """Return the history server's page of the application; empty if there is none."""
         server, application = operator.history_server, operator._application_id
         return f"{server.rstrip('/')}/history/{application}/" if server and application else ""
 
 
 class ReportLink(BaseOperatorLink):
-    """The validation report, shown by Airflow's API server: see :mod:`airflow_whisper.plugin`.
+    """Link to the validation report, which Airflow's API server shows: see :mod:`airflow_whisper.plugin`.
 
-    Browsers open neither ``s3://`` nor, from a page of the web, ``file://``, and a presigned URL is a secret.
+    The link cannot point to storage: browsers do not open ``s3://``, nor ``file://`` from a web page, and a
+    presigned URL is a secret.
     """
 
     name = "Transcription report"
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """Where the report of this task instance is shown; empty when there is none."""
+        """Return the URL of this task instance's report; empty if there is no report."""
         from airflow.sdk.configuration import conf
         from airflow.sdk.execution_time.xcom import XCom
 
@@ -52,17 +54,20 @@ class ReportLink(BaseOperatorLink):
 
 
 class TableLink(BaseOperatorLink):
-    """The page of the table that the operator was given: catalogs have no address for it in common."""
+    """Link to the table's page in the catalog.
+
+    The user gives the address as ``table_url``, because catalogs have no common scheme for such addresses.
+    """
 
     name = "Table"
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """The argument ``table_url``, if it is an address for browsers."""
+        """Return ``table_url`` if it is an HTTP address, otherwise an empty string."""
         url = operator.table_url or ""
         return url if url.startswith(("http://", "https://")) else ""
 
 
 def push_report(context: Context, uri: str, conn_id: str | None) -> None:
-    """Tell the API server where a task's report is and with which connection to read it."""
+    """Push where a task's report is and which connection reads it, for the API server."""
     if "ti" in context:
         context["ti"].xcom_push(key=REPORT_KEY, value={"uri": uri, "conn_id": conn_id or None})

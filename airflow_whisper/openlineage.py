@@ -1,9 +1,9 @@
-"""OpenLineage: which audio went into which version of which table, and what was checked on the way.
+"""OpenLineage: which audio went into which version of which table, and which checks ran in between.
 
-Airflow's OpenLineage provider asks operators for this when it is installed and switched on; without it
-nothing here is imported. A catalog would hold as many datasets as there are runs if each run had its own. So
-a source, its staging area and the table are three datasets with names that last, and facets say which part
-of each a run was about.
+Airflow's OpenLineage provider requests this from operators when it is installed and enabled; otherwise this
+module is not imported. The source, the staging area and the table are three datasets with permanent names,
+and facets state which part of each a run used. A dataset per run would fill the catalog with as many datasets
+as there are runs.
 
 Facets: https://openlineage.io/docs/spec/facets/. Names: https://openlineage.io/docs/spec/naming/.
 """
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from whisper_spark.staging.result import RunResult
 
 
-# --- what each task did ----------------------------------------------------------------------------------
+# --- lineage of each task --------------------------------------------------------------------------------
 
 
 def of_discovery(
     source: str, partition: Mapping[str, str], run: Run | None = None
 ) -> OperatorLineage[Any, Any]:
-    """A comparison that is about to begin, or has led to a run: audio in, manifest out."""
+    """Lineage of discovery: reads audio, writes a manifest. Without a run it has only started."""
     if run is None:
         return OperatorLineage(inputs=[_audio(source, partition)])
     return OperatorLineage(
@@ -59,7 +59,7 @@ def of_discovery(
 
 
 def of_transcription(run: Run, result: RunResult | None) -> OperatorLineage[Any, Any]:
-    """A Spark job: audio in, staged rows out. Without a result the job has failed."""
+    """Lineage of a Spark job: reads audio, writes staged rows. Without a result the job has failed."""
     audio = _audio(run.source, run.partition, files=_to_transcribe(run), size=run.audio_bytes)
     if result is None:
         return OperatorLineage(inputs=[audio], run_facets=_parameters(run))
@@ -74,7 +74,7 @@ def of_transcription(run: Run, result: RunResult | None) -> OperatorLineage[Any,
 
 
 def of_validation(run: Run, report: Report) -> OperatorLineage[Any, Any]:
-    """Checks: staged rows in, with one assertion for each check."""
+    """Lineage of validation: reads staged rows, with one assertion for each check."""
     assertions = [
         data_quality_assertions_dataset.Assertion(
             assertion=check.check,
@@ -91,7 +91,7 @@ def of_validation(run: Run, report: Report) -> OperatorLineage[Any, Any]:
 
 
 def of_registration(run: Run, registered: Registered) -> OperatorLineage[Any, Any]:
-    """A commit: staged rows in; out a version of the table, of which one partition is new."""
+    """Lineage of a commit: reads staged rows, writes a table version in which one partition is new."""
     namespace, name = dataset_name(registered.table_location)
     identifier = symlinks_dataset.Identifier(namespace=namespace, name=run.table, type="TABLE")
     version = dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=str(registered.snapshot_id))
@@ -115,7 +115,7 @@ def of_registration(run: Run, registered: Registered) -> OperatorLineage[Any, An
 
 
 def dataset_name(uri: str) -> tuple[str, str]:
-    """Namespace and name of what lies at a URI, by OpenLineage's rules for object stores and files."""
+    """Namespace and name of the dataset at a URI, by OpenLineage's rules for object stores and files."""
     scheme, _, rest = normalise_uri(uri).partition("://")
     if scheme == "file":
         return "file", "/" + rest.strip("/")
@@ -172,7 +172,7 @@ def _staged_output(
 
 
 def _staging(run: Run) -> str:
-    """What all runs of a table share: ``STAGING/TABLE`` of ``contract.run_folder``."""
+    """The folder that all runs of a table share: ``STAGING/TABLE`` of ``contract.run_folder``."""
     return run.run_uri.partition(f"/{partition_path(run.partition)}/")[0]
 
 
@@ -196,7 +196,7 @@ def _fields(schema: pa.Schema) -> list[Any]:
 
 
 def _parameters(run: Run) -> dict[str, Any]:
-    """The options that the text depends on, as parameters of the run."""
+    """The options that affect the text, as parameters of the run."""
     options = json.loads(run.options.to_json())
     values = {**options, "fingerprint": run.options.fingerprint(), "manifest_id": run.manifest_id}
     parameters = [
@@ -214,5 +214,5 @@ def _to_transcribe(run: Run) -> int:
 
 
 def _listed(run: Run) -> int:
-    """Files at the source: those to transcribe and those that stay as they are."""
+    """Number of files at the source: those to transcribe and those whose rows stay unchanged."""
     return _to_transcribe(run) + run.counts.get("unchanged", 0) + run.counts.get("kept_stale", 0)

@@ -1,7 +1,7 @@
-"""Airflow plugin: the API server shows validation reports, to whoever may see the XComs of the DAG.
+"""Airflow plugin: the API server shows validation reports to users who may read the DAG's XComs.
 
-A report lies in object storage, where no browser can open it by its URI. So the link on the task leads to
-the API server, which reads ``report.json`` with the connection that the task used and makes the page from it.
+A report is in object storage, where a browser cannot open it by its URI. The link on the task therefore
+points to the API server, which reads ``report.json`` with the task's connection and renders the page from it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class WhisperPlugin(AirflowPlugin):
 
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Asked for by the API server only: other components load the plugin, too, and need no web server."""
+        """The report application. A property, because only the API server reads it and needs FastAPI."""
         try:
             from airflow_whisper.report.server import create_app
 
             app = create_app()
         except Exception:
-            # The report server is built on internals of Airflow. When one moves, Airflow has to start anyway.
+            # The report server uses internals of Airflow. If one of them changes, Airflow must still start.
             log.exception(
                 "validation reports cannot be shown in the web interface by this release of "
                 "airflow-provider-whisper with this release of Airflow"

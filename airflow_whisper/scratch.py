@@ -1,4 +1,4 @@
-"""A temporary SQLite database: joins and counts over ten million files take disk space instead of memory."""
+"""A temporary SQLite database, so that joins and counts over ten million files use disk instead of memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Nothing in here outlives the process, so neither a journal nor a flush to disk is worth its time.
+# The database does not outlive the process, so a journal or a flush to disk would only cost time.
 _SETTINGS = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -23,20 +23,20 @@ PRAGMA cache_size = -{cache_kib};
 
 
 class ScratchDatabase:
-    """A SQLite database in a temporary folder of its own. A context manager: the folder goes at the end.
+    """A SQLite database in its own temporary folder. A context manager that deletes the folder at the end.
 
-    Belongs to the thread that made it. With the journal off there is no way back from a failed statement:
-    after one, close the database, or go on only if the caller knows that nothing was changed.
+    Only the thread that created it may use it. Without a journal a failed statement cannot be rolled back:
+    close the database after a failure, or continue only if you know that the statement changed nothing.
 
-    :param prefix: start of the folder's name, for people who look into the temporary folder.
+    :param prefix: prefix of the folder's name, which tells users what the folder is.
     :param tables: SQL that creates the tables.
-    :param cache_mib: most memory for pages, in MiB.
+    :param cache_mib: maximum size of the page cache, in MiB.
     """
 
     def __init__(self, prefix: str, tables: str, *, cache_mib: int = 64) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix=prefix)
         self.folder = Path(self._folder.name)
-        """The temporary folder: room for other files that are to go with the database."""
+        """The temporary folder. Other files in it are deleted together with the database."""
         self._connection = sqlite3.connect(self.folder / "scratch.db", isolation_level=None)
         self._connection.executescript(_SETTINGS.format(cache_kib=cache_mib * 1024) + tables)
 
@@ -47,34 +47,34 @@ class ScratchDatabase:
         self.close()
 
     def close(self) -> None:
-        """Removes the database and its folder."""
+        """Close the database and delete its folder."""
         self._connection.close()
         self._folder.cleanup()
 
     def execute(self, statement: str, parameters: Any = ()) -> sqlite3.Cursor:
-        """Runs one statement. Outside of :meth:`transaction` it is committed at once."""
+        """Run one statement. Outside :meth:`transaction` it is committed immediately."""
         return self._connection.execute(statement, parameters)
 
     def script(self, statements: str) -> None:
-        """Runs several statements in one transaction."""
+        """Run several statements in one transaction."""
         with self.transaction():
             for statement in filter(str.strip, statements.split(";")):
                 self._connection.execute(statement)
 
     def first(self, query: str, parameters: Any = ()) -> Any:
-        """The first row of a query as a tuple; ``None`` when there is none."""
+        """Return the first row of a query as a tuple; ``None`` if there is none."""
         return self._connection.execute(query, parameters).fetchone()
 
     def chunks(self, query: str, parameters: Any = (), *, size: int = 10_000) -> Iterator[list[Any]]:
-        """The rows of a query as tuples, in lists of at most ``size``."""
+        """Yield the rows of a query as tuples, in lists of at most ``size``."""
         cursor = self._connection.execute(query, parameters)
         while chunk := cursor.fetchmany(size):
             yield chunk
 
     def run_for_each(self, statement: str, rows: Iterable[Sequence[Any]]) -> int:
-        """Runs a statement once for each row of parameters, in one transaction.
+        """Run a statement once for each row of parameters, in one transaction.
 
-        :return: how many rows of the database it inserted, updated or deleted.
+        :return: number of database rows inserted, updated or deleted.
         """
         before = self._connection.total_changes
         with self.transaction():
@@ -88,10 +88,10 @@ class ScratchDatabase:
         columns: Sequence[str],
         constants: Sequence[Any] = (),
     ) -> int:
-        """Appends columns of Arrow batches to a table, times as whole microseconds since 1970.
+        """Append columns of Arrow batches to a table, with times as whole microseconds since 1970.
 
-        :param table: has these columns in this order, then one for each of ``constants``.
-        :return: how many rows the batches had.
+        :param table: has these columns in this order, followed by one for each of ``constants``.
+        :return: number of rows in the batches.
         """
         statement = f"INSERT INTO {table} VALUES ({', '.join('?' * (len(columns) + len(constants)))})"  # noqa: S608
         count = 0
@@ -104,12 +104,12 @@ class ScratchDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Keeps what happens inside it together, which is much faster than statement by statement."""
+        """Group statements into one transaction, which is much faster than committing each."""
         self._connection.execute("BEGIN")
         try:
             yield
         finally:
-            # Also after an exception, because without a journal there is nothing to roll back to.
+            # Commit even after an exception, because a rollback needs a journal.
             self._connection.execute("COMMIT")
 
 

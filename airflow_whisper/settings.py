@@ -1,7 +1,7 @@
-"""Settings of the example DAGs of earlier releases, of which copies exist. Do not use it in new DAGs.
+"""Settings of the example DAGs of earlier releases, kept for copies of them. Do not use in new DAGs.
 
-The examples in ``dags/`` now hold their settings themselves and read the same environment variables
-``AIRFLOW_WHISPER_*``. Settings of the library are in the section ``[whisper]`` of Airflow's configuration.
+The examples in ``dags/`` now contain their settings themselves and read the same environment variables
+``AIRFLOW_WHISPER_*``. The library's own settings are in section ``[whisper]`` of Airflow's configuration.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ warnings.warn(
 
 
 def setting(name: str, default: str) -> str:
-    """The value of ``AIRFLOW_WHISPER_<NAME>``, or the default where it is not set, or empty."""
+    """The value of ``AIRFLOW_WHISPER_<NAME>``, or the default if it is unset or empty."""
     return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
 
 
@@ -32,13 +32,13 @@ def connection(name: str) -> str | None:
 
 
 def staging() -> str:
-    """Where runs keep their files until they are registered."""
+    """Folder in which runs keep their files until they are registered."""
     home = Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
     return setting("STAGING", str(home / "whisper_staging"))
 
 
 def locations() -> dict[str, Any]:
-    """Arguments of :func:`transcribe_partition` that name places, connections and Spark."""
+    """Arguments of :func:`transcribe_partition` for locations, connections and Spark."""
     return {
         "table": setting("TABLE", "speech.transcripts"),
         "staging": staging(),
@@ -53,7 +53,7 @@ def locations() -> dict[str, Any]:
 
 
 def default_args() -> dict[str, Any]:
-    """Retries of all tasks, with growing pauses."""
+    """Default arguments of all tasks: retries with exponential backoff."""
     return {
         "retries": int(setting("RETRIES", "3")),
         "retry_delay": timedelta(minutes=1),

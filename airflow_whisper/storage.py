@@ -1,4 +1,4 @@
-"""Read and write object storage with a connection: see :mod:`airflow_whisper.hooks.object_storage`."""
+"""Read and write object storage in your own tasks: see :mod:`airflow_whisper.hooks.object_storage`."""
 
 from __future__ import annotations
 

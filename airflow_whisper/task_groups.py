@@ -1,4 +1,4 @@
-"""The whole way for one partition, as a task group."""
+"""A task group that transcribes one partition, from discovery to registration."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def transcribe_partition(
     spark: Mapping[str, Any] | None = None,
     default_args: Mapping[str, Any] | None = None,
 ) -> TaskGroup:
-    """Make one partition of a table converge to the audio below a URI, in four tasks.
+    """Bring one partition of a table up to date with the audio below a URI, in four tasks.
 
     .. code-block:: python
 
@@ -59,19 +59,19 @@ def transcribe_partition(
                 options=WhisperOptions(model="large-v3-turbo"),
             )
 
-    The tasks are ``discover``, ``transcribe``, ``validate`` and ``register``. When the table already holds
-    what the audio and the options ask for, ``discover`` skips, and with it the other three and all that
-    depends on them.
+    The tasks are ``discover``, ``transcribe``, ``validate`` and ``register``. If the table is already up to
+    date with the audio and the options, ``discover`` skips, and with it the other three tasks and everything
+    downstream of them.
 
     Strings may be Jinja templates. ``source``, ``partition``, ``table``, ``staging``, ``options`` and
-    ``pattern`` may also come from an upstream task or from the mapping of a surrounding ``@task_group``;
-    they are then checked when the task runs.
+    ``pattern`` may also come from an upstream task or from the mapping of a surrounding ``@task_group``.
+    Values that are only known then are checked when the task runs.
 
-    :param source: URI prefix that holds the partition's audio: ``s3://``, ``gs://``, ``az://`` or ``file://``.
+    :param source: URI prefix of the partition's audio: ``s3://``, ``gs://``, ``az://`` or ``file://``.
     :param partition: the partition that the audio belongs to, for example ``{"dt": "{{ ds }}"}``.
     :param table: ``namespace.table``; created when it does not exist.
     :param staging: URI prefix for manifests, finished rows and reports. Executors write to it.
-    :param options: what to transcribe with, as :class:`WhisperOptions`, as a mapping, or as JSON.
+    :param options: transcription options as :class:`WhisperOptions`, as a mapping, or as JSON.
         ``None``: the defaults of :class:`WhisperOptions`.
     :param source_conn_id: Airflow connection for ``source``; ``None``: ambient credentials.
     :param staging_conn_id: Airflow connection for ``staging``; ``None``: the same as ``source_conn_id``.
@@ -81,34 +81,34 @@ def transcribe_partition(
     :param spark_conn_id: Airflow connection of type ``spark``.
     :param group_id: id of the task group, unique in its DAG.
     :param pattern: glob on the key below ``source``; ``None``: any.
-    :param extensions: endings of file names, in any case: ``["wav", "mp3"]``; ``None``: any but those of
-        sidecar files, such as ``.json``.
-    :param partition_from_modified: ``strftime`` formats of partition keys, to take of the source what was
-        modified then; see :class:`DiscoverAudioOperator`. ``None`` takes everything.
-    :param on_removed: what becomes of the row of a file that is gone from ``source``: ``"keep"`` or
+    :param extensions: file name extensions, case-insensitive: ``["wav", "mp3"]``; ``None``: any except those
+        of sidecar files, such as ``.json``.
+    :param partition_from_modified: ``strftime`` formats of partition keys, which select files of the source
+        by modification time; see :class:`DiscoverAudioOperator`. ``None`` selects all files.
+    :param on_removed: what to do with the row of a file that no longer exists in ``source``: ``"keep"`` or
         ``"delete"``.
-    :param on_stale: rows made with other options: ``"retranscribe"`` or ``"keep"``.
-    :param on_missing_source: a source without a single object, or without one that ``pattern`` and
-        ``extensions`` take for audio: ``"fail"`` or ``"skip"``.
-    :param max_attempts: how often a file whose error may pass is tried, over all runs.
-    :param max_removed_rate: largest share of the partition's rows that one run may remove, 0 to 1.
-    :param max_error_rate: share of error rows, 0 to 1, above which nothing is published.
-    :param block_on: quality flags that keep the partition from being published; a mapping gives the share of
-        rows that may have each. A template gives either as JSON, or names separated by commas.
+    :param on_stale: what to do with rows made with other options: ``"retranscribe"`` or ``"keep"``.
+    :param on_missing_source: what to do if the source contains no objects, or none that ``pattern`` and
+        ``extensions`` select: ``"fail"`` or ``"skip"``.
+    :param max_attempts: how often to try a file that fails with a transient error, over all runs.
+    :param max_removed_rate: largest fraction of the partition's rows that one run may remove, 0 to 1.
+    :param max_error_rate: fraction of error rows, 0 to 1, above which nothing is published.
+    :param block_on: quality flags that prevent publication of the partition. A mapping gives the fraction of
+        rows that may have each flag. A template may render to JSON or to names separated by commas.
     :param pool: Airflow pool of the ``transcribe`` task: one slot for each Spark job that may run at a time.
     :param outlets: assets that ``register`` updates.
     :param table_url: page of the table in your catalog, for the link *Table* on ``register``.
-    :param maintain: whether a fifth task, ``maintain``, cares for the table after each run that published
-        something: see :class:`MaintainTableOperator`, whose arguments a mapping gives. It compacts this
-        partition alone. A daily task for the whole table is the alternative.
-    :param spark: further arguments of :class:`WhisperTranscribeOperator`, such as ``conf``,
+    :param maintain: whether a fifth task, ``maintain``, compacts this partition and expires old snapshots
+        after each run that published something. A mapping gives arguments of :class:`MaintainTableOperator`.
+        The alternative is a daily task for the whole table.
+    :param spark: additional arguments of :class:`WhisperTranscribeOperator`, such as ``conf``,
         ``num_executors``, ``archives``, ``execution_timeout`` or ``history_server``.
     :param default_args: arguments for all four tasks, such as ``retries``.
-    :raises ValueError: for wrong arguments, with what to do; templated ones are checked when the task runs.
+    :raises ValueError: if an argument is wrong. Templated arguments are checked when the task runs.
     """
     staging_conn_id = _first_conn_id(staging_conn_id, source_conn_id)
     common: dict[str, Any] = {"staging_conn_id": staging_conn_id}
-    # Plain strings here, because they may be templates.
+    # The operator declares literals for these; here they are plain strings, because they may be templates.
     choices: dict[str, Any] = {
         "on_removed": on_removed,
         "on_stale": on_stale,
@@ -170,7 +170,7 @@ def transcribe_partition(
 
 
 def _first_conn_id(first: str | None, second: str | None) -> str | None:
-    """The first connection id, or the second where the first is missing or renders to nothing."""
+    """The first connection id, or the second if the first is missing or renders to an empty value."""
     if first is None or second is None or is_final(first) or not isinstance(first, str):
         return second if first is None else first
     return (

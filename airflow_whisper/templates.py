@@ -1,4 +1,4 @@
-"""Arguments of operators that are Jinja templates, or come from other tasks."""
+"""Operator arguments that are Jinja templates or outputs of other tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
-    # Only for type checkers: a mixin has the methods of the operator that it is mixed into.
+    # For type checkers only: the mixin uses methods of the operator it is mixed into.
     from airflow.sdk import BaseOperator as _Base
 else:
     _Base = object
@@ -18,16 +18,16 @@ T = TypeVar("T", int, float)
 
 
 class TextTemplates(_Base):
-    """A mixin for operators: renders text arguments as text, whatever the DAG says.
+    """Operator mixin that renders text arguments as text, even with ``render_template_as_native_obj``.
 
-    In a DAG with ``render_template_as_native_obj=True`` Jinja reads what a template gives as Python:
-    ``"2026_11_01"`` would be the number 20261101, ``"1e3"`` 1000.0, and ``"None"`` nothing at all.
+    In a DAG with ``render_template_as_native_obj=True`` Jinja evaluates rendered text as Python:
+    ``"2026_11_01"`` would become the number 20261101, ``"1e3"`` 1000.0, and ``"None"`` the value ``None``.
 
     Mix it in before the operator: ``class DiscoverAudioOperator(TextTemplates, BaseOperator)``.
     """
 
     text_fields: ClassVar[Collection[str]] = ()
-    """Those of ``template_fields`` that are text, or mappings to text."""
+    """The ``template_fields`` that are text, or mappings to text."""
 
     def _do_render_template_fields(
         self, parent: Any, template_fields: Iterable[str], context: Any, jinja_env: Any, seen_oids: set[int]
@@ -47,7 +47,7 @@ class TextTemplates(_Base):
 
 
 def is_final(value: Any) -> bool:
-    """Whether a value is final, not a template nor the output of a task that has yet to run."""
+    """Whether a value is final: neither a template nor the output of a task that has not run yet."""
     if isinstance(value, str):
         return "{{" not in value and "{%" not in value
     if isinstance(value, Mapping):
@@ -58,22 +58,22 @@ def is_final(value: Any) -> bool:
 
 
 def text(value: Any) -> Any:
-    """A partition value as text: another task may have returned 13 for "13", or a date."""
+    """Convert a partition value to text: another task may have returned 13 for "13", or a date."""
     return str(value) if isinstance(value, int | datetime.date) else value
 
 
 def optional(value: str | None) -> str | None:
-    """An argument such as the name of a connection; ``None`` when a template made nothing of it.
+    """An optional argument such as a connection id; ``None`` if a template rendered to an empty value.
 
-    Jinja writes ``None`` for a Param without a value.
+    Jinja renders a Param without a value as the text ``None``.
     """
     return None if value in (None, "", "None") else value
 
 
 def collection(value: Any) -> Any:
-    """A list or a mapping that a template rendered to text: as JSON, as Python, or separated by commas.
+    """Parse a collection that a template rendered to text: JSON, a Python literal, or comma-separated.
 
-    :return: anything else unchanged.
+    :return: the collection; a value that is not text is returned unchanged.
     """
     if not isinstance(value, str):
         return value
@@ -88,10 +88,10 @@ def collection(value: Any) -> Any:
 
 
 def number(name: str, kind: type[T], value: Any) -> T:
-    """A number, or one that a template rendered to text.
+    """Parse a number that a template may have rendered to text.
 
-    :param name: of the argument, for the message.
-    :raises ValueError: for other text.
+    :param name: name of the argument, for the error message.
+    :raises ValueError: if the text is not a number.
     """
     if not isinstance(value, str):
         return value  # type: ignore[no-any-return]

@@ -1,5 +1,5 @@
-"""The operators, one file each: arguments, templates, messages and XCom.
+"""The operators, one module each. They handle arguments, templates, log messages and XComs.
 
-Decisions belong to ``discovery``, ``validation`` and ``table``, where they are tested without Airflow.
-Template fields, returned keys and class paths are public.
+Keep them thin: decisions belong in ``discovery``, ``validation`` and ``table``, which are tested without
+Airflow. Arguments, template fields, returned keys and class paths are public.
 """

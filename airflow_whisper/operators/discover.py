@@ -1,4 +1,4 @@
-"""Find out what a partition lacks, before any of it is paid for."""
+"""Find the audio of a partition that must be transcribed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class DiscoverAudioOperator(TextTemplates, BaseOperator):
-    """Compare a partition's audio with its table and write down what has to be transcribed.
+    """Compare a partition's audio with its table and write a manifest of what must be transcribed.
 
     .. code-block:: python
 
@@ -46,46 +46,47 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             source_conn_id="calls_s3",
         )
 
-    A file is transcribed when the table does not have it (``new``), when its etag differs (``changed``),
-    when its row was made with other options (``stale``), or when it failed for a reason that may pass and has
-    attempts left (``retry``). Everything else costs nothing. If that leaves nothing to do the task is
-    skipped, and so is what comes after it.
+    A file is transcribed if the table has no row for it (``new``), if its etag differs (``changed``), if its
+    row was made with other options (``stale``), or if it failed with a transient error and has tries left
+    (``retry``). If there is nothing to transcribe or remove, the task is skipped, and with it the downstream
+    tasks.
 
-    Returns ``{"manifest_uri", "manifest_id", "partition", "fingerprint", "counts", "audio_bytes"}``, each
-    also as an XCom of its own: ``discover.output["manifest_uri"]`` is the argument of the tasks that follow.
+    Returns ``{"manifest_uri", "manifest_id", "partition", "fingerprint", "counts", "audio_bytes"}``. Each key
+    is also a separate XCom: pass ``discover.output["manifest_uri"]`` to the downstream tasks.
 
-    Names that start with ``_`` or ``.``, and what lies in folders with such names, are not audio. Nor are
-    sidecar files, such as ``.json``, ``.txt`` or ``.srt``, unless ``extensions`` asks for them. The log and
-    the XCom ``left_out`` say how many objects were left out.
+    Files and folders whose names start with ``_`` or ``.`` are ignored. So are sidecar files, such as
+    ``.json``, ``.txt`` or ``.srt``, unless ``extensions`` selects them. The log and the XCom ``left_out``
+    give the number of ignored objects.
 
     :param source: folder with the partition's audio, listed recursively: ``s3://``, ``gs://``, ``az://``,
-        ``abfss://``, ``file://`` or a path of the worker.
+        ``abfss://``, ``file://`` or a local path on the worker.
     :param partition: the partition of the table, for example ``{"dt": "{{ ds }}"}``.
     :param table: ``namespace.table``. It need not exist yet.
-    :param staging: folder where runs keep their files until they are registered; not inside ``source``.
-    :param options: what the transcripts are made with: :class:`WhisperOptions`, or a dict of its fields, for
-        example from Airflow Params, or the same as JSON.
+    :param staging: folder in which runs keep their files until they are registered; must be outside
+        ``source``.
+    :param options: transcription options: :class:`WhisperOptions`, or a dict of its fields, for example from
+        Airflow Params, or the same as JSON.
     :param source_conn_id: Airflow connection for the source; ``None``: ambient credentials.
     :param staging_conn_id: Airflow connection for staging; ``None``: the same as for the source.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded catalog.
-    :param pattern: glob on the path below ``source``, in any case, for example ``"*.wav"``.
-    :param extensions: endings of file names, in any case: ``["wav", "mp3"]``; ``None``: any but those of
-        sidecar files.
-    :param partition_from_modified: keys of ``partition`` that files belong to by the time they were modified,
-        in UTC, with their ``strftime`` formats: ``{"dt": "%Y-%m-%d"}`` takes of the source what was modified
-        on the day ``partition["dt"]``. ``None``: all audio below ``source`` belongs to the partition.
-    :param on_removed: rows whose audio is gone: ``"keep"``, or ``"delete"`` for erasure requests. Audio is
-        gone when it was below ``source`` and no object there has its name any more, whatever ``pattern`` and
-        ``extensions`` leave out. Rows of other sources stay.
-    :param max_removed_rate: largest share of the partition's rows that one run may remove, 0 to 1. A run that
-        would remove more fails, and removes nothing.
-    :param on_stale: rows made with other options: ``"retranscribe"`` or ``"keep"``.
-    :param max_attempts: how often a file is tried, for one etag, while its error may pass.
-    :param on_missing_source: ``"fail"`` or ``"skip"`` when there is nothing at the source nor above the part
-        of it that depends on the partition, or when there are objects, but none that ``pattern`` and
-        ``extensions`` take for audio. An empty partition of a source that exists is skipped either way.
-    :raises ValueError: when an argument is wrong; before any work for values that are templates.
-    :raises DiscoveryError: when no object is audio, or too many rows would be removed.
+    :param pattern: case-insensitive glob on the path below ``source``, for example ``"*.wav"``.
+    :param extensions: file name extensions, case-insensitive: ``["wav", "mp3"]``; ``None``: any except those
+        of sidecar files.
+    :param partition_from_modified: ``strftime`` formats of partition keys that depend on a file's
+        modification time, in UTC: ``{"dt": "%Y-%m-%d"}`` selects the files modified on the day
+        ``partition["dt"]``. ``None``: all audio below ``source`` belongs to the partition.
+    :param on_removed: what to do with rows whose audio has been removed: ``"keep"``, or ``"delete"`` for
+        erasure requests. Audio counts as removed if its URI lies below ``source`` and no object there has
+        this URI, not even one that ``pattern`` and ``extensions`` ignore. Rows of other sources are kept.
+    :param max_removed_rate: largest fraction of the partition's rows that one run may remove, 0 to 1. A run
+        that would remove more fails and removes nothing.
+    :param on_stale: what to do with rows made with other options: ``"retranscribe"`` or ``"keep"``.
+    :param max_attempts: how often to try a file, per etag, that fails with a transient error.
+    :param on_missing_source: ``"fail"`` or ``"skip"`` if there is no object at the source nor above the part
+        of it that depends on the partition, or if there are objects, but ``pattern`` and ``extensions``
+        select none of them. An empty partition of an existing source is skipped in either case.
+    :raises ValueError: if an argument is wrong. Templated arguments are checked when the task starts.
+    :raises DiscoveryError: if no object is audio, or too many rows would be removed.
     """
 
     template_fields: Sequence[str] = (
@@ -159,14 +160,15 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        """Checks what is no template yet, or no template any more."""
+        """Check the arguments that are not templates, or already rendered."""
         from airflow_whisper.table.schema import check_table_name
 
         if isinstance(self.partition, Mapping) and all(is_final(v) for v in self.partition.values()):
             check_partition(self.partition)
         elif isinstance(self.partition, Mapping):
             check_partition(dict.fromkeys(self.partition, "template"))
-        elif not hasattr(self.partition, "resolve"):  # what another task will have returned
+        # An object with `resolve` is the output of a task that has not run yet.
+        elif not hasattr(self.partition, "resolve"):
             raise ValueError(
                 f"partition must be a dict such as {{'dt': '{{{{ ds }}}}'}}, got {self.partition!r}"
             )
@@ -208,7 +210,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         )
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Compare, and write the manifest."""
+        """Compare the source with the table and write the manifest."""
         from airflow_whisper.discovery.comparison import Comparison
         from airflow_whisper.discovery.manifest import write_run
         from airflow_whisper.hooks.object_storage import object_storage
@@ -243,7 +245,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         }
 
     def _take_rendered(self) -> None:
-        """Takes what templates and other tasks gave, and checks it."""
+        """Normalise and check the values of templates and of other tasks' outputs."""
         if isinstance(self.partition, Mapping):
             self.partition = {key: text(value) for key, value in self.partition.items()}
         self.extensions = collection(self.extensions)
@@ -262,7 +264,11 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         return of_discovery(self.source, self.partition, self._run)
 
     def _add_rows(self, comparison: Comparison) -> tuple[Target, int]:
-        """Reads the table, before the listing: what is committed meanwhile must not look like compared."""
+        """Read the table's rows.
+
+        Call it before listing the source: the snapshot id that it records must not include rows of a commit
+        that happens later, because the comparison has not seen them.
+        """
         from airflow_whisper.discovery.manifest import Target
         from airflow_whisper.hooks.catalog import open_catalog
         from airflow_whisper.table.read import current_rows, current_snapshot_id, table_partition
@@ -306,7 +312,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         left_out = comparison.left_out()
         if "ti" in context:
             context["ti"].xcom_push(key="left_out", value=left_out)
-        # Audio of other partitions is no surprise.
+        # Audio of other partitions is expected, so the log does not mention it.
         told = {kind: count for kind, count in left_out.items() if kind != "other_time"}
         if told:
             words = ", ".join(f"{count:,} {_KINDS[kind]}" for kind, count in told.items())
@@ -315,7 +321,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
     def _check_no_audio(
         self, comparison: Comparison, counts: Counts, target: Target, rows: int, storage: ObjectStorage
     ) -> None:
-        """Tells an empty partition from audio that was deleted, a wrong filter and a wrong source."""
+        """Distinguish an empty partition from deleted audio, a wrong filter and a wrong source."""
         gone = counts.files["removed"] + counts.files["kept_removed"]
         if gone:
             self.log.warning(
@@ -363,7 +369,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         )
 
 
-# The kinds of objects that are left out, for people.
+# How the log describes each kind of ignored objects.
 _KINDS = {
     "hidden": "hidden",
     "sidecar": "sidecar files",

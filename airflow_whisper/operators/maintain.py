@@ -1,4 +1,4 @@
-"""Care for the table and for staging: fewer files, and no more history than is needed."""
+"""Maintain the table and staging: compact files and delete old snapshots and runs."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 
 class MaintainTableOperator(BaseOperator):
-    """Compact small data files, merge manifests, and forget old snapshots with the files that only they need.
+    """Compact small data files, merge manifests, and expire old snapshots with the files only they need.
 
     .. code-block:: python
 
         MaintainTableOperator(task_id="maintain", table="speech.transcripts", catalog_conn_id="lake")
 
-    Once a day for a table is usual. It is safe beside running jobs: it changes no row, commits only on top of
-    what others have committed, and keeps the snapshots that a job may have started from. A task that
-    registers again after its snapshot has expired still finds in staging what it did.
+    Run it once a day per table. It is safe to run while jobs are running: it changes no row, commits only on
+    top of other writers' commits, and keeps the snapshots that a running job may be based on. A register task
+    that runs again after its snapshot has expired still finds its outcome in staging.
 
     Returns ``{"table", "compacted_files", "merged_manifests", "expired_snapshots", "deleted_files"}``.
 
     :param table: ``namespace.table``. It must exist.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded SQLite catalog.
     :param partition: compact only this partition; ``None``: every partition that has enough small files.
-    :param compact: whether to write small data files again as larger ones.
-    :param min_files: small data files of a partition that are worth it.
-    :param merge_manifests: whether to write the table's manifests again as fewer ones.
-    :param min_manifests: manifests that are worth it.
-    :param expire_older_than: age of the snapshots to forget, longer than the longest job; ``None``: keep all.
-        Zero, for erasure, leaves the newest ``keep_snapshots``.
-    :param keep_snapshots: the newest snapshots that stay whatever their age.
-    :raises ValueError: when an argument is wrong.
+    :param compact: whether to rewrite small data files as larger ones.
+    :param min_files: smallest number of small data files for which a partition is compacted.
+    :param merge_manifests: whether to rewrite the table's manifests as fewer ones.
+    :param min_manifests: smallest number of manifests for which they are merged.
+    :param expire_older_than: age above which snapshots expire. It must exceed the duration of the longest
+        job. ``None`` keeps all snapshots. Zero, for erasure, leaves only the newest ``keep_snapshots``.
+    :param keep_snapshots: number of newest snapshots to keep regardless of age.
+    :raises ValueError: if an argument is wrong.
     """
 
     template_fields: Sequence[str] = ("table", "catalog_conn_id", "partition")
@@ -86,7 +86,7 @@ class MaintainTableOperator(BaseOperator):
             check_partition(self.partition)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Compact, merge, expire: in this order, so that what was compacted away can expire one day."""
+        """Compact, merge and expire, in this order, so that files replaced by compaction can expire later."""
         from airflow_whisper.hooks.catalog import open_catalog
         from airflow_whisper.table.compaction import merge_manifests
         from airflow_whisper.table.expiry import Expired, expire_snapshots
@@ -136,16 +136,16 @@ class PurgeStagingOperator(BaseOperator):
 
         PurgeStagingOperator(task_id="purge", staging="s3://calls/staging/", table="speech.transcripts")
 
-    What is registered lies in the table and needs staging no more. Until a run is purged, a task that is
-    cleared takes its transcripts from staging instead of paying for them again.
+    Registered transcripts are in the table and no longer need staging. Until a run is purged, a cleared task
+    reuses its transcripts from staging instead of transcribing again.
 
     Returns ``{"deleted_runs", "deleted_files"}``.
 
-    :param staging: folder where runs keep their files.
+    :param staging: folder in which runs keep their files.
     :param table: ``namespace.table`` whose runs are deleted.
-    :param partition: only the runs of this partition, as asset events spell it; ``None``: of all.
-    :param older_than: since something was last written to a run. Longer than the time between the tasks of a
-        run that may still go on, so that none loses its files.
+    :param partition: delete only the runs of this partition, spelled as in asset events; ``None``: of all.
+    :param older_than: minimum time since the last write to a run. It must exceed the time between the tasks
+        of a run that may still continue, so that no such run loses its files.
     :param staging_conn_id: Airflow connection for staging; ``None``: ambient credentials.
     :raises ValueError: when an argument is wrong.
     """
@@ -172,7 +172,7 @@ class PurgeStagingOperator(BaseOperator):
         _check_age("older_than", older_than)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """List the table's folder in staging, and delete the runs that are old enough."""
+        """List the table's folder in staging and delete the runs that are old enough."""
         from airflow_whisper.discovery.purge import purge_staging
         from airflow_whisper.hooks.object_storage import object_storage
         from airflow_whisper.table.schema import check_table_name

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RegisterTranscriptsOperator(BaseOperator):
-    """Make a run's transcripts visible in the table, in one commit that replaces exactly what changed.
+    """Publish a run's transcripts to the table, in one commit that replaces exactly the changed rows.
 
     .. code-block:: python
 
@@ -33,23 +33,23 @@ class RegisterTranscriptsOperator(BaseOperator):
         )
 
     Returns ``{"table", "partition", "snapshot_id", "rows", "errors", "removed", "audio_hours", "report_uri",
-    "table_location"}``: the counts are those of this run, not of the whole partition. Each asset in
-    ``outlets`` gets the same in the ``extra`` of its event, and ``manifest_uri`` and ``idempotency_key``.
+    "table_location"}``. The counts refer to this run, not to the whole partition. The event of each asset in
+    ``outlets`` carries the same in its ``extra``, plus ``manifest_uri`` and ``idempotency_key``.
 
-    Readers see the partition as it was or as it will be, nothing between. Running the task again returns the
-    first commit. The task skips when another run did the same work already, and fails, without a retry, when
-    another run changed the same rows since discovery: clear the discover task then, and what is transcribed
-    is taken from staging.
+    Readers see the partition either before or after the commit, never in between. Running the task again
+    returns the first commit. The task is skipped if another run has already done the same work. It fails
+    without a retry if another run changed the same rows since discovery. In this case clear the discover
+    task; the new run reuses the finished transcripts from staging.
 
     :param manifest: URI of the run's manifest, from ``DiscoverAudioOperator``.
-    :param table: ``namespace.table`` that this task may write to; a manifest that names another is refused.
-        ``None``: whichever the manifest names.
+    :param table: ``namespace.table`` that this task may write to; a manifest for another table is rejected.
+        ``None``: the table that the manifest names.
     :param staging_conn_id: Airflow connection for staging; ``None``: ambient credentials.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded SQLite catalog.
     :param report: URI of the validation report; ``None``: ``report.json`` beside the manifest.
-    :param require_report: refuse to register without a report that says that all checks passed.
-    :param table_url: page of the table in your catalog or query engine: where the task's link *Table* leads.
-    :raises ValueError: when an argument is wrong; before any work for values that are templates.
+    :param require_report: whether to register only with a report in which all checks passed.
+    :param table_url: page of the table in your catalog or query engine; the task's link *Table* opens it.
+    :raises ValueError: if an argument is wrong. Templated arguments are checked when the task starts.
     """
 
     template_fields: Sequence[str] = (
@@ -90,7 +90,7 @@ class RegisterTranscriptsOperator(BaseOperator):
             check_uri("report", report)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Register, tell the assets, and log what was done."""
+        """Register the run, add the result to the asset events, and log it."""
         check_uri("manifest", self.manifest)
         if self.report is not None:
             check_uri("report", self.report)
@@ -112,7 +112,8 @@ class RegisterTranscriptsOperator(BaseOperator):
                 require_report=self.require_report,
             )
         except (PartitionConflictError, TableMismatchError) as error:
-            raise AirflowFailException(str(error)) from error  # the next try would find the same
+            # A retry would find the same state.
+            raise AirflowFailException(str(error)) from error
         if registered is None:
             raise AirflowSkipException(
                 f"Nothing left to do for {name}, which holds every row as this run wants it: another run did "
@@ -172,10 +173,10 @@ class RegisterTranscriptsOperator(BaseOperator):
 
 
 def check_uri(argument: str, value: object) -> None:
-    """:raises ValueError: unless the value is the URI of something in storage, or a path."""
+    """:raises ValueError: unless the value is a storage URI or a path."""
     from whisper_spark.storage.objects import normalise_uri
 
-    # A template that looks up what is not there renders to "None".
+    # A template that looks up a missing XCom renders to "None".
     if not isinstance(value, str) or value in ("", "None"):
         raise ValueError(
             f"{argument} is {value!r}, but must be a URI: did the task that returns it run, and is its id "

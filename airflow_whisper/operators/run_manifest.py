@@ -1,4 +1,4 @@
-"""The manifest that a task was given: read, and sure to be that of the run in whose folder it lies."""
+"""Read the manifest that a task was given, and check that it belongs to the run folder it lies in."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _AGAIN = "Clear the discover task, which writes it again"
 
 
 def read_own_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMetaData]:
-    """The run that a manifest describes, and the manifest's Parquet metadata.
+    """Return the run that a manifest describes, and the manifest's Parquet metadata.
 
-    :raises AirflowFailException: when the file is damaged, is no manifest, or speaks of another run.
-    :raises whisper_spark.storage.objects.StorageError: when it is not there, or the store does not answer.
+    :raises AirflowFailException: if the file is damaged, is not a manifest, or describes another run.
+    :raises whisper_spark.storage.objects.StorageError: if it does not exist, or the store does not respond.
     """
     from airflow_whisper.validation.staged import manifest_problem
 
@@ -32,10 +32,10 @@ def read_own_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMet
 
 
 def read_any_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMetaData]:
-    """The same of a manifest that may speak of another run: who asks has to check that.
+    """Like :func:`read_own_manifest`, but the manifest may describe another run; the caller must check.
 
-    :raises AirflowFailException: when the file is damaged, or no manifest.
-    :raises whisper_spark.storage.objects.StorageError: when it is not there, or the store does not answer.
+    :raises AirflowFailException: if the file is damaged or not a manifest.
+    :raises whisper_spark.storage.objects.StorageError: if it does not exist, or the store does not respond.
     """
     from whisper_spark.storage.parquet import read_manifest
 

@@ -55,49 +55,49 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 
     Returns ``{"manifest_uri", "result_uri", "files", "ok", "errors", "audio_seconds", "transcribed",
     "resumed", "reused", "real_time_factor", "retried_windows", "device_busy"}``. ``RUN/result.json`` in
-    staging has more.
+    staging has more details.
 
-    How far the job is appears in the task log every ten seconds: files, hours of audio, speed, how full the
-    queue in front of the device is, and the time left, for each running Spark task and for all together.
+    Every ten seconds the task log shows the job's progress: files, hours of audio, speed, the fill level of
+    the device's queue, and the time left, for each running Spark task and in total.
 
-    Every argument of ``SparkSubmitOperator`` works; those below differ or are new. The job's code travels
-    along; what executors need besides Python is pyspark, faster-whisper, pandas, pyarrow and obstore, in an
-    image or through ``archives="env.tar.gz#environment"``.
+    Accepts every argument of ``SparkSubmitOperator``; those below differ or are new. The operator sends the
+    job's code along. Besides Python, executors need pyspark, faster-whisper, pandas, pyarrow and obstore, in
+    an image or through ``archives="env.tar.gz#environment"``.
 
-    One Spark task runs one engine with all cores of its executor. So give ``executor_cores``; without it a
-    standalone cluster or YARN starts an engine for each core. ``device="cuda"`` in the options asks Spark
-    for one GPU for each executor and task; ``device="auto"`` asks for none and takes a GPU where it sees
-    one. Values in ``conf``, ``properties_file`` and ``spark-defaults.conf`` go before all of that. On
-    Kubernetes and YARN, GPUs also need ``spark.executor.resource.gpu.discoveryScript``.
+    One Spark task runs one engine with all cores of its executor. Set ``executor_cores``; without it a
+    standalone cluster or YARN starts an engine for each core. ``device="cuda"`` in the options requests one
+    GPU per executor and task from Spark; ``device="auto"`` requests none and uses a GPU where one is visible.
+    Values in ``conf``, ``properties_file`` and ``spark-defaults.conf`` take precedence over these defaults.
+    On Kubernetes and YARN, GPUs also need ``spark.executor.resource.gpu.discoveryScript``.
 
-    What is staged already is not transcribed again: not after a killed job, nor after clearing the task.
-    When nothing is left to do, Spark is not started. A task that is stopped, because somebody marks it as
-    failed or because of its ``execution_timeout``, ends the driver and with it executors and Python workers.
+    Files that are already staged are not transcribed again, neither after a killed job nor after clearing
+    the task. If no files are left, Spark is not started. Stopping the task, by marking it as failed or by its
+    ``execution_timeout``, stops the driver and with it executors and Python workers.
 
-    Credentials of the connections reach the job in a temporary file that only this user can read. With
-    ``deploy_mode="cluster"`` Spark itself carries them on, on Kubernetes in a ConfigMap: use the ambient
-    credentials of a service account there.
+    The operator passes credentials of the connections to the job in a temporary file that only the submitting
+    user can read. With ``deploy_mode="cluster"`` Spark distributes this file, on Kubernetes in a ConfigMap:
+    use the ambient credentials of a service account there.
 
     :param manifest: URI of the run's manifest, from ``DiscoverAudioOperator``.
-    :param options: other values for options that change only speed, for example ``{"batch_size": 32}``,
-        as a mapping or as JSON. Everything else is fixed by the manifest.
+    :param options: overrides of options that affect only speed, for example ``{"batch_size": 32}``, as a
+        mapping or as JSON. The manifest determines all other options.
     :param source_conn_id: Airflow connection for the audio; ``None``: ambient credentials of the executors.
     :param staging_conn_id: Airflow connection for staging; ``None``: the same as ``source_conn_id``.
     :param model_conn_id: Airflow connection for a model in an object store; ``None``: ambient credentials.
     :param conn_id: Airflow connection of type ``spark``; its host is the master, for example ``local[2]``,
         ``spark://host:7077``, ``yarn`` or ``k8s://https://host``.
-    :param conf: Spark properties. A value of ``None`` leaves the property out.
-    :param deploy_mode: ``"client"`` or ``"cluster"``; ``None``: what the connection says.
-    :param application: another script than the packaged job, which gets the same arguments.
-    :param send_package: send ``whisper_spark`` to the executors with ``--py-files``. ``False`` for an image
-        that has the same release of it installed; ``application="local:///.../whisper_spark/job.py"`` then
+    :param conf: Spark properties. A value of ``None`` omits the property.
+    :param deploy_mode: ``"client"`` or ``"cluster"``; ``None``: the deploy mode of the connection.
+    :param application: script to run instead of the packaged job; it gets the same arguments.
+    :param send_package: send ``whisper_spark`` to the executors with ``--py-files``. Set to ``False`` for an
+        image in which the same release is installed; ``application="local:///.../whisper_spark/job.py"`` then
         names the script in the image.
-    :param application_args: further arguments of the job, for example ``["--tasks", 16]``.
-    :param durable: reconnect to a job that was submitted in cluster mode by an earlier try. Off by default,
-        because Airflow remembers the job beyond a clear and would then not run it again.
+    :param application_args: additional arguments of the job, for example ``["--tasks", 16]``.
+    :param durable: reconnect to a job that an earlier try submitted in cluster mode. Off by default, because
+        Airflow keeps the job's id even after the task is cleared and would then not run the job again.
     :param history_server: address of the Spark History Server, for example
-        ``https://spark-history.example``: where the task's link *Spark UI* leads once the job has ended.
-    :raises ValueError: for options that would change the text, and for connections that do not exist.
+        ``https://spark-history.example``: the target of the task's link *Spark UI* after the job has ended.
+    :raises ValueError: if options would change the text, or a connection does not exist.
     """
 
     template_fields: Sequence[str] = (
@@ -160,7 +160,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         self.model_conn_id = model_conn_id
         self.send_package = send_package
         self.history_server = history_server
-        # The parent keeps these under private names, which cannot be templates.
+        # The parent stores these in private attributes, which cannot be template fields.
         self.conn_id = conn_id
         self.archives = archives
         self.java_class = java_class
@@ -184,8 +184,9 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         if isinstance(options, Mapping | str) and "{{" not in str(options):
             _speed_options(WhisperOptions(), options)
 
-    def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # the parent gives nothing
-        """Submit the job unless its work is done, and tell what it did."""
+    # The parent returns None.
+    def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]
+        """Submit the job unless everything is already staged, and return a summary of its result."""
         from whisper_spark.staging.result import finished_result, nothing_done
 
         check_spark_connection(self.conn_id, self.deploy_mode)
@@ -215,25 +216,25 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         return of_transcription(self._run, self._result) if self._run else None
 
     def on_kill(self) -> None:
-        """End the Spark job, its driver and its Python workers. What is staged stays for the next run.
+        """Stop the Spark job, its driver and its Python workers. Staged rows remain for the next run.
 
         Runs in a signal handler.
         """
         self._stopped = True
-        # Without a hook nothing is submitted, and `_submit` will not do so any more.
+        # Without a hook nothing has been submitted, and `_stopped` prevents `_submit` from doing so.
         if self._hook is not None:
             super().on_kill()
 
     @property
     def _staging_connection(self) -> str | None:
-        # Templates that render to nothing stand for no connection.
+        # A template that renders to an empty value means no connection.
         return optional(self.staging_conn_id) or optional(self.source_conn_id)
 
     def _submit(self, context: Context, run: Run, storage: ObjectStorage) -> RunResult:
-        """Run the job.
+        """Run the job with spark-submit and return its result.
 
-        :raises AirflowException: when spark-submit fails; the message ends with its last lines.
-        :raises StagingError: when it succeeds without leaving a complete result.
+        :raises AirflowException: if spark-submit fails; the message ends with its last lines of output.
+        :raises StagingError: if it succeeds without writing a complete result.
         """
         from whisper_spark.staging.result import StagingError, complete_result
 
@@ -251,7 +252,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
                 raise AirflowException("the task was stopped before Spark was started")
             super().execute(context)
         result = complete_result(run, storage)
-        # A job that is still the one of an earlier try carries that try's id.
+        # With `durable` the job may be that of an earlier try and then has that try's id.
         if result is None or (result.attempt_id != job_run_id and not self.durable):
             raise StagingError(
                 f"the Spark job ended without an error, but {run.result_uri} does not describe what is in "
@@ -261,7 +262,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         return result
 
     def _progress(self, run: Run, storage: ObjectStorage, job_run_id: str) -> AbstractContextManager[Any]:
-        """Progress of a driver whose output is not that of spark-submit; any other prints its own."""
+        """Log the progress of a driver that runs on the cluster; a local driver prints it itself."""
         from whisper_spark.progress.reports import (
             PROGRESS_SECONDS,
             ProgressLog,
@@ -271,7 +272,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 
         if not runs_on_cluster(self.conn_id, self.deploy_mode):
             return nullcontext()
-        # A job of an earlier try reports under that try's id.
+        # With `durable` the job may be that of an earlier try and reports under that try's id.
         folder = reports_folder(run.run_uri) if self.durable else report_folder(run.run_uri, job_run_id)
         return ProgressLog(
             storage, folder, lambda line: self.log.info("whisper: %s", visible(line)), every=PROGRESS_SECONDS
@@ -286,8 +287,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         }
 
     def _get_hook(self) -> WhisperSubmitHook:
-        """The hook that the parent submits with. Called by its ``execute``."""
-        # By name, so that arguments which later releases of the Spark provider add come along.
+        """Return the hook that submits the job. The parent's ``execute`` calls this method."""
+        # Collect arguments by name, so that arguments added by later Spark provider releases are included.
         names = [name for name in inspect.signature(SparkSubmitHook.__init__).parameters if name != "self"]
         arguments = {
             name: getattr(self, name) if hasattr(self, name) else getattr(self, f"_{name}") for name in names
@@ -328,7 +329,7 @@ def _write_empty_result(run: Run, storage: ObjectStorage) -> RunResult:
 
 
 def _summary(run: Run, result: RunResult) -> dict[str, Any]:
-    """What goes to XCom: a URI and a few numbers."""
+    """The returned XCom: two URIs and a few numbers."""
     return {
         "manifest_uri": run.manifest_uri,
         "result_uri": run.result_uri,

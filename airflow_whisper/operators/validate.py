@@ -1,4 +1,4 @@
-"""Check staged transcripts before anyone may read them."""
+"""Check staged transcripts before they are published."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ValidateTranscriptsOperator(BaseOperator):
-    """Check what a run has staged, and write a report next to it.
+    """Check the rows that a run has staged, and write a report next to them.
 
     .. code-block:: python
 
@@ -34,24 +34,26 @@ class ValidateTranscriptsOperator(BaseOperator):
             block_on=["repetitive", "empty_text_over_speech"],
         )
 
-    Returns ``{"report_uri", "passed", "files", "errors", "warnings"}``: counts of this run, and rows per
-    quality flag. Also pushes ``report_uri`` as an XCom of its own, which is there when checks fail, too.
+    Returns ``{"report_uri", "passed", "files", "errors", "warnings"}``: counts of this run, and the number of
+    rows per quality flag. Also pushes ``report_uri`` as a separate XCom, even if checks fail.
 
-    A failed check fails the task without a retry: the same staged rows would fail again. The log shows which
-    checks failed and the first offenders. ``RUN/report.json`` in staging has everything; the task's link
-    *Transcription report* shows it as a page with plots, which also lies in staging, as ``RUN/report.html``.
+    A failed check fails the task without a retry, because the same staged rows would fail again. The log
+    shows the failed checks with the first offending files. ``RUN/report.json`` in staging is the complete
+    report. The task's link *Transcription report* shows it as a page with plots, which is also in staging as
+    ``RUN/report.html``.
 
-    What the job staged is judged by the job's own ``result.json``. A damaged manifest, result or file of rows
-    fails a check. Damaged files of rows are deleted, so that clearing the transcribe task makes them again.
+    The job's own ``result.json`` determines which staged files belong to the run. A damaged manifest, result
+    or row file fails a check. Damaged row files are deleted, so that clearing the transcribe task recreates
+    them.
 
     :param manifest: URI of the run's manifest, from ``DiscoverAudioOperator``.
     :param staging_conn_id: Airflow connection for staging; ``None``: ambient credentials.
-    :param max_error_rate: largest allowed share of error rows, 0 to 1, in the partition as it will be once
-        this run is registered: rows that the table holds already and this run leaves alone count as well.
-    :param block_on: quality flags that fail the task when any row of this run has them, or a mapping from
-        flag to the largest share of rows that may. By default flags are only warnings. May be a template
-        that renders to JSON or to flags with commas in between.
-    :raises ValueError: when an argument is wrong; before any work for values that are templates.
+    :param max_error_rate: largest allowed fraction of error rows, 0 to 1, in the partition as it will be
+        after this run is registered. Existing rows that this run does not change are included.
+    :param block_on: quality flags that fail the task if any row of this run has them, or a mapping from flag
+        to the largest fraction of rows that may have it. By default flags are only warnings. May be a
+        template that renders to JSON or to comma-separated flags.
+    :raises ValueError: if an argument is wrong. Templated arguments are checked when the task starts.
     """
 
     template_fields: Sequence[str] = ("manifest", "staging_conn_id", "max_error_rate", "block_on")
@@ -79,7 +81,7 @@ class ValidateTranscriptsOperator(BaseOperator):
             _flag_limits(block_on)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Check, report, and fail when a check did."""
+        """Run the checks, write the report, and fail the task if a check failed."""
         try:
             max_error_rate = error_rate(self.max_error_rate)
             limits = _flag_limits(collection(self.block_on))
@@ -91,7 +93,7 @@ class ValidateTranscriptsOperator(BaseOperator):
         from airflow_whisper.validation.run import validate_run
         from airflow_whisper.validation.staged import at_place
 
-        # A template that renders to nothing stands for no connection.
+        # A template that renders to an empty value means no connection.
         conn_id = optional(self.staging_conn_id)
         storage = object_storage(conn_id, self.manifest)
         run, _ = read_any_manifest(self.manifest, storage)
@@ -127,12 +129,12 @@ class ValidateTranscriptsOperator(BaseOperator):
     def _fail(self, run: Run, report: Report, storage: ObjectStorage) -> NoReturn:
         from airflow_whisper.validation.report import check_table
 
-        # Line by line, because a log viewer prefixes each record.
+        # Log line by line, because log viewers prefix each record and would break the table's alignment.
         for line in check_table(report.failed).split("\n"):
             self.log.error("%s", line)
         again = ""
         if report.damaged:
-            # The job takes what is staged for done, unless it is gone.
+            # Delete the damaged files, because the job does not transcribe files again that are staged.
             storage.delete(report.damaged)
             again = (
                 f". {len(report.damaged)} damaged files were deleted: clear the transcribe task, which makes "
@@ -152,9 +154,9 @@ class ValidateTranscriptsOperator(BaseOperator):
 
 
 def error_rate(value: float | str) -> float:
-    """A share from 0 to 1, from a number or from what a template rendered to.
+    """Parse a fraction from 0 to 1, given as a number or as rendered text.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: if it is not such a fraction.
     """
     try:
         rate = math.nan if isinstance(value, bool) else float(value)

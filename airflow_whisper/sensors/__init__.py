@@ -1,4 +1,5 @@
-"""Sensors: wait for audio inside a DAG run.
+"""Sensors that wait for audio within a DAG run.
 
-Only arguments and the three ways to wait. What counts as arrived is decided in ``watch``.
+This package holds only the arguments and the three modes of waiting: poke, reschedule and deferral. ``watch``
+decides which files have arrived. Arguments and class paths are public.
 """

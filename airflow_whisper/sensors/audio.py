@@ -1,4 +1,4 @@
-"""Wait until there is audio that the table does not have."""
+"""Wait until a source holds audio that a table does not contain yet."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 _STATE_KEY = "new_audio"
-# Most characters about the stability of files, from one rescheduled poke to the next: Airflow warns from 64
-# KiB on.
+# Largest number of characters of state to store between two rescheduled pokes. Airflow warns above 64 KiB.
 _MOST_STATE = 60_000
 
 
 class NewAudioSensor(TextTemplates, BaseSensorOperator):
-    """Wait until a source holds audio that is new to a table, or changed; return its partitions.
+    """Wait until a source holds audio that is new to a table or changed, and return its partitions.
 
     .. code-block:: python
 
@@ -53,30 +52,30 @@ class NewAudioSensor(TextTemplates, BaseSensorOperator):
 
         one_hour.expand_kwargs(arrived.output)
 
-    A file is new when no row of the table has its URI, and changed when the row has another etag. Rows made
-    with other options do not end the waiting, nor do errors that may pass: a schedule is better for these.
+    A file is new if no row of the table has its URI, and changed if the row has another etag. Stale rows and
+    transient errors do not end the wait; use a schedule to process these.
 
     Returns ``[{"source": ..., "partition": ...}, ...]``, the arguments of a mapped task group. The XCom
     ``arrivals`` has the same with ``files`` and ``bytes``.
 
-    With ``deferrable=True`` the waiting is done by the triggerer and holds no worker. ``timeout``,
-    ``soft_fail``, ``mode`` and ``poke_interval`` are those of every sensor. A store or a catalog that does
-    not answer is tried again until the timeout.
+    With ``deferrable=True`` the triggerer waits and no worker slot is occupied. ``timeout``, ``soft_fail``,
+    ``mode`` and ``poke_interval`` work as in every sensor. If a store or a catalog does not respond, the
+    sensor tries again until the timeout.
 
-    :param source: folder to look into, recursively: ``s3://``, ``gs://``, ``az://``, ``abfss://``,
-        ``file://`` or a path. Placeholders name partition keys: ``s3://calls/raw/dt={dt}/hour={hour}/``.
+    :param source: folder to watch, recursively: ``s3://``, ``gs://``, ``az://``, ``abfss://``, ``file://``
+        or a path. Placeholders name partition keys: ``s3://calls/raw/dt={dt}/hour={hour}/``.
     :param table: ``namespace.table``. It need not exist yet.
-    :param partition: partition keys that are the same for all the audio, for example ``{"dt": "{{ ds }}"}``.
+    :param partition: partition keys that are the same for all audio, for example ``{"dt": "{{ ds }}"}``.
     :param partition_from_modified: see :class:`NewAudioTrigger`.
     :param source_conn_id: Airflow connection for the source; ``None``: ambient credentials.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded catalog.
-    :param pattern: glob on the path below the partition's folder, in any case.
+    :param pattern: case-insensitive glob on the path below the partition's folder.
     :param extensions: see :class:`NewAudioTrigger`.
-    :param stable_polls: see :class:`NewAudioTrigger`; so for ``min_age``, ``min_files`` and ``since``.
-    :param max_file_wait: end the waiting also with fewer than ``min_files`` when one of them was modified
-        this many seconds ago. (``max_wait`` is the longest interval between pokes, as for every sensor.)
-    :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
-    :raises ValueError: when an argument is wrong; for values that are templates when the task runs.
+    :param stable_polls: see :class:`NewAudioTrigger`, as for ``min_age``, ``min_files`` and ``since``.
+    :param max_file_wait: seconds after a file's modification at which the wait ends even with fewer than
+        ``min_files``. (``max_wait`` is the longest interval between pokes, as in every sensor.)
+    :param deferrable: whether to wait in the triggerer. Default: ``[operators] default_deferrable``.
+    :raises ValueError: if an argument is wrong. Templated arguments are checked when the task runs.
     """
 
     template_fields: Sequence[str] = (
@@ -157,7 +156,7 @@ class NewAudioSensor(TextTemplates, BaseSensorOperator):
         )
 
     def execute(self, context: Context) -> Any:
-        """Pokes until there is audio, or hands over to the triggerer when the first poke finds none."""
+        """Poke until there is audio, or defer to the triggerer if the first poke finds none."""
         check_table_name(self.table)
         watched = self._watched()
         self._watch = SourceWatch(watched, self.log, TableFiles(optional(self.catalog_conn_id), self.table))
@@ -181,7 +180,7 @@ class NewAudioSensor(TextTemplates, BaseSensorOperator):
         )
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """One look at the source."""
+        """List the source once and return the partitions that are ready."""
         watch = self._watch
         if watch is None:
             raise RuntimeError("poke is called by execute")
@@ -212,7 +211,7 @@ class NewAudioSensor(TextTemplates, BaseSensorOperator):
         return PokeReturnValue(False)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> list[dict[str, Any]]:
-        """Called when the triggerer found audio, or cannot go on."""
+        """Resume after the trigger has fired, with audio or with an error that retrying cannot fix."""
         if "error" in event:
             raise RuntimeError(event["error"])
         return self._result(context, event["partitions"])
@@ -233,19 +232,21 @@ class NewAudioSensor(TextTemplates, BaseSensorOperator):
 
 
 def _pending_state(watch: SourceWatch) -> Any:
-    """The files that the next poke has to know to tell whether they are stable."""
+    """Return the pending files, from which the next poke determines whether they are stable."""
     files: list[Any] = []
     room = _MOST_STATE
     for file in watch.pending.pending():
         room -= len(json.dumps(file))
         if room < 0:
-            return []  # then only `min_age` decides
+            # Without this state only `min_age` decides whether a file is complete.
+            return []
         files.append(list(file))
     return files
 
 
 def _restore(watch: SourceWatch, state: Any) -> None:
-    with suppress(TypeError, ValueError):  # of another version: only `min_age` decides this time
+    # Ignore the state of another version: then only `min_age` decides whether a file is complete.
+    with suppress(TypeError, ValueError):
         watch.pending.add_pending([_pending_file(*file) for file in state or ()])
 
 

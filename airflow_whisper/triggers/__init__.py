@@ -1,5 +1,5 @@
-"""Triggers: watch for audio in the triggerer, without holding a worker.
+"""Triggers that watch for audio in the triggerer, without occupying a worker slot.
 
-Only asynchronous code around ``watch``, which blocks and therefore runs in a thread. Airflow stores the
-class paths and the serialised arguments of triggers: both are public.
+This package holds only asynchronous code around ``watch``, which blocks and therefore runs in a thread.
+Airflow's database stores the class paths and serialised arguments of triggers, so both are public.
 """

@@ -1,4 +1,4 @@
-"""Fire when audio is new or changed."""
+"""Trigger that fires when audio is new or changed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from airflow_whisper.watch.cursor import CursorState
     from airflow_whisper.watch.source import Log
 
-# Raised by AssetStateStoreAccessors when the trigger is watched by more than one asset.
+# Part of the message of the error that AssetStateStoreAccessors raises if several assets share a trigger.
 _MULTI_ASSET_ERROR = "concrete inlets and outlets"
 
-# An event counts as delivered this many seconds after it was handed over. The triggerer keeps an event in
-# memory until its next round, about a second later, and tells nobody when it is in the database. Storing
-# files as reported before that would lose them if the triggerer was killed in between.
+# An event counts as delivered this many seconds after it was yielded. The triggerer keeps an event in memory
+# until its next loop, about a second later, and does not signal when it has written it to the database. A
+# cursor that was stored earlier would lose the event's files if the triggerer was killed in between.
 DELIVERY_SECONDS = 15
 
 
@@ -57,44 +57,45 @@ class NewAudioTrigger(BaseEventTrigger):
     - ``source``: as given;
     - ``files`` and ``bytes``: totals;
     - ``partitions``: at most 100, each with ``source``, the folder of its audio; ``partition``, for example
-      ``{"dt": "2026-11-01", "hour": "13"}``; ``files`` and ``bytes``, of this event;
-    - ``uris``: the files, when there are at most 20, else ``None``;
-    - ``list_uri``: otherwise, and with ``staging``, a Parquet file with ``audio_uri``, ``audio_etag``,
-      ``audio_bytes``, ``last_modified`` and ``partition``.
+      ``{"dt": "2026-11-01", "hour": "13"}``; and ``files`` and ``bytes`` of this event;
+    - ``uris``: the files, if there are at most 20, otherwise ``None``;
+    - ``list_uri``: with more files and if ``staging`` is given, a Parquet file with ``audio_uri``,
+      ``audio_etag``, ``audio_bytes``, ``last_modified`` and ``partition``.
 
-    A file is reported again when its etag changes. A cursor is stored with the asset: a watermark, up to
+    A file is reported again if its etag changes. Airflow stores a cursor with the asset: a watermark, up to
     which everything has been reported, and ``{uri: etag}`` of the later files that were reported. A restarted
-    triggerer goes on from there. One that was killed repeats the events of its last 15 seconds, or of its
-    last poll where that took longer; whoever receives them should do nothing twice, as
-    :class:`DiscoverAudioOperator` does not. Where Airflow has no state for the trigger, which is logged,
+    triggerer continues from the cursor. A triggerer that was killed repeats the events of its last 15
+    seconds, or of its last poll if that took longer. Consumers must therefore be idempotent, as
+    :class:`DiscoverAudioOperator` is. If Airflow provides no state for the trigger, a warning is logged, and
     everything is reported once more after a restart.
 
-    A store that cannot be reached is tried again, less and less often, up to every five minutes.
+    If the store cannot be reached, the trigger retries with exponential backoff, at most five minutes apart.
 
     :param source: folder to watch, recursively: ``s3://``, ``gs://``, ``az://``, ``abfss://``, ``file://`` or
         a path. Placeholders name the partition: ``s3://calls/raw/dt={dt}/hour={hour}/``. Objects in other
         folders are not reported.
-    :param partition_from_modified: partition keys that come from the time of modification, in UTC, as
-        ``strftime`` formats: ``{"dt": "%Y-%m-%d"}``. Give the same to :class:`DiscoverAudioOperator`.
+    :param partition_from_modified: ``strftime`` formats of partition keys that are derived from the
+        modification time, in UTC: ``{"dt": "%Y-%m-%d"}``. Pass the same to :class:`DiscoverAudioOperator`.
     :param source_conn_id: Airflow connection for the source; ``None``: ambient credentials.
-    :param staging: folder for what is too long for an event or for Airflow's database; not inside ``source``.
+    :param staging: folder for data too long for an event or for Airflow's database; outside ``source``.
     :param staging_conn_id: Airflow connection for staging; ``None``: the same as for the source.
-    :param pattern: glob on the path below the partition's folder, in any case: ``"*.wav"``.
-    :param extensions: endings of file names, in any case: ``["wav", "mp3"]``; ``None``: any but those of
-        sidecar files, such as ``.json``.
+    :param pattern: case-insensitive glob on the path below the partition's folder: ``"*.wav"``.
+    :param extensions: file name extensions, case-insensitive: ``["wav", "mp3"]``; ``None``: any except those
+        of sidecar files, such as ``.json``.
     :param poll_interval: seconds between two polls.
-    :param stable_polls: a file counts when this many polls in a row saw it with the same size and etag ...
-    :param min_age: ... or when it was modified this many seconds ago, by the clock of the store.
-    :param min_files: fire when this many files are ready ...
-    :param max_wait: ... or when one of them was modified this many seconds ago.
-    :param max_files: files in one event at most.
-    :param since: ISO time with time zone: what was modified earlier does not count. ``None``: what is there
-        when the trigger first runs is new. Without effect once there is a cursor.
-    :param lookback: seconds for which a dated partition is looked into on every poll after its time is over.
-    :param sweep_interval: seconds between polls that look into every partition, for what comes after that.
-    :param overlap: seconds by which clocks may differ, or an upload may take from its time of modification
-        until it shows up in a listing. The cursor names the files of the last ``sweep_interval + overlap``.
-    :raises ValueError: when an argument is wrong.
+    :param stable_polls: a file is ready if this many consecutive polls saw it with the same size and etag, or
+        by ``min_age``.
+    :param min_age: a file is also ready if it was modified this many seconds ago, by the store's clock.
+    :param min_files: fire if this many files are ready, or by ``max_wait``.
+    :param max_wait: also fire if one of the ready files was modified this many seconds ago.
+    :param max_files: maximum number of files in one event.
+    :param since: ISO time with time zone: files that were modified earlier are ignored. ``None``: all files
+        that exist when the trigger first runs count as new. Has no effect once a cursor is stored.
+    :param lookback: seconds after the end of a dated partition during which every poll lists it.
+    :param sweep_interval: seconds between polls that list every partition, to find files that arrive later.
+    :param overlap: seconds by which clocks may differ, or that may pass between an upload's modification time
+        and its appearance in a listing. The cursor names the files of the last ``sweep_interval + overlap``.
+    :raises ValueError: if an argument is wrong.
     """
 
     def __init__(
@@ -144,15 +145,15 @@ class NewAudioTrigger(BaseEventTrigger):
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments. They hold names of connections, not what is in them."""
+        """Return class path and arguments. They contain connection ids, but no credentials."""
         arguments = self.watched.to_dict()
-        # What the sensor has and the trigger has not.
+        # Only the sensor has this argument.
         del arguments["partition"]
         arguments.update(arguments.pop("rules"), poll_interval=self.poll_interval)
         return "airflow_whisper.triggers.audio.NewAudioTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Polls for ever; yields an event for each batch of new audio."""
+        """Poll until cancelled, and yield an event for each batch of new audio."""
         key = f"new_audio_{self.watched.watch_id}"
         stored = StoredCursor(getattr(self, "asset_state_store", None), key, self.log)
         async with WatchThread(self.watched, self.log) as watch:
@@ -177,7 +178,7 @@ class NewAudioTrigger(BaseEventTrigger):
 
 
 def summary(payload: Mapping[str, Any]) -> str:
-    """For people: what an event reports."""
+    """Summarise an event's payload for the log."""
     partitions = payload["partitions"]
     return (
         f"{payload['files']:,} files, {payload['bytes'] / 1e6:,.1f} MB, in {len(partitions)} partitions from "
@@ -186,7 +187,7 @@ def summary(payload: Mapping[str, Any]) -> str:
 
 
 class StoredCursor:
-    """The cursor in the state that Airflow keeps for an asset; or nothing, where there is no such state."""
+    """The cursor in Airflow's asset state store. Without such a store nothing is kept."""
 
     def __init__(self, accessors: Any, key: str, log: Log) -> None:
         self._accessors = accessors
@@ -195,19 +196,19 @@ class StoredCursor:
 
     @property
     def available(self) -> bool:
-        """Whether anything can be stored."""
+        """Whether the cursor can be stored."""
         return self._accessors is not None
 
     async def load(self) -> dict[str, Any] | None:
-        """What was stored last; ``None`` the first time, and where nothing can be stored."""
+        """Return the stored cursor; ``None`` if there is none yet or nothing can be stored."""
         if self._accessors is None:
             self._warn("Airflow gave the trigger no asset state")
             return None
         try:
             state: dict[str, Any] | None = await self._accessors.aget(self._key)
         except ValueError as error:
-            # Triggers with equal arguments are one trigger, which has a state for each asset: none of its
-            # own. A state backend may raise ValueError too, and that must not cost the cursor.
+            # Airflow runs triggers with equal arguments as one trigger, which has a state for each asset but
+            # none of its own. A state backend may also raise ValueError; this must not discard the cursor.
             if _MULTI_ASSET_ERROR not in str(error):
                 raise
             self._warn("more than one asset is watched with the same arguments")
@@ -216,7 +217,7 @@ class StoredCursor:
         return state
 
     async def store(self, state: Mapping[str, Any]) -> None:
-        """Replaces what was stored."""
+        """Replace the stored cursor."""
         await self._accessors.aset(self._key, state)
 
     def _warn(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Polling that neither blocks the triggerer nor ends when a store does not answer."""
+"""Polling that does not block the triggerer and survives a store that does not respond."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Their messages say it all; anything else comes with a traceback.
+# Errors with self-explanatory messages. All others are logged with a traceback.
 EXPECTED_ERRORS = (StorageError, InvalidConnectionError, CatalogError)
 
 _NOT_STORED = "What was reported could not be stored, next try after the next poll: %s"
 
-# Longest pause between two tries to reach a store that does not answer, unless polls are rarer anyway.
+# Longest pause between two tries to reach a store that does not respond, unless `poll_interval` is longer.
 MAX_BACKOFF_SECONDS = 300
 
 
@@ -36,7 +36,7 @@ def check_poll_interval(seconds: float) -> None:
 
 
 def backoff_seconds(failures: int, poll_interval: float) -> float:
-    """How long to wait after so many failures in a row."""
+    """Return the seconds to wait after this many consecutive failures."""
     longest = max(MAX_BACKOFF_SECONDS, poll_interval)
     doubled: float = max(poll_interval, 1) * 2 ** min(failures - 1, 20)
     return min(longest, doubled)
@@ -45,12 +45,12 @@ def backoff_seconds(failures: int, poll_interval: float) -> float:
 async def trying(
     function: Callable[[], Any], poll_interval: float, log: Log, *, give_up: tuple[type[Exception], ...] = ()
 ) -> Any:
-    """The result of a coroutine function, tried again with growing pauses until it succeeds.
+    """Await a coroutine function, retrying with exponential backoff until it succeeds.
 
-    Not even a missing connection or a refused password ends a watch: people correct these while it runs, and
-    a trigger that ends is started again by Airflow every second.
+    Not even a missing connection or a rejected password ends the polling, because users correct these while
+    it runs, and Airflow restarts a trigger that ends every second.
 
-    :param give_up: exceptions that waiting cannot help.
+    :param give_up: exceptions that are raised without a retry.
     """
     failures = 0
     while True:
@@ -76,9 +76,10 @@ async def trying(
 
 
 class WatchThread:
-    """A :class:`SourceWatch` in a thread of its own, because listings and its database block.
+    """A :class:`SourceWatch` in its own thread, because its listings and its database block.
 
-    An async context manager. Not the threads that all triggers share: a first listing can take minutes.
+    An async context manager. It does not use the thread pool that all triggers share, because a first listing
+    can take minutes.
     """
 
     def __init__(
@@ -102,25 +103,25 @@ class WatchThread:
         self._executor.shutdown(wait=False)
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
-        # With the context, so that log lines find their way to the log of this trigger.
+        # Copy the context variables, so that log lines reach the log of this trigger.
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, context.run, function, *arguments)
 
     async def poll(self) -> list[dict[str, Any]]:
-        """:meth:`SourceWatch.poll`."""
+        """Run :meth:`SourceWatch.poll` in the thread."""
         return await self._run(self._watch.poll)
 
     async def find(self) -> list[dict[str, Any]]:
-        """:meth:`SourceWatch.find`."""
+        """Run :meth:`SourceWatch.find` in the thread."""
         return await self._run(self._watch.find)
 
     async def restore(self, values: Mapping[str, Any]) -> None:
-        """:meth:`Cursor.restore`."""
+        """Run :meth:`Cursor.restore` in the thread."""
         await self._run(self._watch.cursor.restore, values)
 
     async def cursor_to_write(self) -> CursorState | None:
-        """:meth:`Cursor.to_write`; also ``None`` when staging cannot be reached."""
+        """Run :meth:`Cursor.to_write` in the thread; return ``None`` also if staging cannot be reached."""
         try:
             return await self._run(self._watch.cursor.to_write)
         except Exception as error:
@@ -130,7 +131,7 @@ class WatchThread:
     async def store_cursor(
         self, state: CursorState, store: Callable[[dict[str, Any]], Awaitable[None]]
     ) -> None:
-        """Stores what :meth:`cursor_to_write` gave. A failure is logged; the next poll tries again."""
+        """Store the result of :meth:`cursor_to_write`. A failure is logged, and the next poll tries again."""
         try:
             await store(state.values)
         except Exception as error:

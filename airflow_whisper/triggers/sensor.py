@@ -1,4 +1,4 @@
-"""What :class:`NewAudioSensor` waits for in the triggerer."""
+"""The trigger to which :class:`NewAudioSensor` defers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from airflow_whisper.triggers.polling import WatchThread, trying
 from airflow_whisper.watch.source import WatchedSource
 from whisper_spark.contract import partition_path
 
-# Errors that somebody has to correct. All others, such as a catalog that does not answer, may pass.
+# Errors that a user has to correct. All others, such as a catalog that does not respond, may be transient.
 FINAL_ERRORS = (InvalidConnectionError, CatalogConnectionError, TableMismatchError)
 
 
 class TableFiles:
-    """The files that a table has rows of. See :class:`airflow_whisper.watch.watcher.KnownFiles`."""
+    """The files that a table has rows for. Implements :class:`airflow_whisper.watch.watcher.KnownFiles`."""
 
     def __init__(self, catalog_conn_id: str | None, table: str) -> None:
         self._catalog_conn_id = catalog_conn_id
@@ -27,7 +27,7 @@ class TableFiles:
         self._read: dict[str, int | None] = {}
 
     def files(self, partition: Mapping[str, str]) -> Iterator[tuple[str, str | None]] | None:
-        """URI and etag of each row of a partition; ``None`` when it is as at the last call."""
+        """Yield URI and etag of each row of a partition; ``None`` if unchanged since the last call."""
         from airflow_whisper.hooks.catalog import open_catalog
         from airflow_whisper.table.read import current_snapshot_id
 
@@ -50,13 +50,13 @@ class TableFiles:
 
 
 class AudioToTranscribeTrigger(BaseTrigger):
-    """Fire once, when a source holds audio that a table does not have.
+    """Fire once, when a source holds audio that a table does not contain.
 
-    For :class:`NewAudioSensor`; a DAG that is to start by itself uses :class:`NewAudioTrigger`. The payload
-    is ``{"partitions": [{"source", "partition", "files", "bytes"}, ...]}``, or ``{"error": ...}`` when
-    waiting is of no use.
+    :class:`NewAudioSensor` uses it; for event-driven scheduling use :class:`NewAudioTrigger`. The payload is
+    ``{"partitions": [{"source", "partition", "files", "bytes"}, ...]}``, or ``{"error": ...}`` for an error
+    that waiting cannot resolve.
 
-    :param watched: the source, or the same as a dict.
+    :param watched: the source to watch, as an object or as a dict.
     :param table: ``namespace.table``.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: the embedded catalog.
     :param poll_interval: seconds between two polls.
@@ -77,7 +77,7 @@ class AudioToTranscribeTrigger(BaseTrigger):
         self.poll_interval = poll_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments. They hold names of connections, not what is in them."""
+        """Return class path and arguments. They contain connection ids, but no credentials."""
         return (
             "airflow_whisper.triggers.sensor.AudioToTranscribeTrigger",
             {
@@ -89,7 +89,7 @@ class AudioToTranscribeTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Polls until there is audio; yields one event."""
+        """Poll until there is audio, and yield one event."""
         async with WatchThread(
             self.watched, self.log, lambda: TableFiles(self.catalog_conn_id, self.table)
         ) as watch:

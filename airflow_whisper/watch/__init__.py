@@ -1,5 +1,6 @@
-"""Which partitions have new audio? Lists a source again and again, and keeps a cursor between polls.
+"""Detect partitions with new audio: poll a source and keep a cursor between polls.
 
-The trigger and the sensor share it. It blocks, and knows nothing of Airflow's event loop or of the table.
-The form of the cursor is stored in Airflow's database: read what older releases wrote.
+The trigger and the sensor share this package. Its code blocks, and must not depend on Airflow's event loop or
+on the table. Airflow's database stores the cursor, so a changed format must still read cursors of older
+releases.
 """

@@ -1,4 +1,4 @@
-"""From what a store lists to audio files with their partitions."""
+"""Select the audio files of a listing and determine their partitions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from whisper_spark.contract import partition_path
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Most folders whose partition is cached: about 30 MB.
+# Largest number of folders whose partition is cached: about 30 MB.
 _MOST_FOLDERS = 100_000
 
 
 class PartitionAssignment:
-    """Assigns listed objects to partitions, and leaves out what is not audio."""
+    """Assigns listed audio files to partitions, and ignores other objects."""
 
     def __init__(self, partitioning: Partitioning, audio_filter: AudioFilter) -> None:
         self._partitioning = partitioning
@@ -30,9 +30,9 @@ class PartitionAssignment:
         self._folders: dict[str, tuple[dict[str, str], str, int] | None] = {}
 
     def files(self, batch: pa.RecordBatch, watermark: int) -> tuple[list[File], Counter[str]]:
-        """The audio that arrived after the watermark, and how many other objects did, by kind.
+        """Return the audio that arrived after the watermark, and the number of ignored objects by kind.
 
-        A kind is one of :meth:`AudioFilter.kind`, or ``elsewhere``: in a folder of no partition.
+        A kind is one of :meth:`AudioFilter.kind`, or ``elsewhere``: in a folder that matches no partition.
         """
         batch, arrivals = _newer(batch, watermark)
         files: list[File] = []
@@ -55,7 +55,7 @@ class PartitionAssignment:
         return files, left_out
 
     def _folder(self, uri: str) -> tuple[dict[str, str], str, int] | None:
-        """Partition values of a file, as dict and as text, and where the path below its partition begins."""
+        """Partition values of a file, as dict and as text, and the index at which the path below starts."""
         folder = uri[: uri.rfind("/")]
         if folder not in self._folders:
             if len(self._folders) >= _MOST_FOLDERS:
@@ -78,7 +78,7 @@ def _by_time(formats: Mapping[str, str], modified: int) -> dict[str, str]:
 
 
 def _newer(batch: pa.RecordBatch, watermark: int) -> tuple[pa.RecordBatch, pa.Array]:
-    """What of a listing arrived after the watermark, and when."""
+    """The objects of a listing that arrived after the watermark, and their arrival times."""
     import pyarrow.compute as pc
 
     local = batch.num_rows and batch.column(0)[0].as_py().startswith("file://")
@@ -90,7 +90,10 @@ def _newer(batch: pa.RecordBatch, watermark: int) -> tuple[pa.RecordBatch, pa.Ar
 
 
 def _arrival_times(batch: pa.RecordBatch) -> pa.Array:
-    """Local files that were moved or copied keep an old time; when they came is the time of the inode."""
+    """Arrival times of local files.
+
+    A moved or copied file keeps its old modification time, so the inode's change time counts if it is later.
+    """
     import pyarrow as pa
 
     times = []

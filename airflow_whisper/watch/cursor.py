@@ -1,8 +1,8 @@
-"""The cursor of a watch: what a restarted trigger needs to go on where the last one was.
+"""The cursor of a watch: the state from which a restarted trigger continues.
 
-It is small enough for Airflow's database, however many files there were: the watermark, up to which
-everything has been reported, and ``{uri: etag}`` of the later files that were reported. Where these are too
-many, most of them are in an object in staging, and the database holds its URI and what came since.
+It fits into Airflow's database, however many files there are. It holds the watermark, up to which everything
+has been reported, and ``{uri: etag}`` of the later files that were reported. If these are too many, most of
+them are in an object in staging, and the database holds this object's URI and the files reported since.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from airflow_whisper.watch.pending import PendingFiles
     from airflow_whisper.watch.source import Log, WatchedSource
 
-# Most bytes of files in the database: Airflow warns from 64 KiB on (`max_value_storage_bytes`).
+# Largest size of the files in the database: Airflow warns above 64 KiB (`max_value_storage_bytes`).
 INLINE_BYTES = 48 * 1024
 
-# Microseconds. A higher watermark alone is worth writing when it rose by ten minutes: an old one only costs
-# comparisons.
+# Microseconds by which the watermark must rise before it is written without new files: ten minutes. An older
+# watermark only costs additional comparisons.
 _WATERMARK_STEP = 600 * 1_000_000
 
 _VERSION = 2
@@ -35,10 +35,10 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class CursorState:
-    """A cursor at one moment.
+    """A snapshot of a cursor.
 
-    :param values: as JSON, to be stored.
-    :param obsolete: objects in staging that nobody needs once it is stored.
+    :param values: the cursor as a JSON object, to be stored.
+    :param obsolete: objects in staging that are no longer needed once ``values`` is stored.
     """
 
     values: dict[str, Any]
@@ -47,14 +47,14 @@ class CursorState:
 
 @dataclass(frozen=True)
 class _Object:
-    """Reported files in an object in staging: all up to one generation of :class:`PendingFiles`."""
+    """An object in staging with all reported files up to one generation of :class:`PendingFiles`."""
 
     uri: str
     generation: int
 
 
 class Cursor:
-    """Turns what :class:`PendingFiles` knows of reported files into JSON and back."""
+    """Converts the reported files of a :class:`PendingFiles` to JSON and back."""
 
     def __init__(self, watched: WatchedSource, pending: PendingFiles, log: Log) -> None:
         self._watched = watched
@@ -69,9 +69,9 @@ class Cursor:
     # --- writing -----------------------------------------------------------------------------------------
 
     def to_write(self) -> CursorState | None:
-        """The cursor as it is now; ``None`` when the one that was given last will do.
+        """Return the current cursor; ``None`` if the one returned last is still good enough.
 
-        :raises StorageError: when an object has to be written to staging, and cannot be.
+        :raises StorageError: if an object must be written to staging and this fails.
         """
         generation, watermark = self._pending.generation, self._pending.watermark
         if self._written is not None:
@@ -88,7 +88,7 @@ class Cursor:
         return CursorState(values, obsolete)
 
     def was_stored(self, state: CursorState) -> None:
-        """Call it when a state is stored: objects that it replaced are deleted."""
+        """Delete the objects that a state has made obsolete. Call it after the state is stored."""
         if state.obsolete:
             try:
                 self._watched.staging_storage().delete(state.obsolete)
@@ -97,12 +97,12 @@ class Cursor:
                 self._log.info("%s: no longer needed, but could not be deleted: %s", uris, error)
 
     def was_not_stored(self, state: CursorState) -> None:
-        """Call it when storing failed, so that the next :meth:`to_write` gives a state again."""
+        """Make the next :meth:`to_write` return a state again. Call it after storing a state failed."""
         self._written = None
         self._obsolete += state.obsolete
 
     def _files(self) -> dict[str, str | None]:
-        """The files for the database. Before that, puts the others into :attr:`_object`, or drops it."""
+        """The files for the database. Writes :attr:`_object` for the others, or drops it if not needed."""
         files, complete = self._newest(since=None)
         if complete or self._watched.staging is None:
             if not complete:
@@ -117,7 +117,7 @@ class Cursor:
         return {}
 
     def _newest(self, *, since: int | None) -> tuple[dict[str, str | None], bool]:
-        """The newest files of later generations that fit into the database, and whether these are all."""
+        """The newest files of later generations that fit into the database, and whether all of them fit."""
         files: dict[str, str | None] = {}
         room = INLINE_BYTES
         for uri, etag, _ in self._pending.reported(since=since):
@@ -157,17 +157,17 @@ class Cursor:
     # --- reading -----------------------------------------------------------------------------------------
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Goes on from :attr:`CursorState.values`.
+        """Continue from :attr:`CursorState.values`.
 
-        :raises StorageError: when the object in staging cannot be reached; one that is gone counts as empty.
+        :raises StorageError: if staging cannot be reached. An object that no longer exists counts as empty.
         """
-        # Version 1 had the name "floor", and either `files` or `files_uri`.
+        # Version 1 called the watermark "floor", and had either `files` or `files_uri`.
         if values.get("version") not in (1, _VERSION):
             self._log.warning("The cursor of this watch has an unknown format: everything counts as new.")
             return
         watermark = values["watermark"] if "watermark" in values else values["floor"]
         self._pending.watermark = max(self._pending.watermark, int(watermark))
-        # When each was modified is not in the cursor; not after it was written, at any rate.
+        # The cursor does not contain modification times. The time at which it was saved is an upper bound.
         saved = int(values["saved"])
         if uri := values.get("files_uri"):
             self._pending.add_reported((self._root + key, etag, saved) for key, etag in self._read(uri))

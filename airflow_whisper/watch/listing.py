@@ -1,9 +1,9 @@
-"""List a source without listing what cannot have changed.
+"""List a source without listing folders that cannot have changed.
 
-A source of two years by day has 730 folders, and new audio comes into one or two of them. One request shows
-the names of a thousand folders, so a poll asks for the names, and then lists only the folders that are
-recent, that it has not met before, or where files came lately. What comes late into an old folder is
-found by a full sweep, which is rarer.
+A source that holds two years of daily folders has 730 of them, and new audio arrives in one or two. One
+request returns the names of a thousand folders. A poll therefore requests the names, and then lists only
+folders that are recent, unseen, or in which files arrived lately. A less frequent full sweep finds files that
+arrive late in old folders.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ if TYPE_CHECKING:
 FolderPath = tuple[str, ...]
 """Names of folders below the root of a source, outermost first."""
 
-# Placeholders, in any case, whose folders are looked at one by one, to leave out those that are long over.
+# Names of placeholders (case-insensitive) that give the time of a folder, so that old folders can be skipped.
 TIME_NAMES = frozenset("dt date ds day dd month mm year yyyy hour hh hr time ts".split())
 
-# Objects in memory at a time: a triggerer has many watches.
+# Objects in memory at a time. Small, because one triggerer runs many watches.
 _LIST_CHUNK = 2000
 
-# Seconds. Roles and profiles in connections give credentials that end, usually after an hour.
+# Seconds after which the connection is read again. Roles and profiles in connections give credentials that
+# expire, usually after an hour.
 _CREDENTIAL_SECONDS = 900
 
 
 class WatchStopped(Exception):  # noqa: N818 - reads as what happened
-    """The watch was stopped in the middle of a poll."""
+    """The watch was stopped during a poll."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class _Connection:
 
 
 class SourceLister:
-    """Lists of a source what can have changed since the last time.
+    """Lists the parts of a source that can have changed since the previous listing.
 
-    Every ``sweep_interval`` seconds it has to list everything; in between, the recent and the busy folders.
+    The caller has it list everything every ``sweep_interval`` seconds; in between it lists the recent and the
+    busy folders.
 
-    :param stopped: when it is set, a listing that is under way ends.
+    :param stopped: setting this event ends a listing in progress.
     """
 
     def __init__(self, watched: WatchedSource, log: Log, stopped: threading.Event) -> None:
@@ -78,15 +80,17 @@ class SourceLister:
     def files(
         self, now: float, *, sweep: bool, busy: Iterable[FolderPath], watermark: int
     ) -> Iterator[list[File]]:
-        """The audio that was modified after the watermark. Counts as listed once it is read to the end.
+        """Yield the audio that was modified after the watermark.
 
-        :param now: seconds since 1970.
-        :param sweep: list everything.
+        The source counts as listed only after the iterator is exhausted.
+
+        :param now: current time in seconds since 1970.
+        :param sweep: whether to list everything.
         :param busy: folders to list in any case.
-        :param watermark: in microseconds since 1970.
-        :raises StorageError: when the store cannot be listed.
-        :raises InvalidConnectionError: when the connection cannot be used.
-        :raises WatchStopped: when the watch is stopped.
+        :param watermark: time in microseconds since 1970.
+        :raises StorageError: if the store cannot be listed.
+        :raises InvalidConnectionError: if the connection cannot be used.
+        :raises WatchStopped: if the watch is stopped.
         """
         try:
             connection = self._connect(now)
@@ -104,7 +108,7 @@ class SourceLister:
                 left_out += others
                 yield files
         except Exception:
-            # The next try asks for the credentials again.
+            # Make the next try read the credentials again.
             self._connection = None
             raise
         if sweep:
@@ -158,16 +162,16 @@ class SourceLister:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a poll has to list."""
+    """The folders that a poll must list."""
 
     folders: tuple[FolderPath, ...]
-    """Below the root; each recursively. The root itself is the empty path."""
+    """Folders below the root, to be listed recursively. The root itself is the empty path."""
     met: frozenset[FolderPath] = field(repr=False)
-    """All folders whose names were seen on the way."""
+    """All folders whose names were seen while planning."""
 
 
 def time_levels(template: PartitionTemplate) -> int:
-    """How many folders below the root tell how old a partition is; 0: nothing does."""
+    """Number of folder levels below the root that determine a partition's time; 0 if none does."""
     names_before: set[str] = set()
     depth = 0
     for i, level in enumerate(template.levels):
@@ -186,11 +190,11 @@ def plan_poll(
     known: frozenset[FolderPath] | None,
     busy: Iterable[FolderPath] = (),
 ) -> Plan:
-    """The folders in which something can have changed since the last full sweep.
+    """Return the folders in which something can have changed since the last full sweep.
 
-    :param folders: names of the folders in a folder: :meth:`ObjectStorage.folders`.
-    :param recent: partitions whose time was over before that are left out.
-    :param known: folders met before; others are listed however old they are. ``None``: all were.
+    :param folders: function that returns the names of subfolders: :meth:`ObjectStorage.folders`.
+    :param recent: partitions whose period ended before this time are skipped.
+    :param known: folders seen before; others are listed regardless of their age. ``None``: all were seen.
     :param busy: folders that are listed in any case.
     """
     depth = time_levels(template)

@@ -1,6 +1,6 @@
-"""Which partition an audio file belongs to: told by its path, or by the time it was modified.
+"""Determine the partition of an audio file from its path or its modification time.
 
-A template is the URI of one partition's audio with placeholders where the partition's values stand:
+A template is the URI of a partition's audio with placeholders for the partition's values:
 ``s3://calls/raw/dt={dt}/hour={hour}/``.
 """
 
@@ -17,18 +17,18 @@ from whisper_spark.storage.objects import folder_uri
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _DAY = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})(?:[T_ -]?(\d{2})(?::?\d{2})*)?")
 _MONTH = re.compile(r"(\d{4})-(\d{2})")
-# Names under which the parts of a date are spread over several folders, as in year=2026/month=11/day=01.
+# Names of partition keys that hold parts of a date, as in year=2026/month=11/day=01.
 _PARTS = {"year": "year", "yyyy": "year", "month": "month", "mm": "month", "day": "day", "dd": "day"}
 _HOURS = ("hour", "hh", "hr")
 
 
 @dataclass(frozen=True)
 class Level:
-    """One folder of a template, with at least one placeholder in this folder or a later one."""
+    """One folder level of a template, from the first level with a placeholder on."""
 
     pattern: re.Pattern[str]
     names: tuple[str, ...]
-    """Placeholders that have a value once this folder is known."""
+    """Placeholders whose values are known once this folder and those above it are known."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class PartitionTemplate:
     """
 
     source: str
-    """Normalised, with a slash at the end."""
+    """The template's URI, normalised, with a trailing slash."""
     root: str
-    """The folder above the first placeholder, with a slash at the end: what has to be listed."""
+    """The folder above the first placeholder, with a trailing slash. Listings start here."""
     names: tuple[str, ...]
-    """The placeholders in the order of the path: the keys of the partition."""
+    """The placeholders, which are the partition keys, in path order."""
     levels: tuple[Level, ...] = field(repr=False)
-    """The folders below the root."""
+    """The folder levels below the root."""
 
     @classmethod
     def parse(cls, source: str) -> PartitionTemplate:
-        """A template of a URI; one without placeholders has no names and no levels.
+        """Parse a URI. A template without placeholders has no names and no levels.
 
-        :raises ValueError: for a URI that is not supported, a placeholder in the bucket, without a name or
-            with one that cannot be a partition key, or two placeholders with nothing between them.
+        :raises ValueError: for an unsupported URI, a placeholder in the bucket, a placeholder without a name
+            or with a name that cannot be a partition key, or two placeholders with nothing between them.
         """
         if "{" in source.partition("://")[2].partition("/")[0]:
             raise ValueError(
@@ -78,23 +78,23 @@ class PartitionTemplate:
         return cls(normal, root, tuple(names), tuple(levels))
 
     def partition_of(self, uri: str) -> dict[str, str] | None:
-        """The partition that a file belongs to; ``None`` when its path does not match, or is hidden.
+        """Return the partition of a file; ``None`` if its path does not match or is hidden.
 
-        :param uri: of a file below :attr:`root`, as listings give it.
+        :param uri: URI of a file below :attr:`root`, as in listings.
         """
         return self.partition_of_folders(self.folders_of(uri))
 
     def folders_of(self, uri: str) -> tuple[str, ...] | None:
-        """The folders below the root that name the partition of a file; ``None`` if it is not that deep."""
+        """The folders below the root that name a file's partition; ``None`` if its path is too short."""
         folders = uri[len(self.root) :].split("/", len(self.levels))
         if len(folders) <= len(self.levels) or not uri.startswith(self.root):
             return None
         return tuple(folders[: len(self.levels)])
 
     def partition_of_folders(self, folders: tuple[str, ...] | None) -> dict[str, str] | None:
-        """The partition that folders below the root name; ``None`` when they do not match.
+        """Return the partition that folders below the root name; ``None`` if they do not match.
 
-        :param folders: the first ones, or all, of :attr:`levels`.
+        :param folders: names of the folders for all or the first of :attr:`levels`.
         """
         if folders is None:
             return None
@@ -104,17 +104,18 @@ class PartitionTemplate:
             if match is None or folder.startswith((".", "_")):
                 return None
             for name, value in match.groupdict().items():
-                if values.setdefault(name, value) != value:  # one name twice, with different values
+                # A placeholder that occurs twice must have the same value in both places.
+                if values.setdefault(name, value) != value:
                     return None
         return values
 
     def source_of(self, partition: Mapping[str, str]) -> str:
-        """The folder of a partition's audio, with a slash at the end."""
+        """The folder of a partition's audio, with a trailing slash."""
         return _PLACEHOLDER.sub(lambda match: partition[match.group(1)], self.source)
 
 
 def _folder_pattern(source: str, folder: str, names: list[str]) -> re.Pattern[str]:
-    """The expression for one folder. Adds its new placeholders to ``names``."""
+    """Return the regular expression for one folder, and add its new placeholders to ``names``."""
     if "}{" in folder:
         raise ValueError(
             f"source {source!r}: nothing tells where one placeholder ends and the next begins in {folder!r}"
@@ -143,12 +144,12 @@ def _folder_pattern(source: str, folder: str, names: list[str]) -> re.Pattern[st
 
 
 def period_end(values: Mapping[str, str]) -> datetime | None:
-    """When the period that a partition stands for is over, in UTC; ``None`` when its values name no date.
+    """Return the end, in UTC, of the period that a partition covers; ``None`` if its values name no date.
 
-    Understood are ``2026-11-01``, ``20261101`` and ``2026-11`` under any name, with the hour after it or as
-    a value of its own (``hour``), and a date in parts: ``year``, ``month``, ``day``.
+    Recognised are ``2026-11-01``, ``20261101`` and ``2026-11`` under any key, with the hour appended to a day
+    or under its own key (``hour``), and a date in parts: ``year``, ``month``, ``day``.
 
-    :param values: of the first placeholders of a template, or of all.
+    :param values: values of all or the first placeholders of a template.
     """
     found = _day_of(values)
     if found is None:
@@ -179,18 +180,20 @@ def _day_of(values: Mapping[str, str]) -> tuple[datetime, timedelta] | None:
 def _period(
     year: int, month: int | None = None, day: int | None = None, hour: int | None = None
 ) -> tuple[datetime, timedelta] | None:
-    # Months and years as long as the longest of them: too long costs a request, too short could cost a file.
+    # Use the longest month and year: a period that is too long costs a request, one that is too short could
+    # miss a file.
     length = timedelta(days=366 if month is None else 31 if day is None else 1)
     if hour is not None:
         length = timedelta(hours=1)
     try:
         return datetime(year, month or 1, day or 1, hour or 0, tzinfo=UTC), length
-    except ValueError:  # a number that is no date
+    # The numbers do not form a date.
+    except ValueError:
         return None
 
 
 def modified_partition(formats: Mapping[str, str], modified: datetime) -> dict[str, str]:
-    """The partition of a file by the time it was modified.
+    """Return the partition values that a file's modification time determines.
 
     :param formats: ``strftime`` formats, UTC: ``{"dt": "%Y-%m-%d", "hour": "%H"}``.
     """
@@ -199,7 +202,7 @@ def modified_partition(formats: Mapping[str, str], modified: datetime) -> dict[s
 
 
 def check_formats(formats: Mapping[str, str]) -> dict[str, str]:
-    """:raises ValueError: for what is no format of times, or a key that cannot be a partition key."""
+    """:raises ValueError: if a format is not a ``strftime`` format or a key cannot be a partition key."""
     for key, form in formats.items():
         if not isinstance(form, str) or "%" not in form:
             raise ValueError(
@@ -211,10 +214,10 @@ def check_formats(formats: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Partitioning:
-    """How the audio below a source is divided into partitions: by path, by time, and by what is fixed.
+    """How the audio below a source is divided into partitions: by path, by time, and by fixed values.
 
-    :param template: of the source.
-    :param formats: ``strftime`` formats of keys that the modification time decides; see
+    :param template: template of the source.
+    :param formats: ``strftime`` formats of keys that the modification time determines; see
         :func:`modified_partition`.
     :param fixed: keys with the same value for all files.
     """
@@ -230,7 +233,7 @@ class Partitioning:
         partition_from_modified: Mapping[str, str] | None = None,
         partition: Mapping[str, str] | None = None,
     ) -> Partitioning:
-        """:raises ValueError: when an argument is wrong, a key comes from two of them, or from none."""
+        """:raises ValueError: if an argument is wrong, or a partition key is given twice or not at all."""
         template = PartitionTemplate.parse(source)
         formats = check_formats(partition_from_modified) if partition_from_modified else {}
         fixed = check_partition(partition) if partition else {}
@@ -247,9 +250,9 @@ class Partitioning:
         return cls(template, formats, fixed)
 
     def source_of(self, partition: Mapping[str, str]) -> str:
-        """The folder to list for a partition, with a slash at the end."""
+        """The folder to list for a partition, with a trailing slash."""
         return self.template.source_of(partition)
 
     def lies_inside(self, folder: str) -> bool:
-        """Whether files in a folder would be taken for audio of the source."""
+        """Whether files in a folder would count as audio of the source."""
         return self.template.partition_of(folder_uri(folder) + "file") is not None

@@ -1,4 +1,4 @@
-"""What an event says about the files that it reports."""
+"""Build the payload of an event."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from airflow_whisper.watch.pending import Batch
 from airflow_whisper.watch.source import Log, WatchedSource
 from whisper_spark.storage.objects import join_uri
 
-# More files than this are named in an object of their own, because events lie in Airflow's database.
+# Longer lists of files are written to a separate object, because Airflow's database stores events.
 INLINE_URIS = 20
 
 
 def event_payload(watched: WatchedSource, batch: Batch, log: Log) -> dict[str, Any]:
-    """The payload of the event for a batch; see :class:`NewAudioTrigger`. A long list goes to staging."""
+    """Return the event payload of a batch, see :class:`NewAudioTrigger`. Writes a long list to staging."""
     inline = len(batch.files) <= INLINE_URIS
     return {
         "source": watched.partitioning.template.source,
@@ -30,20 +30,20 @@ def event_payload(watched: WatchedSource, batch: Batch, log: Log) -> dict[str, A
 def partition_entry(
     watched: WatchedSource, partition: Mapping[str, str], files: int, size: int
 ) -> dict[str, Any]:
-    """What a payload says about one partition."""
+    """The entry of one partition in a payload."""
     source = watched.partitioning.source_of(partition)
     return {"source": source, "partition": dict(partition), "files": files, "bytes": size}
 
 
 def _write_list(watched: WatchedSource, batch: Batch, log: Log) -> str | None:
-    """Writes the files of a batch as Parquet; ``None`` when staging cannot be reached."""
+    """Write the files of a batch as Parquet and return the URI; ``None`` if staging cannot be reached."""
     try:
         data = _list_parquet(batch)
         name = f"{hashlib.sha256(data).hexdigest()[:32]}.parquet"
         uri = join_uri(watched.staging or "", "arrivals", watched.watch_id, name)
         watched.staging_storage().write_bytes(uri, data)
     except Exception as error:
-        # The list is not worth losing an event, whose partitions are what work is planned by.
+        # Send the event without the list: consumers plan their work by the event's partitions.
         log.warning("The list of %s new files was not written: %s", len(batch.files), error)
         return None
     return uri

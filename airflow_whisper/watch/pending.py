@@ -1,7 +1,7 @@
-"""Which audio is new: what was reported, what is pending, and what is reported together.
+"""Track reported and pending files, and group ready files into batches.
 
-The state is in a temporary SQLite database, so that ten million files need disk space instead of memory.
-What has to survive the process is small: :attr:`PendingFiles.watermark` and :meth:`PendingFiles.reported`.
+The state is in a temporary SQLite database, so that ten million files use disk instead of memory. Only
+:attr:`PendingFiles.watermark` and :meth:`PendingFiles.reported` must survive the process.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from airflow_whisper.scratch import ScratchDatabase
 from whisper_spark.contract import parse_partition_path
 
-# Partitions in one batch. Airflow maps a task over at most 1,024 (`[core] max_map_length`).
+# Largest number of partitions in one batch. Airflow maps a task over at most 1,024 (`[core] max_map_length`).
 MAX_PARTITIONS = 100
 
-# A time before all others, in microseconds.
+# A time in microseconds before the modification time of any file.
 NEVER = -(2**62)
 
-# Of 4 KiB, SQLite's default: 64 MiB.
+# Number of free pages above which the database may be vacuumed: 64 MiB with SQLite's default page of 4 KiB.
 _MOST_FREE_PAGES = 16_384
 
 File = tuple[str, str | None, int, int, str]
-"""URI, etag, bytes, time of modification in microseconds, canonical partition."""
+"""URI, etag, bytes, modification time in microseconds, canonical partition."""
 
 _TABLES = """
 CREATE TABLE reported (uri TEXT PRIMARY KEY, etag TEXT, modified INTEGER, generation INTEGER) WITHOUT ROWID;
@@ -32,7 +32,7 @@ CREATE TABLE listed (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER, parti
 CREATE TABLE ready (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER, partition TEXT);
 """
 
-# An etag that either side lacks says nothing, so it counts as the same.
+# If either side lacks an etag, the etags count as equal.
 _DROP_REPORTED = """
 DELETE FROM {table} WHERE EXISTS (
     SELECT 1 FROM reported r WHERE r.uri = {table}.uri
@@ -60,11 +60,11 @@ class Batch:
 
     @property
     def bytes(self) -> int:
-        """Their size together."""
+        """Total size of the files."""
         return sum(file[2] for file in self.files)
 
     def partitions(self) -> Iterator[tuple[dict[str, str], int, int]]:
-        """Each partition once, with how many files of the batch it has, and their bytes."""
+        """Yield each partition once, with the number and the total bytes of its files in the batch."""
         totals: dict[str, list[int]] = {}
         for _, _, size, _, partition in self.files:
             total = totals.setdefault(partition, [0, 0])
@@ -76,13 +76,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRules:
-    """When a file counts, and how many files are reported together.
+    """When a file is ready, and how many files are reported together.
 
-    :param stable_polls: a file counts when this many polls in a row saw the same size and etag ...
-    :param min_age: ... or when it was modified this many seconds ago.
-    :param min_files: report when this many files are ready ...
-    :param max_wait: ... or when one of them was modified this many seconds ago.
-    :param max_files: report at most this many at once.
+    :param stable_polls: a file is ready if this many consecutive polls saw the same size and etag, or by
+        ``min_age``.
+    :param min_age: a file is also ready if it was modified this many seconds ago.
+    :param min_files: report if this many files are ready, or by ``max_wait``.
+    :param max_wait: also report if one of the ready files was modified this many seconds ago.
+    :param max_files: maximum number of files in one batch.
     """
 
     stable_polls: int = 2
@@ -107,66 +108,66 @@ class BatchRules:
 
 
 class PendingFiles:
-    """Tells new and changed files from those that were reported. Close it: it owns temporary files.
+    """Distinguishes new and changed files from reported ones. Close it, because it owns temporary files.
 
-    A file modified at or before :attr:`watermark` has been reported, or was there before anything was to be;
-    later ones are compared with what was reported. Belongs to the thread that made it.
+    A file modified at or before :attr:`watermark` has been reported, or is older than ``since``. Later files
+    are compared with the reported ones. Only the thread that created the object may use it.
     """
 
     def __init__(self, rules: BatchRules) -> None:
         self.rules = rules
         self.watermark = NEVER
         self.generation = 0
-        """Grows whenever files are reported."""
-        # A triggerer has many watches, so each gets little memory.
+        """Counter that increases whenever files are reported."""
+        # One triggerer runs many watches, so each gets a small cache.
         self._db = ScratchDatabase("whisper-arrivals-", _TABLES, cache_mib=16)
 
     def close(self) -> None:
-        """Removes the temporary files."""
+        """Delete the temporary files."""
         self._db.close()
 
-    # --- what was reported -------------------------------------------------------------------------------
+    # --- reported files ----------------------------------------------------------------------------------
 
     def start_generation(self) -> None:
-        """What is added from now on counts as later than what was added before."""
+        """Start a new generation, to which all reported files belong that are added from now on."""
         self.generation += 1
 
     def add_reported(self, files: Iterable[tuple[str, str | None, int]]) -> None:
-        """Takes in what needs no report: URI, etag, and time of modification in microseconds."""
+        """Add files that need no report: URI, etag, and modification time in microseconds."""
         rows = ((uri, etag, modified, self.generation) for uri, etag, modified in files)
         self._db.run_for_each("INSERT OR REPLACE INTO reported VALUES (?, ?, ?, ?)", rows)
 
     def reported(self, *, since: int | None = None) -> Iterator[tuple[str, str | None, int]]:
-        """What was reported and modified after :attr:`watermark`, newest first.
+        """Yield the reported files that were modified after :attr:`watermark`, newest first.
 
-        :param since: only what was added in later generations.
+        :param since: yield only files that were added in later generations.
         """
         query = "SELECT uri, etag, modified FROM reported WHERE generation > ? ORDER BY modified DESC, uri"
         yield from self._db.execute(query, (-1 if since is None else since,))
 
     def reported_count(self) -> int:
-        """How many files :meth:`reported` gives."""
+        """Number of files that :meth:`reported` yields."""
         return int(self._db.first("SELECT count(*) FROM reported")[0])
 
     def raise_watermark(self, watermark: int) -> None:
-        """Forgets what was reported and modified by then, but never passes a pending file.
+        """Raise the watermark, but not past a pending file, and forget reported files up to it.
 
-        Call it when everything modified by then has been observed.
+        Call it only after every file modified up to this time has been observed.
         """
         (oldest,) = self._db.first("SELECT min(modified) FROM pending")
         if oldest is not None:
-            # Not reported yet: after a restart it has to be found after the watermark again.
+            # This file is not reported yet, so it must still be after the watermark when a restart lists it.
             watermark = min(watermark, oldest - 1)
         if watermark > self.watermark:
             self.watermark = watermark
             self._db.execute("DELETE FROM reported WHERE modified <= ?", (watermark,))
 
-    # --- what is there -----------------------------------------------------------------------------------
+    # --- listed and pending files ------------------------------------------------------------------------
 
     def observe(self, files: Iterable[Iterable[File]]) -> None:
-        """Takes in one complete listing of every place where files are pending.
+        """Process one complete listing, which must cover every folder with pending files.
 
-        Nothing changes when the listing breaks off with an exception.
+        If the listing raises an exception, nothing changes.
         """
         self._db.execute("DELETE FROM listed")
         for chunk in files:
@@ -180,17 +181,17 @@ class PendingFiles:
         self._give_back_space()
 
     def _give_back_space(self) -> None:
-        # A watch runs for months, and its first listing may have been a large one.
+        # A watch runs for months, and its first listing may have been much larger than later ones.
         (free,), (pages,) = (self._db.first(f"PRAGMA {name}") for name in ("freelist_count", "page_count"))
         if free > _MOST_FREE_PAGES and free > pages // 2:
             self._db.execute("VACUUM")
 
     def disk_bytes(self) -> int:
-        """Size of the temporary files."""
+        """Size of the temporary files in bytes."""
         return sum(path.stat().st_size for path in self._db.folder.iterdir())
 
     def drop_reported(self) -> None:
-        """Removes files that meanwhile were added as reported from the pending ones."""
+        """Remove pending files that have been added as reported since they were observed."""
         self._db.execute(_DROP_REPORTED.format(table="pending"))
 
     def partitions(self) -> list[str]:
@@ -198,24 +199,24 @@ class PendingFiles:
         return [partition for (partition,) in self._db.execute("SELECT DISTINCT partition FROM pending")]
 
     def pending(self) -> Iterator[tuple[str, str | None, int, int, str, int]]:
-        """Files that are not reported yet: a :data:`File` each, and how many polls saw it unchanged."""
+        """Yield the unreported files: the fields of :data:`File`, and how many polls saw it unchanged."""
         yield from self._db.execute("SELECT * FROM pending")
 
     def add_pending(self, files: Iterable[tuple[str, str | None, int, int, str, int]]) -> None:
-        """Goes on with what :meth:`pending` gave earlier."""
+        """Restore files that :meth:`pending` returned earlier."""
         self._db.run_for_each("INSERT OR REPLACE INTO pending VALUES (?, ?, ?, ?, ?, ?)", files)
 
     def count(self) -> int:
-        """How many files are pending."""
+        """Number of pending files."""
         return int(self._db.first("SELECT count(*) FROM pending")[0])
 
-    # --- what is to be reported --------------------------------------------------------------------------
+    # --- files to report ---------------------------------------------------------------------------------
 
     def batches(self, now: int, *, at_most: int) -> Iterator[Batch]:
-        """Files to report now, oldest first; each counts as reported as soon as it is given.
+        """Yield the files to report now, oldest first. A batch counts as reported when it is yielded.
 
-        :param now: in microseconds, by the clock that :data:`File` has.
-        :param at_most: batches; what is left is given by the next call.
+        :param now: current time in microseconds, by the same clock as in :data:`File`.
+        :param at_most: maximum number of batches; the next call yields the rest.
         """
         count = self._find_ready(now)
         position = 0
@@ -230,9 +231,9 @@ class PendingFiles:
             yield batch
 
     def ready_partitions(self, now: int) -> list[tuple[str, int, int]]:
-        """Partitions with files to report now, if there are any: canonical string, files, bytes.
+        """Return the partitions with files to report now: canonical string, number of files, bytes.
 
-        Unlike :meth:`batches` this gives all that is ready, and does not count it as reported.
+        Unlike :meth:`batches` this returns all ready files, and does not count them as reported.
         """
         count = self._find_ready(now)
         if count == 0 or not self._is_due(0, count, now):

@@ -1,4 +1,4 @@
-"""What to watch, and how: the arguments that the trigger and the sensor share."""
+"""The watched source: the arguments that the trigger and the sensor share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Log(Protocol):
-    """The log of a trigger or of a task."""
+    """The logger of a trigger or of a task."""
 
     def info(self, event: Any, *args: Any) -> Any: ...  # noqa: D102
     def warning(self, event: Any, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
@@ -30,7 +30,7 @@ class Log(Protocol):
 class WatchedSource:
     """A source and how to watch it. Parameters as in :class:`airflow_whisper.triggers.audio.NewAudioTrigger`.
 
-    :raises ValueError: when an argument is wrong.
+    :raises ValueError: if an argument is wrong.
     """
 
     source: str
@@ -67,7 +67,7 @@ class WatchedSource:
     # --- as JSON -----------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments as JSON has them, for the database of Airflow."""
+        """Return the arguments as JSON-serialisable values, for Airflow's database."""
         values = asdict(self)
         for name in ("partition", "partition_from_modified"):
             values[name] = dict(values[name]) if values[name] else None
@@ -80,7 +80,7 @@ class WatchedSource:
         rules = BatchRules(**values["rules"])
         return cls(**{**values, "rules": rules, "extensions": extension_tuple(values["extensions"])})
 
-    # --- what follows from the arguments -----------------------------------------------------------------
+    # --- derived from the arguments ----------------------------------------------------------------------
 
     @cached_property
     def partitioning(self) -> Partitioning:
@@ -94,15 +94,15 @@ class WatchedSource:
 
     @property
     def watch_id(self) -> str:
-        """Names the cursor of this watch: the same for the same files, whatever the timing."""
+        """Id of this watch's cursor. It depends on the arguments that select files, not on the timing."""
         extensions = sorted(self.audio_filter.suffixes)
         what = [self.partitioning.template.source, self.pattern, extensions, self.since]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def first_watermark(self) -> int:
-        """The time, in microseconds, from which on files count when there is no cursor yet.
+        """Return the time, in microseconds, after which files count if there is no cursor yet.
 
-        :raises ValueError: when ``since`` is no time with a time zone.
+        :raises ValueError: if ``since`` is not an ISO time with a time zone.
         """
         if self.since is None:
             return NEVER
@@ -118,7 +118,7 @@ class WatchedSource:
         return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
     def staging_storage(self) -> ObjectStorage:
-        """The storage of :attr:`staging`, with the credentials that its connection has now."""
+        """Return the storage of :attr:`staging`, with the current credentials of its connection."""
         from airflow_whisper.hooks.object_storage import object_storage
 
         return object_storage(self.staging_conn_id or self.source_conn_id or None, self.staging or "")

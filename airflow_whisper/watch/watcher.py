@@ -1,6 +1,6 @@
-"""Watch a source: list it again and again, and tell what is new since the last time.
+"""Watch a source: list it repeatedly and report the files that are new since the previous listing.
 
-Free of Airflow but for connections, and synchronous: the trigger runs it in a thread, the sensor in its task.
+Uses Airflow only for connections, and is synchronous: the trigger runs it in a thread, the sensor in its task.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from airflow_whisper.watch.pending import NEVER, PendingFiles
 from airflow_whisper.watch.source import Log, WatchedSource
 from whisper_spark.contract import parse_partition_path
 
-# Most events of one poll. Airflow gathers events that come in quick succession into one DAG run.
+# Maximum number of events per poll. Airflow combines events in quick succession into one DAG run.
 MAX_EVENTS = 10
 
 
 class KnownFiles(Protocol):
-    """Files that need no report because somebody has them already: the rows of a table."""
+    """Files that need no report because a table already has rows for them."""
 
     def files(self, partition: Mapping[str, str]) -> Iterable[tuple[str, str | None]] | None:
-        """URI and etag of each file of a partition; ``None`` when they are as at the last call."""
+        """Yield URI and etag of each file of a partition; ``None`` if unchanged since the last call."""
 
 
 class SourceWatch:
-    """One source under watch. Belongs to the thread that made it, except :meth:`stop`.
+    """Watches one source. Only the thread that created it may use it, except for :meth:`stop`.
 
-    :param known: files that are not new although they were never reported.
+    :param known: files that do not count as new, although they were never reported.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class SourceWatch:
         self._known = known
         self._stopped = threading.Event()
         self._lister = SourceLister(watched, self._log, self._stopped)
-        # Partitions with reported files, and when the newest of these was modified.
+        # Modification time of the newest reported file of each partition.
         self._active: dict[str, int] = {}
         self._more_is_due = False
         self._outbox: list[dict[str, Any]] = []
@@ -52,39 +52,40 @@ class SourceWatch:
         self.cursor = Cursor(watched, self.pending, self._log)
 
     def close(self) -> None:
-        """Removes the temporary files."""
+        """Delete the temporary files."""
         self.pending.close()
 
     def stop(self) -> None:
-        """Ends a poll that is under way; from any thread."""
+        """End a poll in progress. May be called from any thread."""
         self._stopped.set()
 
     def poll(self, clock: Callable[[], float] = time.time) -> list[dict[str, Any]]:
-        """Lists what can have changed, and returns the payload of each event that is due.
+        """List the folders that can have changed, and return the payload of each event that is due.
 
-        :param clock: seconds since 1970.
-        :raises StorageError: when the store cannot be listed; nothing is forgotten, so just try again.
-        :raises InvalidConnectionError: when a connection cannot be used.
+        :param clock: returns the current time in seconds since 1970.
+        :raises StorageError: if the store cannot be listed. The state is kept, so simply call again.
+        :raises InvalidConnectionError: if a connection cannot be used.
         """
         now = clock()
         if not self._more_is_due:
             self._look(now)
-        # Kept until all are made: their files count as reported, so they must not be lost to an exception.
+        # The attribute keeps the payloads until all are built: their files already count as reported, so an
+        # exception must not lose them.
         payloads = self._outbox
         for batch in self.pending.batches(int(now * 1e6), at_most=MAX_EVENTS):
             payloads.append(event_payload(self._watched, batch, self._log))
             for *_, modified, partition in batch.files:
                 self._active[partition] = max(modified, self._active.get(partition, NEVER))
         self._outbox = []
-        # What else is due needs no new listing.
+        # The next poll reports what is still due, without a new listing.
         self._more_is_due = len(payloads) >= MAX_EVENTS
         return payloads
 
     def find(self, clock: Callable[[], float] = time.time) -> list[dict[str, Any]]:
-        """Lists as :meth:`poll` does, and returns each partition with audio that is ready and not known.
+        """List as :meth:`poll` does, and return each partition with audio that is ready and not known.
 
-        :return: ``source``, ``partition``, ``files`` and ``bytes`` of each; nothing while the files are too
-            few and have not waited for long.
+        :return: ``source``, ``partition``, ``files`` and ``bytes`` of each; empty until there are
+            ``min_files`` or one of them is older than ``max_wait``.
         :raises StorageError: :raises InvalidConnectionError: as :meth:`poll`.
         """
         now = clock()
@@ -105,13 +106,16 @@ class SourceWatch:
         busy = () if sweep else self._busy_folders(now)
         listed = self._lister.files(now, sweep=sweep, busy=busy, watermark=self.pending.watermark)
         self.pending.observe(listed)
-        # What was modified before this sweep began was there to be seen, give or take the overlap: clocks
-        # differ, and a long upload carries the time of its beginning.
+        # This sweep has seen every file that was modified before it began. The overlap allows for clocks that
+        # differ and for long uploads, whose modification time is that of their start.
         if sweep and self._known is None:
             self.pending.raise_watermark(int((now - self._watched.overlap) * 1e6))
 
     def _busy_folders(self, now: float) -> list[FolderPath]:
-        """Folders with pending files, and those where files came since a sweep ago: more will likely come."""
+        """Folders with pending files or with files that arrived within the last sweep interval.
+
+        More files are likely to arrive in these.
+        """
         past = int((now - self._watched.sweep_interval) * 1e6)
         self._active = {path: last for path, last in self._active.items() if last > past}
         template = self._watched.partitioning.template
