@@ -1,4 +1,4 @@
-"""Airflow connections -> clients: object storage, the catalog, spark-submit and what it is given.
+"""Create clients from Airflow connections: for object storage, the catalog and spark-submit.
 
-Everything that reads a connection or starts a process lives here.
+All code that reads a connection or starts a process belongs in this package.
 """

@@ -1,4 +1,4 @@
-"""The catalog that holds the table of transcripts, from an Airflow connection or embedded."""
+"""Open the Iceberg catalog: that of an Airflow connection, or the embedded one."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 CATALOG_NAME = "whisper"
 """Name of the embedded catalog. SQL catalogs keep the tables of different names apart."""
 
-# Executors whose tasks all run where the scheduler runs.
+# Executors that run all tasks on the scheduler's machine.
 _LOCAL_EXECUTORS = {"LocalExecutor", "SequentialExecutor"}
 
 _SECRET_KEY = re.compile(r"secret|password|token|credential|account-key|authorization|access-key", re.I)
-# Shorter values are settings such as "true", and masking those would black out half of every log.
+# Shorter values are settings such as "true"; masking those would hide large parts of every log.
 _SHORTEST_SECRET = 8
 _URI_PASSWORD = re.compile(r"://[^/@:]*:([^/@]+)@")
 
 
 def open_catalog(conn_id: str | None) -> Catalog:
-    """The Iceberg catalog of an Airflow connection, or the embedded one.
+    """Open the Iceberg catalog of an Airflow connection, or the embedded one.
 
-    :param conn_id: connection of type ``iceberg``; its extra fields are PyIceberg catalog properties, with
-        ``type`` one of PyIceberg's (``rest``, the default, ``sql``, ``glue``, ...), and ``name`` the
-        catalog's own name, by default the connection id: catalogs in a SQL database keep the tables of
-        different names apart. ``None``: a SQLite catalog ``catalog.db`` beside its tables in the folder
-        ``[whisper] warehouse`` of Airflow's configuration, else in ``AIRFLOW_HOME/whisper_warehouse``, which
-        suits one machine.
-    :raises CatalogConnectionError: when there is no such connection, it has another type, PyIceberg lacks
-        a package for it, or the embedded catalog would vanish with the machine that a task runs on.
+    :param conn_id: connection of type ``iceberg``. Its extra fields are PyIceberg catalog properties:
+        ``type`` is one of PyIceberg's catalog types (``rest``, the default, ``sql``, ``glue``, ...), and
+        ``name`` is the catalog's name, by default the connection id. SQL catalogs keep the tables of
+        different names apart. ``None``: the SQLite catalog ``catalog.db`` in the folder
+        ``[whisper] warehouse`` of Airflow's configuration, or else in ``AIRFLOW_HOME/whisper_warehouse``,
+        together with its tables; for use on one machine.
+    :raises CatalogConnectionError: if the connection does not exist or has another type, if PyIceberg lacks
+        a package for it, or if the embedded catalog would be lost with the machine that a task runs on.
     """
     return _embedded_catalog(_embedded_folder()) if conn_id is None else _connected_catalog(conn_id)
 
@@ -68,13 +68,13 @@ def _embedded_folder() -> Path:
 
 
 def _check_one_machine() -> None:
-    """A folder below AIRFLOW_HOME is another one in each pod and on each worker."""
+    """Raise an error if tasks run on several machines, each of which has its own AIRFLOW_HOME."""
     from airflow.sdk.configuration import conf
 
-    # Several may be configured, each by its name or its class path, with an alias or a team before it.
+    # Several executors may be configured, each by name or class path, with an optional alias or team.
     configured = re.split(r"[,;=:]", conf.get("core", "executor", fallback="LocalExecutor"))
     names = {name.strip().rsplit(".", 1)[-1] for name in configured if "Executor" in name}
-    # Airflow sets this in the pods of its tasks, where Helm charts configure a LocalExecutor.
+    # In its task pods, where Helm charts configure the LocalExecutor, Airflow sets this variable.
     if os.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD"):
         names.add("KubernetesExecutor")
     if elsewhere := sorted(names - _LOCAL_EXECUTORS):
@@ -91,7 +91,7 @@ def _embedded_catalog(folder: Path) -> Catalog:
     from sqlalchemy.exc import OperationalError
 
     folder.mkdir(parents=True, exist_ok=True)
-    # SQLite waits this many seconds for another writer; its default of 5 is short for a busy disk.
+    # Seconds that SQLite waits for another writer. The default of 5 is too short for a busy disk.
     uri = URL.create("sqlite", database=str(folder / "catalog.db"), query={"timeout": "60"})
     properties = {
         "uri": uri.render_as_string(),
@@ -100,7 +100,7 @@ def _embedded_catalog(folder: Path) -> Catalog:
     try:
         return SqlCatalog(CATALOG_NAME, **properties)
     except OperationalError:
-        # Two processes created the catalog's own tables at once; the second time finds them.
+        # Another process created the catalog's own tables at the same time; the second call finds them.
         return SqlCatalog(CATALOG_NAME, **properties)
 
 
@@ -136,7 +136,7 @@ def _load_catalog(connection: Any) -> Catalog:
     renamed = copy.copy(connection)
     renamed.extra = json.dumps(extra)
 
-    # The hook names the catalog after its connection.
+    # The hook uses the connection id as the name of the catalog, so pass the name as the connection id.
     class NamedCatalogHook(IcebergHook):
         def get_connection(self, conn_id: str) -> Any:  # type: ignore[override]
             return renamed
@@ -160,7 +160,7 @@ def _connection(conn_id: str) -> Any:
 
 
 def _mask(connection: Any) -> None:
-    # Airflow masks by the names it knows; PyIceberg's are spelled with dots and hyphens.
+    # Airflow masks only values of names it knows; PyIceberg's names contain dots and hyphens.
     from airflow.sdk.log import mask_secret
 
     def mask(key: str, value: Any) -> None:

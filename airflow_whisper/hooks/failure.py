@@ -1,4 +1,4 @@
-"""Why a Spark job failed, out of the hundreds of lines that spark-submit prints."""
+"""Extract the cause of a failed Spark job from the hundreds of lines that spark-submit prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 
 _JAVA = "install Java 17 or newer and set JAVA_HOME, or put java on the path"
 
-# Lines of the launch script and of the JVM that mean something else than they say.
+# Misleading lines of the launch script and the JVM, and what they mean.
 _KNOWN = (
     (
         re.compile(r"JAVA_HOME is not set|java: (command )?not found"),
@@ -27,7 +27,7 @@ _PYTHON = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|NotFound|Forbidden|Cha
 
 
 class Failure:
-    """Fed with the output line by line, it remembers those that name a cause."""
+    """Collects the lines of the output that name a cause."""
 
     def __init__(self) -> None:
         self._known = ""
@@ -38,7 +38,7 @@ class Failure:
         self._python = ""
 
     def add(self, line: str) -> None:
-        """Take one line of the output of spark-submit."""
+        """Process one line of spark-submit's output."""
         line = line.strip()
         for pattern, meaning in _KNOWN:
             if pattern.search(line):
@@ -55,9 +55,9 @@ class Failure:
             self._python = line
 
     def cause(self, status: int | None) -> str:
-        """The cause in one line, from the most telling source that there was.
+        """Return the cause in one line, from the most informative line found.
 
-        :param status: exit status of spark-submit, negative for a signal; ``None`` when it is not known.
+        :param status: exit status of spark-submit, negative for a signal; ``None`` if unknown.
         """
         jvm = f"{self._jvm} (caused by {self._caused_by})" if self._caused_by else self._jvm
         said = self._reason or self._known or jvm or self._launcher or self._python
@@ -67,7 +67,7 @@ class Failure:
 def _ended(status: int | None) -> str:
     if status is None:
         return "spark-submit did not say why"
-    # A shell reports the end of its child by a signal as 128 and the number of the signal.
+    # A shell reports a child that was ended by a signal as 128 plus the signal's number.
     number = -status if status < 0 else status - 128
     try:
         name = signal.Signals(number).name

@@ -1,4 +1,4 @@
-"""The code that runs on the Spark cluster, as the archive that ``spark-submit --py-files`` wants."""
+"""Package the code that runs on the Spark cluster for ``spark-submit --py-files``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 ARCHIVE_NAME = "whisper_spark.zip"
 
 _LEFT_OUT = {".pyc", ".pyo"}
-# The earliest time that a zip file can hold: equal code gives equal archives.
+# The earliest time that a zip file can store. With a fixed time, equal code produces equal archives.
 _TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def write_archive(folder: Path) -> Path:
-    """Writes :data:`ARCHIVE_NAME` into a folder and returns its path.
+    """Write :data:`ARCHIVE_NAME` into a folder and return its path.
 
-    It holds the ``whisper_spark`` that this process would import, data files included, and goes before any
-    copy that is installed on the cluster. Python dependencies are not in it: native code cannot be loaded
-    from an archive.
+    The archive holds the ``whisper_spark`` that this process would import, including data files, and takes
+    precedence over a copy installed on the cluster. It does not contain Python dependencies, because native
+    code cannot be loaded from an archive.
     """
     package = package_folder()
     path = folder / ARCHIVE_NAME
@@ -32,12 +32,12 @@ def write_archive(folder: Path) -> Path:
 
 
 def job_script() -> Path:
-    """The script for ``spark-submit``."""
+    """Path of the script for ``spark-submit``."""
     return package_folder() / "job.py"
 
 
 def package_folder() -> Path:
-    """Where the ``whisper_spark`` of this process is."""
+    """Folder of the ``whisper_spark`` that this process imports."""
     import whisper_spark
 
     return Path(whisper_spark.__file__).resolve().parent

@@ -1,4 +1,4 @@
-"""Object stores from Airflow connections."""
+"""Create object storage clients from Airflow connections."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _TYPES_OF_SCHEME = {
     "abfss": ("wasb", "adls", "azure_data_lake"),
 }
 
-# Settings that are whole files.
+# Settings whose values are the contents of files, which may contain line breaks.
 _TEXTS = ("root_certificate", "google_service_account_key")
 
 _SECRET_KEYS = ("secret", "token", "sas_key", "account_key", "service_account_key")
 
 
 class InvalidConnectionError(ConfigurationError):
-    """An Airflow connection is missing, or cannot be used for what it was named for."""
+    """An Airflow connection is missing, or cannot be used for its purpose."""
 
 
 def object_storage(conn_id: str | None, uri: str, *, connection: Any = None) -> ObjectStorage:
-    """The object storage that holds ``uri``, with the credentials of a connection.
+    """Return the object storage of ``uri``, with the credentials of a connection.
 
     :param conn_id, connection: see :func:`storage_config`.
     :raises InvalidConnectionError: see :func:`storage_config`.
@@ -42,16 +42,16 @@ def object_storage(conn_id: str | None, uri: str, *, connection: Any = None) -> 
 
 
 def storage_config(conn_id: str | None, uri: str, *, connection: Any = None) -> dict[str, str]:
-    """What :class:`whisper_spark.storage.objects.ObjectStorage` needs to reach ``uri``, secrets included.
+    """Return the configuration, including secrets, with which ``ObjectStorage`` can access ``uri``.
 
-    Every secret in it is masked in Airflow's logs.
+    See :class:`whisper_spark.storage.objects.ObjectStorage`. Every secret is masked in Airflow's logs.
 
     :param conn_id: a connection of type ``aws``, ``google_cloud_platform``, ``wasb``, ``adls`` or
         ``azure_data_lake``; ``None``: ambient credentials, and the result is empty.
-    :param connection: that connection, for who has it already; ``None``: it is looked up.
-    :raises InvalidConnectionError: when the connection does not exist, is of a type that does not fit the
-        URI, or asks for something that needs another provider.
-    :raises ValueError: when the URI is not supported.
+    :param connection: the connection, if the caller already has it; ``None``: look it up.
+    :raises InvalidConnectionError: if the connection does not exist, its type does not match the URI, or it
+        requires a provider that is not installed.
+    :raises ValueError: if the URI is not supported.
     """
     scheme = normalise_uri(uri).partition("://")[0]
     if conn_id is None or scheme == "file":
@@ -71,7 +71,7 @@ def storage_config(conn_id: str | None, uri: str, *, connection: Any = None) -> 
 
 
 def _check(conn_id: str, config: Mapping[str, str]) -> None:
-    """Refuses what the client of the store would not survive, without repeating a secret."""
+    """Reject values that would crash the store's client. The messages contain no secrets."""
     for key, value in config.items():
         if key.endswith("_endpoint"):
             try:
@@ -101,7 +101,7 @@ def _connection(conn_id: str, scheme: str) -> Connection:
 
 
 def _extra(connection: Connection, kind: str) -> dict[str, Any]:
-    """Extras that are set, without the prefix that old connection forms gave them."""
+    """The non-empty extras, without the prefix that old connection forms added."""
     prefix = f"extra__{kind}__"
     extra: Mapping[str, Any] = connection.extra_dejson
     return {key.removeprefix(prefix): value for key, value in extra.items() if value not in (None, "")}
@@ -142,7 +142,8 @@ def _aws_by_provider(conn_id: str) -> dict[str, Any]:
     hook = AwsBaseHook(aws_conn_id=conn_id, client_type="s3")
     try:
         credentials = hook.get_credentials()
-    except Exception as error:  # botocore's own, and AttributeError for a profile without credentials
+    # botocore raises its own errors, and the hook AttributeError for a profile without credentials.
+    except Exception as error:
         raise InvalidConnectionError(
             f"no AWS credentials could be had through connection {conn_id!r}: {error}"
         ) from error
@@ -177,21 +178,22 @@ def _google(conn_id: str, connection: Connection, extra: dict[str, Any]) -> dict
     if not key and "key_path" in extra:
         key = extra["key_path"]
     if key and not key.lstrip().startswith("{"):
-        # The file's content, not its name: executors may not have the file.
+        # Pass the file's content instead of its name, because executors may not have the file.
         key = _read(conn_id, "key_path", key)
     return {"google_service_account_key": key}
 
 
 def _azure(conn_id: str, connection: Connection, extra: dict[str, Any]) -> dict[str, Any]:
-    # As in the microsoft-azure provider's hooks: a connection string comes first; with a tenant, login and
-    # password are those of an app registration and the host is the account; without one, account and key.
+    # As in the microsoft-azure provider's hooks: a connection string takes precedence. With a tenant, login
+    # and password belong to an app registration and the host names the account. Without a tenant, login and
+    # password are account name and key.
     if "connection_string" in extra:
         return _azure_connection_string(conn_id, extra["connection_string"])
     host = (connection.host or "").partition("://")[2] or connection.host or ""
     account = extra.get("account_name") or host.partition(".")[0] or None
-    # Anything but a plain account in the public cloud: another cloud, an emulator, a private endpoint.
+    # Any host except an account in the public cloud: another cloud, an emulator, a private endpoint.
     special = host and "." in host and not host.rstrip("/").endswith(".core.windows.net")
-    # As in the provider: without a scheme it is https.
+    # As in the provider, a host without a scheme means https.
     address = connection.host if connection.host and "://" in connection.host else f"https://{host}"
     config = {"azure_storage_endpoint": address if special else None}
     tenant = extra.get("tenant_id") or extra.get("tenant")
@@ -251,7 +253,7 @@ def _mask(config: Mapping[str, str]) -> None:
             mask_secret(value)
     service_account = config.get("google_service_account_key")
     if service_account:
-        # The key inside the JSON is what would show up elsewhere.
+        # Mask the private key inside the JSON, because logs may show it without the rest.
         try:
             mask_secret(json.loads(service_account).get("private_key"))
         except (json.JSONDecodeError, AttributeError):

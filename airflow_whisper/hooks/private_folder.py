@@ -1,4 +1,4 @@
-"""Temporary folders for credentials, deleted at the latest when the same user needs the next one."""
+"""Temporary folders for credentials. Folders left behind are deleted when the same user creates the next."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = "whisper-submit-"
-"""Start of the folders' names, in the temporary folder of the machine."""
+"""Prefix of the folders' names, in the machine's temporary folder."""
 
 _LOCK = "lock"
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder that only this user can read. Deletes those that killed processes of this user have left.
+    """Create a folder that only this user can read, and delete folders left by the user's killed processes.
 
-    A process that is killed with SIGKILL cleans up nothing. Its lock ends with it all the same, and shows
-    the next process that the folder is nobody's, also when the two run in different containers.
+    A process that is killed with SIGKILL cannot clean up. The kernel still releases its lock, which shows the
+    next process that the folder is abandoned, even if the two run in different containers.
     """
     sweep()
-    # Under another name until it is locked: what bears the prefix and is not locked is deleted.
+    # Use another name until the folder is locked, because `sweep` deletes unlocked folders with the prefix.
     new = Path(tempfile.mkdtemp(prefix=f"new-{PREFIX}"))
     with (new / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -36,7 +36,7 @@ def private_folder() -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Delete folders of this user whose process has ended without doing so."""
+    """Delete folders of this user whose process has ended without deleting them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
@@ -45,5 +45,5 @@ def sweep() -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:
-            # In use, or somebody else was faster.
+            # The folder is in use, or another process has deleted it.
             continue

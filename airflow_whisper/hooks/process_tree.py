@@ -1,4 +1,4 @@
-"""Processes with everything that they have started, and their end."""
+"""Track a process with all its descendants, and end them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     import psutil
 
 GRACE_SECONDS = 2.5
-"""How long processes may take over a polite end. Airflow kills a task 5 s after it has told it to stop
-(``escalation_delay`` of its supervisor), so what is left after this must be killed well before."""
+"""Seconds between SIGTERM and SIGKILL. Airflow kills a task 5 s after it has told it to stop
+(``escalation_delay`` of its supervisor), so remaining processes must be killed well before."""
 
 _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
 
 class ProcessTree:
-    """A process, all that it has started, and who else is in the process groups that these lead.
+    """A process, its descendants, and the members of the process groups that these lead.
 
-    Spark's Python workers are out of reach of a signal to spark-submit and of one to its process group:
-    their daemon leads a group of its own (``pyspark/daemon.py``), and a spark-submit that is wrapped in a
-    script is only a child of what was started. So members are found by descent and by group, and remembered:
-    once a parent has died, nothing tells whose children the others were.
+    A signal to spark-submit or to its process group does not reach Spark's Python workers, because their
+    daemon leads its own group (``pyspark/daemon.py``). A spark-submit that is wrapped in a script is itself
+    only a child of the started process. Members are therefore found by descent and by group. They are
+    remembered, because the children of a dead parent can no longer be found by descent.
 
-    :param pid: process to start from, which need not exist any more.
+    :param pid: id of the root process, which may already have ended.
     """
 
     def __init__(self, pid: int) -> None:
@@ -40,9 +40,9 @@ class ProcessTree:
         self._groups: set[int | None] = set()
 
     def living(self) -> set[psutil.Process]:
-        """Members that still run, with those that were born since the last call.
+        """Return the running members, including those started since the last call.
 
-        Changes nothing in place: a signal handler may come in between and do the same.
+        Does not modify sets in place, because a signal handler may interrupt the call and call it again.
         """
         members, groups = set(self._members), set(self._groups)
         for member in self._members:
@@ -50,14 +50,14 @@ class ProcessTree:
         groups.update(member.pid for member in members if _group(member.pid) == member.pid)
         members.update(_in_groups(groups))
         self._members = {member for member in members if _runs(member)}
-        # A group whose last member is gone is forgotten, because its number may be given to other processes.
+        # Forget groups without members, because the kernel may reuse their ids for other processes.
         self._groups = groups & {_group(member.pid) for member in self._members}
         return set(self._members)
 
     def end(self, grace_seconds: float = GRACE_SECONDS) -> int:
-        """End all members: SIGTERM first, SIGKILL for what is left after the grace.
+        """End all members with SIGTERM, and the rest with SIGKILL after the grace period.
 
-        :return: how many had to be killed.
+        :return: number of processes that had to be killed.
         """
         _send(signal.SIGTERM, self.living())
         self._wait(grace_seconds)
@@ -101,7 +101,8 @@ def _in_groups(groups: set[int | None]) -> list[psutil.Process]:
 def _group(pid: int) -> int | None:
     try:
         return os.getpgid(pid)
-    except OSError:  # it has ended, or is not ours to know
+    # The process has ended, or belongs to another user.
+    except OSError:
         return None
 
 
@@ -120,5 +121,6 @@ def _send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
     for process in processes:
         try:
             process.send_signal(number)
-        except psutil.Error:  # it has ended, or belongs to another user
+        # The process has ended, or belongs to another user.
+        except psutil.Error:
             continue

@@ -1,4 +1,4 @@
-"""spark-submit for the packaged job: its binary, environment, package and credentials, and what it says."""
+"""Run spark-submit for the packaged job: binary, environment, package, credentials and output."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ DEPLOY_MODES = ("client", "cluster")
 
 _HOST_EXAMPLE = "local[2], spark://host:7077, yarn or k8s://https://host"
 
-# What whisper_spark.job prints once it has a session.
+# The line that whisper_spark.job prints once it has a session.
 _APPLICATION = re.compile(r"whisper: Spark application (?P<id>\S+?)(?:, UI at (?P<ui>https?://\S+))?$")
 
-# What Spark's scheduler says while nobody takes a task.
+# Part of the message that Spark's scheduler logs while no executor accepts tasks.
 _NO_RESOURCES = "Initial job has not accepted any resources"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What one start of the job needs beyond the arguments of the operator.
+    """Parameters of one submission that are not arguments of the operator.
 
-    :param arguments: of the job, such as ``["--manifest", URI]``.
-    :param credentials: obstore configurations by place, see :mod:`whisper_spark.storage.credentials`.
-    :param send_package: send ``whisper_spark`` along with ``--py-files``.
+    :param arguments: arguments of the job, such as ``["--manifest", URI]``.
+    :param credentials: obstore configurations by location, see :mod:`whisper_spark.storage.credentials`.
+    :param send_package: whether to send ``whisper_spark`` with ``--py-files``.
     """
 
     arguments: tuple[str, ...] = ()
@@ -54,14 +54,14 @@ class Submission:
 
 
 class WhisperSubmitHook(SparkSubmitHook):
-    """``SparkSubmitHook`` that submits the packaged job and can end it with everything that it has started.
+    """``SparkSubmitHook`` that submits the packaged job and can end it with all its processes.
 
-    Credentials go into a properties file that only this user can read and that is deleted when
+    It passes credentials in a properties file that only this user can read and that is deleted when
     ``spark-submit`` has ended.
 
-    :param submission: what this start of the job needs.
-    :param on_application: called once with the id of the Spark application and the address of its UI, or
-        ``None`` where it has none.
+    :param submission: parameters of this submission.
+    :param on_application: called once with the id of the Spark application and the URL of its UI, which is
+        ``None`` if it has no UI.
     :param kwargs: arguments of ``SparkSubmitHook``.
     :raises InvalidConnectionError: for a Kubernetes master without the Kubernetes provider.
     """
@@ -92,11 +92,11 @@ class WhisperSubmitHook(SparkSubmitHook):
         self._folder: Path | None = None
 
     def submit(self, application: str = "", **kwargs: Any) -> str | None:
-        """Run ``spark-submit`` to its end.
+        """Run ``spark-submit`` and wait until it ends.
 
-        :param application: another script than the packaged job.
-        :raises AirflowException: when it fails. The message begins with the cause and ends with the last
-            lines of the output.
+        :param application: script to run instead of the packaged job.
+        :raises AirflowException: if it fails. The message starts with the cause and ends with the last lines
+            of the output.
         """
         with private_folder() as self._folder:
             try:
@@ -113,9 +113,9 @@ class WhisperSubmitHook(SparkSubmitHook):
                 raise AirflowException(f"the Spark job failed: {cause}\n{error}") from error
 
     def on_kill(self) -> None:
-        """End the job. Runs in a signal handler: in client mode it talks neither to Airflow nor to Spark."""
+        """End the job. Runs in a signal handler; in client mode it calls neither Airflow nor Spark."""
         self._stopped = True
-        # With the driver elsewhere, the end of spark-submit would not be the end of the job.
+        # In cluster mode the driver runs elsewhere, so ending spark-submit would not end the job.
         if self._processes is not None and self._connection["deploy_mode"] != "cluster":
             self.log.info("Ending the Spark job: driver, executors and Python workers")
             killed = self._processes.end()
@@ -146,7 +146,7 @@ class WhisperSubmitHook(SparkSubmitHook):
             write_properties(path, secrets, self._properties_file)
             arguments = _replaced(arguments, "--properties-file", str(path))
             if not self._properties_file:
-                # Spark reads spark-defaults.conf only when it is given no file, and this is not the user's.
+                # Given a properties file, Spark does not read spark-defaults.conf, but the user gave no file.
                 arguments.append("--load-spark-defaults")
         return arguments
 
@@ -154,18 +154,18 @@ class WhisperSubmitHook(SparkSubmitHook):
         super()._process_spark_submit_log(self._watched(itr))
 
     def _watched(self, lines: Iterator[str]) -> Iterator[str]:
-        """The output of spark-submit, from which processes, application and failure are learned."""
+        """Yield the lines of spark-submit's output, and record processes, application and failure."""
         from airflow_whisper.hooks.process_tree import ProcessTree
 
         spark_submit: Any = self._submit_sp
         self._processes = ProcessTree(spark_submit.pid)
         if self._stopped:
-            # The task was stopped after the hook was made and before the process was there.
+            # The task was stopped after the hook was created and before the process was started.
             self._processes.end()
         for raw in lines:
             line = visible(raw.rstrip("\r\n"), keep="\t")
             if self._application_id is None:
-                # Processes come up until there is an application.
+                # Until the application exists, spark-submit starts new processes; record them.
                 self._processes.living()
                 self._note_application(line)
             self._failure.add(line)
@@ -173,7 +173,7 @@ class WhisperSubmitHook(SparkSubmitHook):
             yield line
 
     def _warn_of_waiting(self, line: str) -> None:
-        """Say once what Spark says every 15 s without an example."""
+        """Explain Spark's warning about missing resources once. Spark repeats it every 15 s."""
         if _NO_RESOURCES in line and not self._warned:
             self._warned = True
             self.log.warning(
@@ -188,7 +188,7 @@ class WhisperSubmitHook(SparkSubmitHook):
 
 
 def _replaced(arguments: list[str], option: str, value: str) -> list[str]:
-    """Arguments in which an option has that value, whether it was given before or not."""
+    """Return the arguments with an option set to a value, replacing an earlier value."""
     if option not in arguments:
         return [*arguments, option, value]
     place = arguments.index(option)
@@ -206,7 +206,7 @@ def _has_kubernetes_provider() -> bool:
 
 
 def check_deploy_mode(value: object) -> None:
-    """Check where the driver is to run; ``None`` leaves it to the connection.
+    """Check the deploy mode; ``None`` means that of the connection.
 
     :raises ValueError: unless it is one of :data:`DEPLOY_MODES`.
     """
@@ -215,12 +215,13 @@ def check_deploy_mode(value: object) -> None:
 
 
 def check_spark_connection(conn_id: str, deploy_mode: str | None) -> Connection:
-    """The Spark connection, sure to exist and to name a master.
+    """Return the Spark connection after checking that it exists and names a master.
 
-    ``SparkSubmitHook`` submits to YARN when it finds no connection; here that is an error.
+    ``SparkSubmitHook`` submits to YARN if it finds no connection; here this is an error.
 
-    :raises InvalidConnectionError: with the command that makes the connection; also for a deploy mode that
-        does not exist, and for a standalone master in cluster mode, which Spark does not offer for Python.
+    :raises InvalidConnectionError: if the connection is missing or has no host, with the command that creates
+        it; if the deploy mode is unknown; or for cluster mode on a standalone master, which Spark does not
+        support for Python.
     """
     from airflow.sdk import BaseHook
     from airflow.sdk.exceptions import AirflowNotFoundException
@@ -252,7 +253,7 @@ def check_spark_connection(conn_id: str, deploy_mode: str | None) -> Connection:
 
 
 def spark_master(connection: Connection) -> str:
-    """The master that ``SparkSubmitHook`` makes of a connection, with its port."""
+    """The master URL that ``SparkSubmitHook`` derives from a connection, including the port."""
     host, port = connection.host or "", connection.port
     is_address = connection.conn_type == "spark" and ("://" in host or not port)
     master = host if is_address else f"{connection.conn_type}://{host}"
@@ -264,7 +265,7 @@ def _deploy_mode(connection: Connection, deploy_mode: str | None) -> str | None:
 
 
 def runs_on_cluster(conn_id: str, deploy_mode: str | None) -> bool:
-    """Whether the driver runs on the cluster: what it prints does not come back through spark-submit."""
+    """Whether the driver runs on the cluster, so that spark-submit does not show its output."""
     from airflow.sdk import BaseHook
 
     return _deploy_mode(BaseHook.get_connection(conn_id), deploy_mode) == "cluster"
@@ -274,10 +275,11 @@ def runs_on_cluster(conn_id: str, deploy_mode: str | None) -> bool:
 
 
 def spark_submit_binary(binary: str) -> str:
-    """The binary to run: what was asked for, or that of the installed pyspark if it is not on the path.
+    """Return the binary to run: the given one, or that of the installed pyspark if it is not on the path.
 
-    A worker that runs from an environment which was not activated has no ``spark-submit`` on its path, and
-    the script that pip puts next to the interpreter finds pyspark only through the path, too.
+    A worker that runs from a virtual environment that is not activated has no ``spark-submit`` on its path.
+    The script that pip installs next to the interpreter does not help, because it also finds pyspark through
+    the path.
     """
     found = shutil.which(binary)
     if "/" in binary or (found and Path(found).parent != Path(sys.executable).parent):
@@ -290,10 +292,10 @@ def spark_submit_binary(binary: str) -> str:
 def client_environment(
     master: str, deploy_mode: str | None, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Environment for spark-submit when the driver runs on this machine.
+    """Return the environment of spark-submit, with defaults for a driver on this machine.
 
-    Variables are the weakest form of each setting: properties of the job and of Spark go before them, and
-    so does what is set already, in this process or by ``given``.
+    Environment variables have the lowest precedence: properties of the job and of Spark override them, as do
+    variables that are already set in this process or in ``given``.
     """
     given = dict(given or {})
     if deploy_mode == "cluster" or not master.startswith(("local", "spark://")):
@@ -301,18 +303,18 @@ def client_environment(
     defaults = {}
     present = {**os.environ, **given}
     if "PYSPARK_PYTHON" not in present:
-        # The interpreter of this process has what the job's driver imports.
+        # The interpreter of this process can import everything that the job's driver needs.
         defaults["PYSPARK_DRIVER_PYTHON"] = sys.executable
     if master.startswith("local"):
         defaults["PYSPARK_PYTHON"] = sys.executable
-        # The JVM only passes rows of URIs along; compiling it thoroughly takes longer than it works.
+        # The JVM only passes rows of URIs on; full JIT compilation would take longer than it saves.
         defaults["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
         defaults["SPARK_LOCAL_IP"] = "127.0.0.1"
     return {name: value for name, value in defaults.items() if name not in present} | given
 
 
 def spark_application(line: str) -> tuple[str | None, str | None]:
-    """Id of the Spark application and address of its UI, from the line in which the job tells them."""
+    """Parse the id of the Spark application and the URL of its UI from the line that the job prints."""
     match = _APPLICATION.match(line.strip())
     return (match["id"], match["ui"]) if match else (None, None)
 
@@ -327,9 +329,9 @@ def clean_conf(conf: Mapping[Any, Any] | None) -> dict[str, str]:
 
 
 def write_properties(path: Path, properties: Mapping[str, str], base: str | None) -> None:
-    """A file for ``--properties-file`` that nobody else can read.
+    """Write a file for ``--properties-file`` that only this user can read.
 
-    :param base: a file of the user's, whose properties come along.
+    :param base: properties file of the user, whose properties are included.
     """
     text = Path(base).read_text(encoding="utf-8") if base else ""
     lines = [text, *(f"{key}={value}" for key, value in sorted(properties.items())), ""]
