@@ -1,5 +1,5 @@
-"""What has to be done: list the audio of a partition, compare it with the table, write the manifest.
+"""Determine the work of a run: list a partition's audio, compare it with the table, write the manifest.
 
-Change here what counts as new, changed, stale, retried or removed. Plain functions over Arrow batches,
-without Airflow: arguments, messages and XCom belong to ``operators/discover.py``.
+This package decides what counts as new, changed, stale, retried or removed. It consists of plain functions
+over Arrow batches that do not use Airflow: arguments and XComs belong in ``operators/discover.py``.
 """

@@ -1,4 +1,4 @@
-"""Which objects below a source are audio: told by their names."""
+"""Determine by name which objects below a source are audio."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fnmatch import fnmatch
 from functools import cached_property
 from typing import Literal
 
-# What lies beside recordings and describes them: metadata, transcripts, subtitles, annotations, check sums,
-# play lists, logs and pictures. Compressed ones, too (`.json.gz`).
+# Extensions of files that accompany recordings: metadata, transcripts, subtitles, annotations, checksums,
+# playlists, logs and pictures. Compressed ones (`.json.gz`) count as well.
 SIDECAR_EXTENSIONS = frozenset(
     "json jsonl ndjson xml yaml yml toml ini properties csv tsv txt text md rtf html htm pdf doc docx "
     "xls xlsx srt vtt ass ssa sub sbv ttml dfxp lrc textgrid eaf rttm ctm stm trs cha lab "
@@ -24,12 +24,13 @@ Kind = Literal["audio", "hidden", "sidecar", "unmatched"]
 
 @dataclass(frozen=True)
 class AudioFilter:
-    """Tells audio from what else lies below a source.
+    """Distinguishes audio from other objects below a source.
 
-    :param pattern: glob on the path below the source, in any case; ``*`` also matches slashes. ``None``: any.
-    :param extensions: endings of file names, in any case, with or without a dot. ``None``: any but those of
-        sidecar files.
-    :raises ValueError: for an extension without a letter.
+    :param pattern: case-insensitive glob on the path below the source; ``*`` also matches slashes. ``None``:
+        any path.
+    :param extensions: file name extensions, case-insensitive, with or without a dot. ``None``: any except
+        those of sidecar files.
+    :raises ValueError: for an empty extension.
     """
 
     pattern: str | None = None
@@ -41,15 +42,15 @@ class AudioFilter:
 
     @cached_property
     def suffixes(self) -> tuple[str, ...]:
-        """What the names of wanted files end in, in lower case; empty: anything."""
+        """The selected extensions, with a dot and in lower case; empty if any extension is selected."""
         return tuple(f".{extension.strip('. ').lower()}" for extension in self.extensions or ())
 
     def kind(self, key: str) -> Kind:
-        """What an object is.
+        """Classify an object.
 
-        ``hidden``: its name or a folder's starts with ``_`` or ``.`` (``_SUCCESS``, ``.part.crc``), or it is
-        a folder marker; ``sidecar``: it has an ending of :data:`SIDECAR_EXTENSIONS`, and nobody asked for
-        this ending; ``unmatched``: the pattern or the extensions leave it out.
+        ``hidden``: its name or that of a folder starts with ``_`` or ``.`` (``_SUCCESS``, ``.part.crc``), or
+        it is a folder marker; ``sidecar``: its extension is in :data:`SIDECAR_EXTENSIONS`, and the filter
+        does not select this extension; ``unmatched``: the pattern or the extensions exclude it.
 
         :param key: path below the source.
         """
@@ -66,7 +67,7 @@ class AudioFilter:
         return "audio"
 
     def __str__(self) -> str:
-        """For people: what it asks for, such as ``pattern '*.wav'``."""
+        """Describe the filter for messages, such as ``pattern '*.wav'``."""
         parts = [f"pattern {self.pattern!r}"] if self.pattern is not None else []
         if self.extensions:
             parts.append(f"extensions {list(self.extensions)}")
@@ -81,7 +82,7 @@ def _is_sidecar(name: str) -> bool:
 
 
 def extension_tuple(extensions: Iterable[str] | None) -> tuple[str, ...] | None:
-    """:raises ValueError: when it is one string, whose letters would be taken for extensions."""
+    """:raises ValueError: for a single string, because its letters would be taken as extensions."""
     if isinstance(extensions, str):
         raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {extensions!r}")
     return tuple(extensions) if extensions else None

@@ -1,7 +1,6 @@
-"""What has to be done so that a partition of the table matches its audio.
+"""Compare a partition's audio with its rows in the table, and decide what to do with each file.
 
-The audio and the rows are compared in a temporary SQLite database, so that ten million files need disk space
-instead of memory.
+The comparison uses a temporary SQLite database, so that ten million files use disk instead of memory.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from whisper_spark.storage.objects import folder_uri
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Rows in one row group of a manifest: about what one read of it holds in memory.
+# Rows in one row group of a manifest, which is also about what a reader holds in memory.
 ROW_GROUP = 10_000
 
-# Counts of rows that stay as they are.
+# Names of the counts of rows that do not change.
 STAYING = ("unchanged", "kept_stale", "kept_removed", "kept_left_out", "kept_elsewhere")
 
 _TABLES = """
@@ -35,8 +34,8 @@ CREATE TABLE files (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER, change
 CREATE TABLE missing (uri TEXT, change TEXT);
 """
 
-# Filled in order of their keys: appending to a tree is far faster than hitting it at random, and joining
-# two that are in the same order reads both from front to end.
+# Fill the tables in key order: appending to a B-tree is far faster than random inserts, and a join of two
+# tables in the same order reads both sequentially.
 _SORT = """
 INSERT INTO listed SELECT * FROM listing ORDER BY uri;
 INSERT INTO held SELECT * FROM rows ORDER BY uri;
@@ -45,7 +44,7 @@ DROP TABLE listing;
 DROP TABLE rows;
 """
 
-# An etag that either side lacks says nothing, so it counts as the same.
+# If either side lacks an etag, the etags count as equal.
 _COMPARE = """
 INSERT INTO files
 SELECT uri, etag, bytes, modified, change, iif(change = 'retry', held_attempt + 1, 1) FROM (
@@ -61,8 +60,8 @@ SELECT uri, etag, bytes, modified, change, iif(change = 'retry', held_attempt + 
 ) ORDER BY bytes DESC, uri
 """.replace(":final", ", ".join(f"'{code}'" for code in sorted(FINAL_ERRORS)))
 
-# Rows without a file of this run. Only what is gone from the source may be removed: another source of the
-# same partition, or a pattern that leaves the audio out, says nothing about it.
+# Rows without a file in this run. A row may be removed only if its file no longer exists in the source, but
+# not if the file belongs to another source of the partition or the filter excludes it.
 _MISSING = """
 INSERT INTO missing
 SELECT uri, CASE
@@ -75,12 +74,12 @@ FROM held WHERE uri NOT IN (SELECT uri FROM listed) ORDER BY uri
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What the user decided about files that are in the table already.
+    """The user's choices for files that already have a row in the table.
 
-    :param on_removed: rows whose audio is gone stay (``"keep"``) or are deleted (``"delete"``).
-    :param on_stale: rows made with other options are made again (``"retranscribe"``) or stay (``"keep"``).
-    :param max_attempts: how often a file is tried, for one etag, while its error may pass.
-    :param max_removed_rate: largest share of a partition's rows that one run may remove, 0 to 1.
+    :param on_removed: whether to ``"keep"`` or ``"delete"`` rows whose audio has been removed.
+    :param on_stale: whether to ``"retranscribe"`` or ``"keep"`` rows made with other options.
+    :param max_attempts: how often to try a file, per etag, that fails with a transient error.
+    :param max_removed_rate: largest fraction of a partition's rows that one run may remove, 0 to 1.
     """
 
     on_removed: Literal["keep", "delete"] = "keep"
@@ -107,25 +106,26 @@ class Rules:
 
 @dataclass(frozen=True)
 class Counts:
-    """Files of a partition by what is to be done with them."""
+    """Counts of a partition's files by what is to be done with them."""
 
     files: dict[str, int] = field(default_factory=dict)
-    """Per change (``new``, ``changed``, ``stale``, ``retry``), and: ``unchanged``; ``kept_stale``, made with
-    other options and kept; ``removed``, gone and to be deleted; ``kept_removed``, gone and kept;
-    ``kept_left_out``, not among the audio that this run asks for; ``kept_elsewhere``, of another source."""
+    """Number of files per change (``new``, ``changed``, ``stale``, ``retry``), and: ``unchanged``;
+    ``kept_stale``, made with other options and kept; ``removed``, audio removed and row to be deleted;
+    ``kept_removed``, audio removed and row kept; ``kept_left_out``, excluded by this run's filter;
+    ``kept_elsewhere``, of another source."""
     audio_bytes: int = 0
     """Bytes of audio to transcribe."""
     unchanged_errors: int = 0
-    """Rows that stay as they are and are errors."""
+    """Number of error rows that do not change."""
 
     @property
     def to_transcribe(self) -> int:
-        """Files in the manifest."""
+        """Number of files in the manifest."""
         return sum(self.files[change] for change in CHANGES)
 
     @property
     def audio(self) -> int:
-        """Files of the source that belong to the partition."""
+        """Number of files of the source that belong to the partition."""
         return self.to_transcribe + self.files["unchanged"] + self.files["kept_stale"]
 
     @property
@@ -134,7 +134,7 @@ class Counts:
         return self.to_transcribe == 0 and self.files["removed"] == 0
 
     def __str__(self) -> str:
-        """For people: what there is any of, for example ``3 new, 22 unchanged``."""
+        """Describe the counts that are not zero for the log, for example ``3 new, 22 unchanged``."""
         words = {
             "kept_stale": "kept as made with other options",
             "kept_removed": "kept though the audio is gone",
@@ -146,7 +146,7 @@ class Counts:
 
 
 class Comparison:
-    """The audio that there is against the rows that there are. A context manager: it owns temporary files.
+    """Compares the listed audio with the table's rows. A context manager, because it owns temporary files.
 
     .. code-block:: python
 
@@ -168,7 +168,7 @@ class Comparison:
         self._db.close()
 
     def add_listing(self, batch: pa.RecordBatch, kinds: Sequence[str]) -> None:
-        """Takes in a part of the listing, as :func:`list_by_kind` gives it: audio, and what is left out."""
+        """Add a batch of the listing with the kind of each object, as returned by :func:`list_by_kind`."""
         import pyarrow as pa
 
         audio = [kind == "audio" for kind in kinds]
@@ -179,16 +179,16 @@ class Comparison:
         self._db.run_for_each("INSERT INTO left_out VALUES (?, ?)", others)
 
     def add_rows(self, batches: Iterable[pa.RecordBatch]) -> int:
-        """Takes in rows of the table, as :func:`catalog.current_rows` gives them. Returns how many."""
+        """Add rows of the table, as returned by :func:`catalog.current_rows`, and return their number."""
         columns = ("audio_uri", "audio_etag", "status", "error_code", "attempt", "fingerprint")
         return self._db.insert("rows", batches, columns)
 
     def compare(self, fingerprint: str, rules: Rules, source: str) -> Counts:
-        """Decides about every file. Call it once, after everything was added.
+        """Decide what to do with every file. Call it once, after everything has been added.
 
-        :param fingerprint: of the options that the partition should have been made with.
-        :param source: URI of the folder that was listed.
-        :raises ValueError: when the table holds two rows for one file.
+        :param fingerprint: fingerprint of this run's options.
+        :param source: URI of the listed folder.
+        :raises ValueError: if the table holds two rows for one file.
         """
         try:
             self._db.script(_SORT)
@@ -227,23 +227,23 @@ class Comparison:
         return Counts(counts, audio_bytes, errors)
 
     def files(self) -> Iterator[list[tuple[Any, ...]]]:
-        """Files to transcribe, largest first: (uri, etag, bytes, modified µs, change, attempt), in lists."""
+        """Yield files to transcribe, largest first, in lists of (uri, etag, bytes, µs, change, attempt)."""
         changes = ", ".join(f"'{change}'" for change in CHANGES)
         query = f"SELECT * FROM files WHERE change IN ({changes}) ORDER BY rowid"  # noqa: S608
         return self._db.chunks(query, size=ROW_GROUP)
 
     def removed(self) -> Iterator[list[tuple[Any, ...]]]:
-        """Rows to delete: (uri,), in lists."""
+        """Yield the rows to delete, in lists of (uri,)."""
         query = "SELECT uri FROM missing WHERE change = 'removed' ORDER BY rowid"
         return self._db.chunks(query, size=ROW_GROUP)
 
     def left_out(self) -> dict[str, int]:
-        """How many objects below the source are not audio of this partition, by kind."""
+        """Return the number of objects below the source that are not audio of this partition, by kind."""
         found = self._db.execute("SELECT kind, count(*) FROM left_out GROUP BY 1 ORDER BY 1")
         return dict(found.fetchall())
 
     def example_left_out(self, *kinds: str) -> str | None:
-        """The URI of one of these objects."""
+        """Return the URI of one object of these kinds; ``None`` if there is none."""
         found = self._db.first(
             f"SELECT min(uri) FROM left_out WHERE kind IN ({', '.join('?' * len(kinds))})",  # noqa: S608
             kinds,

@@ -1,7 +1,7 @@
-"""What may be wrong with the audio of a partition. A message says what to do."""
+"""Errors in the audio of a partition. Their messages say what to do."""
 
 from __future__ import annotations
 
 
 class DiscoveryError(Exception):
-    """The source holds nothing, or too little, of what the table has or the arguments ask for."""
+    """The source lacks the audio that the arguments select, or too much of the audio that the table has."""

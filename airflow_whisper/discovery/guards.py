@@ -1,4 +1,4 @@
-"""What must not happen unnoticed: a filter that matches nothing, and a partition that loses its rows."""
+"""Fail on likely mistakes: a filter that matches nothing, and a partition that loses too many rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def check_some_match(comparison: Comparison, source: str, audio_filter: AudioFilter) -> None:
-    """For a source without audio: was there something that only the filter left out?
+    """Check that the filter is not the only reason why a source has no audio.
 
-    Hidden objects do not count, because tools leave them in empty folders. Nor does a source with audio of
-    other partitions, by its time of modification: what it holds matches.
+    Hidden objects are ignored, because tools leave them in empty folders. If the source holds audio of other
+    partitions, by modification time, the filter does match and the check passes.
 
-    :raises DiscoveryError: when there was.
+    :raises DiscoveryError: if there are objects, but the filter selects none of them.
     """
     left_out = comparison.left_out()
     unmatched, sidecars = left_out.get("unmatched", 0), left_out.get("sidecar", 0)
@@ -36,10 +36,10 @@ def check_some_match(comparison: Comparison, source: str, audio_filter: AudioFil
 def check_removed_rate(
     comparison: Comparison, counts: Counts, rules: Rules, target: Target, rows: int
 ) -> None:
-    """For a run that would remove rows: are they not too many?
+    """Check that a run does not remove too many rows.
 
-    :param rows: in the partition now.
-    :raises DiscoveryError: when they are more than ``max_removed_rate`` allows.
+    :param rows: current number of rows in the partition.
+    :raises DiscoveryError: if it would remove more than ``max_removed_rate`` allows.
     """
     removed = counts.files["removed"]
     if removed > rules.max_removed_rate * rows:

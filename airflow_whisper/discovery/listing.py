@@ -1,4 +1,4 @@
-"""List a source, and tell the audio of a partition from what else lies there."""
+"""List a source, and distinguish the audio of a partition from other objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def read_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items in the same order; the next one is fetched in a thread while one is in use."""
+    """Yield the same items in the same order, and fetch the next one in a thread while one is in use."""
     iterator = iter(items)
     end = object()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as thread:
@@ -37,14 +37,14 @@ def list_by_kind(
     belongs: Callable[[datetime], bool] | None = None,
     unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
-    """Everything below a source, in batches, with the kind of each object.
+    """List all objects below a source in batches, with the kind of each object.
 
     A kind is one of :meth:`AudioFilter.kind`, or ``other_time``: audio that belongs to another partition.
 
     :param source: URI of a folder.
-    :param belongs: whether a file that was modified then belongs to the partition; ``None``: all do.
-    :param unreadable: gets the URI of each file that would count as audio, if its name could be read: see
-        :meth:`whisper_spark.storage.objects.ObjectStorage.list`.
+    :param belongs: whether a file with this modification time belongs to the partition; ``None``: all do.
+    :param unreadable: called with the URI of each file that would count as audio if its name were readable:
+        see :meth:`whisper_spark.storage.objects.ObjectStorage.list`.
     """
     folder = folder_uri(source)
     start = len(folder)

@@ -1,4 +1,4 @@
-"""Sources and staging: refuse what cannot work, and tell a missing source from an empty one."""
+"""Check source and staging URIs, and distinguish a missing source from an empty one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def check_locations(locations: Mapping[str, str]) -> None:
-    """Checks what can be told without asking any store.
+    """Check what can be checked without accessing a store.
 
-    :param locations: ``source``, ``staging``, or whichever of them is known already.
-    :raises ValueError: for a URI that is not supported, or staging inside the source, where its files would
-        be taken for audio.
+    :param locations: URIs of ``source`` and ``staging``, or of the one that is already known.
+    :raises ValueError: for an unsupported URI, or for staging inside the source, where its files would count
+        as audio.
     """
     folders = {argument: _folder(argument, uri) for argument, uri in locations.items()}
     if len(folders) == 2 and folders["staging"].startswith(folders["source"]):
@@ -38,20 +38,20 @@ def _folder(argument: str, uri: str) -> str:
 
 
 def check_source_exists(storage: ObjectStorage, source: str, partition: Mapping[str, str]) -> None:
-    """Tells a partition without audio from a source that was never there. Call it when the source is empty.
+    """Check that an empty source exists, to distinguish an empty partition from a wrong URI.
 
-    Looks above the part of the source that depends on the partition: of ``s3://calls/raw/dt=2026-11-01/`` at
-    ``s3://calls/raw/``. Where that may not be listed, the source counts as existing: it could itself be
-    listed, so the bucket and the permission for this prefix are there.
+    It looks above the part of the source that depends on the partition: for ``s3://calls/raw/dt=2026-11-01/``
+    at ``s3://calls/raw/``. If listing this folder is forbidden, the source counts as existing: the source
+    itself could be listed, so its bucket and the permission for this prefix exist.
 
-    :raises ObjectNotFound: when nothing is there either.
+    :raises ObjectNotFound: if there is no object there either.
     """
     root = source_root(source, partition)
     try:
         if root.startswith("file://"):
             exists = Path(root.removeprefix("file://")).is_dir()
         else:
-            # A listing that succeeds proves that there is a bucket, which is all that its root can prove.
+            # For the root of a bucket, a successful listing proves that the bucket exists; that is enough.
             exists = storage.any_under(root) or root.count("/") == 3
     except (ObjectForbidden, PermissionError):
         exists = True
@@ -63,11 +63,11 @@ def check_source_exists(storage: ObjectStorage, source: str, partition: Mapping[
 
 
 def anything_under(storage: ObjectStorage, root: str) -> bool:
-    """Whether anything lies in a folder, or must be assumed to, because it may not be listed.
+    """Whether a folder contains anything. A folder that may not be listed counts as not empty.
 
-    Stricter than :func:`check_source_exists`: a disk that is not mounted leaves an empty folder behind.
+    Stricter than :func:`check_source_exists`: an empty folder may be the mount point of an unmounted disk.
 
-    :param root: of :func:`source_root`.
+    :param root: result of :func:`source_root`.
     """
     try:
         if root.startswith("file://"):
@@ -80,9 +80,9 @@ def anything_under(storage: ObjectStorage, root: str) -> bool:
 
 
 def source_root(source: str, partition: Mapping[str, str]) -> str:
-    """The part of a source that all partitions share, with a slash at the end."""
+    """The part of a source that all partitions share, with a trailing slash."""
     source = folder_uri(source).removesuffix("/")
-    # Scheme, empty, bucket; a path of this machine has an empty bucket.
+    # Number of leading parts that are fixed: scheme, empty, bucket (empty for a local path).
     fixed = 3
     parts = source.split("/")
     for i, part in enumerate(parts[fixed:], fixed):
@@ -97,7 +97,7 @@ def _names_partition(part: str, partition: Mapping[str, str]) -> bool:
     for value in partition.values():
         if re.search(rf"(?<![0-9A-Za-z]){re.escape(value)}(?![0-9A-Za-z])", part):
             return True
-        # 2026-11-01 may be a folder 20261101, or three folders 2026/11/01
+        # The value 2026-11-01 may appear as one folder 20261101 or as three folders 2026/11/01.
         digits = re.sub(r"\D", "", value)
         if re.fullmatch(r"[\d_-]*\d[\d_-]*", part) and re.sub(r"\D", "", part) in digits:
             return True

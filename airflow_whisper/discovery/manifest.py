@@ -1,4 +1,4 @@
-"""From a source to a manifest: list the audio, tell a missing source from an empty one, write the run."""
+"""Write the manifest of a run, and the list of rows to delete, to staging."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where the transcripts of a source are to go. See :class:`whisper_spark.contract.Run`."""
+    """The destination of a source's transcripts. See :class:`whisper_spark.contract.Run`."""
 
     table: str
     partition: dict[str, str]
@@ -34,11 +34,11 @@ class Target:
 
 
 def write_run(comparison: Comparison, counts: Counts, target: Target, storage: ObjectStorage) -> Run:
-    """Writes the manifest, and the rows to delete if there are any, into staging.
+    """Write the manifest, and the rows to delete if there are any, to staging.
 
-    The folder is named after the content, so doing it twice writes the same files once.
+    The folder's name is derived from the content, so repeated calls write the same files.
 
-    :param storage: of the staging URI.
+    :param storage: storage of the staging URI.
     """
     manifest_id = _manifest_id(comparison, counts, target)
     fingerprint = target.options.fingerprint()
@@ -56,7 +56,7 @@ def write_run(comparison: Comparison, counts: Counts, target: Target, storage: O
     )
     if counts.files["removed"]:
         _write_removed(comparison, run, storage)
-    # Last, because whoever finds a manifest may rely on the rest.
+    # Write the manifest last, because readers that find it rely on the other file.
     _write_manifest(comparison, run, storage)
     return run
 

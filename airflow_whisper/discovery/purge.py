@@ -25,14 +25,14 @@ def purge_staging(
     *,
     older_than: timedelta,
 ) -> tuple[int, int]:
-    """Delete the runs of a table in which nothing was written for some time: manifests, rows and reports.
+    """Delete old runs of a table: their manifests, rows and reports.
 
-    A run that is registered needs none of them, except that a task cleared later finds its rows there instead
-    of transcribing again.
+    A registered run no longer needs these files. They only allow a task that is cleared later to reuse its
+    rows instead of transcribing again.
 
-    :param partition: only this one; ``None``: all.
-    :param older_than: since the newest file of a run was written. A job writes at least each minute.
-    :return: how many runs and how many files were deleted.
+    :param partition: delete only the runs of this partition; ``None``: of all partitions.
+    :param older_than: minimum age of a run's newest file. A running job writes at least once a minute.
+    :return: number of deleted runs and of deleted files.
     """
     root = f"{normalise_uri(staging).rstrip('/')}/{table}/"
     if partition:
