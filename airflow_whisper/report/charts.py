@@ -1,4 +1,4 @@
-"""Plots as positions and texts; the page's template draws them as inline SVG."""
+"""Compute the positions and texts of plots, which the page's template draws as inline SVG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEIGHT = 150
 """Size of a histogram, in the units of its SVG."""
 
 FLOOR = HEIGHT - 22
-"""Where the columns of a histogram stand."""
+"""Vertical position of the base of a histogram's columns."""
 
 _TOP = 18
 _LEFT = 4
@@ -19,7 +19,7 @@ _TICKS = 4
 
 
 class Column(NamedTuple):
-    """A column of a histogram: place and size, and what browsers show under the pointer."""
+    """A column of a histogram: position, size, and the tooltip that browsers show."""
 
     x: float
     y: float
@@ -29,7 +29,7 @@ class Column(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A text below the columns."""
+    """A label below the columns."""
 
     x: float
     anchor: str
@@ -38,9 +38,9 @@ class Tick(NamedTuple):
 
 @dataclass(frozen=True)
 class Histogram:
-    """Columns with their edges, and the largest value above its column.
+    """The columns with their edge labels, and the largest value, shown above its column.
 
-    :param summary: the plot in words, for screen readers.
+    :param summary: description of the plot for screen readers.
     """
 
     columns: Sequence[Column]
@@ -51,7 +51,7 @@ class Histogram:
 
 
 class Bar(NamedTuple):
-    """A horizontal bar: a name and its count, and the width in percent of the largest."""
+    """A horizontal bar: name, count, width in percent of the largest bar, and meaning of the name."""
 
     name: str
     shown: str
@@ -60,11 +60,11 @@ class Bar(NamedTuple):
 
 
 def histogram(values: Sequence[float], labels: Sequence[str], edges: Sequence[str]) -> Histogram | None:
-    """One column for each value, edges below.
+    """Return a histogram with one column for each value and the edges below.
 
-    :param labels: what each column stands for.
-    :param edges: texts for the left edge of each column, and perhaps one for the right end.
-    :return: ``None`` when all values are 0.
+    :param labels: the range of each column, for tooltips.
+    :param edges: labels of the left edge of each column, optionally followed by that of the right end.
+    :return: the histogram; ``None`` if all values are 0.
     """
     largest = max(values, default=0)
     if not largest:
@@ -75,7 +75,7 @@ def histogram(values: Sequence[float], labels: Sequence[str], edges: Sequence[st
         if value:
             height = max(1.5, value / largest * (FLOOR - _TOP))
             x = _LEFT + place * width
-            # Narrow gaps between columns.
+            # 6 % on each side leave a narrow gap between columns.
             columns.append(
                 Column(
                     x + width * 0.06, FLOOR - height, width * 0.88, height, f"{label}: {value_text(value)}"
@@ -101,9 +101,9 @@ def _ticks(edges: Sequence[str], width: float) -> list[Tick]:
 
 
 def bars(counts: Sequence[tuple[str, int]], meanings: Mapping[str, str] | None = None) -> list[Bar]:
-    """One bar for each name.
+    """Return one bar for each name.
 
-    :param meanings: what a name stands for.
+    :param meanings: explanations of names.
     """
     largest = max((count for _, count in counts), default=0)
     return [
@@ -113,5 +113,5 @@ def bars(counts: Sequence[tuple[str, int]], meanings: Mapping[str, str] | None =
 
 
 def value_text(value: float) -> str:
-    """A count or a rate, short."""
+    """Format a count or a rate briefly."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.3g}"

@@ -1,8 +1,7 @@
-"""The validation report as one HTML page that needs nothing else: no script, font or image from elsewhere.
+"""Render the validation report as a self-contained HTML page, without external scripts, fonts or images.
 
-Others wrote the names of files, the transcripts and the error messages. The template environment escapes
-whatever is put into the page and makes visible what acts without being seen; and the page forbids the browser
-everything but its own style.
+File names, transcripts and error messages are untrusted. The template environment escapes all values and
+makes control characters visible, and the page's policy allows the browser nothing but the page's own style.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
     from airflow_whisper.validation.report import Report
 
 LINKED_SCHEMES = ("s3", "gs", "az", "abfss", "http", "https", "file")
-"""Others, ``javascript`` above all, are shown without a link."""
+"""Schemes of URIs that become links. Others, above all ``javascript``, are shown without a link."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""What browsers may load and run for the page: its own style."""
+"""Content security policy of the page: browsers may only use its own style."""
 
-# Whatever a report says, its page stays small: rows and checks that are shown, and characters of one cell.
+# Limits that keep the page of any report small: rows and checks shown, and characters of one cell.
 _MOST_ROWS = 100
 _LONGEST_TEXT = 300
 _LONGEST_URI = 2000
@@ -39,9 +38,9 @@ _LANGUAGES = 12
 
 
 def report_page(report: Report) -> str:
-    """The page of a report.
+    """Render the page of a report.
 
-    :raises TypeError, ValueError, KeyError, ...: when the report holds values of other types than it should.
+    :raises TypeError, ValueError, KeyError, ...: if the report holds values of unexpected types.
     """
     verdict = "Passed" if report.passed else "Failed"
     spread, counts = report.distributions, report.counts
@@ -67,16 +66,16 @@ def report_page(report: Report) -> str:
 
 
 def message_page(message: str) -> str:
-    """A page for when there is no report to show."""
+    """Render a page that shows a message instead of a report."""
     return _render(title="No report", message=message)
 
 
 def address(uri: object) -> str | None:
-    """Where a link to a URI leads; ``None`` unless its scheme only names data."""
+    """Return the target of a link to a URI; ``None`` unless its scheme is in :data:`LINKED_SCHEMES`."""
     scheme, separator, _ = str(uri).partition("://")
     if not separator or scheme.lower() not in LINKED_SCHEMES:
         return None
-    # Of object stores and files the name is given as it is, so that each "%", "?" and "#" is part of it.
+    # URIs of object stores and files are not percent-encoded: each "%", "?" and "#" is part of the name.
     kept = "%?#" if scheme.lower().startswith("http") else ""
     return quote(str(uri), safe="/:@!$&'()*+,;=~[]" + kept, errors="replace")
 
@@ -110,7 +109,7 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """A value as it is put into the page; markup is that of the template itself."""
+    """Make control characters of a value visible. Markup comes only from the template itself."""
     return value if isinstance(value, Markup) else visible(value, keep="\n\t")
 
 
@@ -131,7 +130,7 @@ def _said(report: Report) -> str:
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
-    """Name, value and note of each."""
+    """Name, value and note of each tile."""
     counts, totals, job = report.counts, report.totals, report.job
     files, errors = counts.get("files", 0), counts.get("errors", 0)
     audio, speech = totals.get("audio_seconds", 0.0), totals.get("speech_seconds", 0.0)
@@ -161,7 +160,8 @@ def _confidence(histogram: Mapping[str, Any] | None) -> charts.Histogram | None:
     if not histogram:
         return None
     edges, counts = histogram["edges"][:_MOST_ROWS], list(histogram["counts"][:_MOST_ROWS])
-    # Nothing exceeds 1, and 1 itself belongs to the last column.
+    # No value exceeds 1, so the bin above the last edge only counts values of exactly 1: add it to the last
+    # column.
     counts[-2] += counts.pop()
     labels = [f"{low:.2f} to {high:.2f}" for low, high in itertools.pairwise(edges)]
     return charts.histogram(counts, labels, [f"{edge:g}" for edge in edges])

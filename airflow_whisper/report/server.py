@@ -1,4 +1,4 @@
-"""The application inside Airflow's API server that shows validation reports."""
+"""The application within Airflow's API server that shows validation reports."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_REPORT_BYTES = 1 << 20
-"""A report holds counts and a few dozen rows: a hundred kilobytes or two."""
+"""Largest report that is read. A report holds counts and a few dozen rows, about 100 to 200 kB."""
 
 MAX_READERS = 4
-"""Reports that are read at the same time: a store that does not answer must not take all the threads that the
-API server has for everybody."""
+"""Maximum number of reports read at the same time, so that a store that does not respond cannot block all
+threads of the API server."""
 
 _WAIT_SECONDS = 5.0
 _OPERATORS = ("ValidateTranscriptsOperator", "RegisterTranscriptsOperator")
@@ -44,14 +44,14 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 
-# What the database cannot look for, or would refuse with an error of its own, is no identifier.
+# Reject identifiers that the database cannot store or would reject with its own error.
 _Identifier = Annotated[str, Query(min_length=1, max_length=250, pattern=r"^[^\x00-\x1f\x7f]+$")]
 _MapIndex = Annotated[int, Query(ge=-1, le=2**31 - 1)]
 
 
 @dataclass(frozen=True)
 class Task:
-    """The task instance whose report is asked for."""
+    """The task instance whose report is requested."""
 
     dag_id: str
     run_id: str
@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a report is, and the connection to read it with, of the team that the DAG belongs to."""
+    """The URI of a report, the connection that reads it, and the team that the DAG belongs to."""
 
     uri: str
     conn_id: str | None
@@ -69,7 +69,7 @@ class Place:
 
 
 def create_app() -> FastAPI:
-    """An application with one page, ``/report``."""
+    """Create an application with one page, ``/report``."""
     app = FastAPI(title="Whisper", docs_url=None, redoc_url=None, openapi_url=None)
     readers = threading.BoundedSemaphore(MAX_READERS)
 
@@ -85,7 +85,7 @@ def create_app() -> FastAPI:
         try:
             page = report_page(_read(place))
         except Exception as error:
-            # Whatever keeps this server from showing it: no such connection, no route, a damaged report.
+            # For example a missing connection, a network problem or a damaged report.
             log.warning(
                 "the report %s cannot be shown: %s: %s",
                 visible(place.uri),
@@ -109,17 +109,17 @@ def _task(dag_id: _Identifier, run_id: _Identifier, task_id: _Identifier, map_in
 
 
 def _allowed(task: Annotated[Task, Depends(_task)], request: Request, user: GetUserDep) -> Task:
-    """The task, for users who may see the XComs of its DAG. Asked only about identifiers that can exist."""
+    """Return the task if the user may read the XComs of its DAG. :func:`_task` checks the identifiers."""
     requires_access_dag("GET", DagAccessEntity.XCOM)(request, user)
     return task
 
 
 def _find(task: Task) -> Place | None:
-    """Where the task's report is, if the task is one of ours and the XCom names a report of its run.
+    """Find the task's report, if it is a task of this provider and the XCom names a report of its run.
 
-    Anybody who may write XComs could name another place, which this server would then read with the
-    credentials of the connection. So what the XCom says has to agree with the arguments that Airflow has
-    rendered for the task; these are kept for the last runs only, and after that the operator has to be ours.
+    Anyone who can write XComs could name another URI, which this server would then read with the credentials
+    of the connection. The XCom must therefore match the task's rendered arguments. Airflow keeps these only
+    for the latest runs; for older runs the task's operator must be one of this provider.
     """
     from airflow.models.renderedtifields import RenderedTaskInstanceFields as Fields
     from airflow.models.taskinstance import TaskInstance
@@ -129,7 +129,7 @@ def _find(task: Task) -> Place | None:
     def of_task(model: Any) -> tuple[Any, ...]:
         return tuple(getattr(model, name) == value for name, value in vars(task).items())
 
-    # Closed before the report is read: a slow store must not hold connections to the database.
+    # Close the session before reading the report, so that a slow store does not hold database connections.
     with create_session(scoped=False) as session:
         pushed = _pushed(session, task)
         fields = session.scalar(select(Fields.rendered_fields).where(*of_task(Fields)))
@@ -175,7 +175,7 @@ def _same_run(report_uri: str, manifest_uri: object) -> bool:
 
 
 def _team(session: Any, dag_id: str) -> str | None:
-    """The team of a DAG, where Airflow has teams."""
+    """The team of a DAG, if Airflow runs with teams."""
     from airflow.configuration import conf
     from airflow.models.dag import DagModel
 
@@ -196,7 +196,7 @@ def _read(place: Place) -> Report:
 
 
 def _team_connection(place: Place) -> Any:
-    """A connection that only a team may use; ``None`` where everybody's will do."""
+    """The team's connection; ``None`` if the DAG has no team or the report needs no connection."""
     from airflow.models.connection import Connection
 
     if place.team is None or place.conn_id is None:

@@ -1,4 +1,4 @@
-"""The report of a run in staging, as JSON and as a page."""
+"""Write the report of a run to staging, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_report(report: Report, run: Run, storage: ObjectStorage) -> str:
-    """Write ``RUN/report.html`` and ``RUN/report.json``, over earlier ones. Returns the URI of the JSON."""
+    """Write ``RUN/report.html`` and ``RUN/report.json``, overwriting earlier ones; return the JSON's URI."""
     storage.write_bytes(run.report_page_uri, report_page(report).encode())
     storage.write_bytes(run.report_uri, report.to_json().encode())
     return run.report_uri

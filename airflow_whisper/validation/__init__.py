@@ -1,5 +1,5 @@
-"""May it be published? Checks of staged rows, and the figures that the report shows.
+"""Decide whether a run may be published: checks of staged rows, and the figures of the report.
 
-A new check goes into ``checks``, and is called in ``run``. Memory must not grow with the number of rows.
-How a check looks on the page belongs to ``report``.
+Add new checks to ``checks`` and call them in ``run``. Memory use must not grow with the number of rows. The
+presentation of checks belongs in ``report``.
 """

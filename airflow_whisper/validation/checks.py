@@ -1,8 +1,8 @@
-"""What has to be true of staged transcripts before anyone may read them.
+"""Checks that staged transcripts must pass before they are published.
 
-Plain functions and accumulators over Arrow record batches: no Airflow, no object storage. An accumulator is
-fed one batch after the other and keeps counts and a few examples, so ten million rows need no more memory
-than ten thousand.
+Plain functions and accumulators over Arrow record batches, without Airflow or object storage. An accumulator
+processes one batch after the other and keeps only counts and a few examples, so ten million rows need no more
+memory than ten thousand.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_OFFENDERS = 10
-"""Examples that a check names. The count is always complete."""
+"""Maximum number of examples in a check. The count is always complete."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One rule and what became of it.
+    """The outcome of one check.
 
-    :param offenders: at most :data:`MAX_OFFENDERS` examples, each a URI and what is wrong with it.
+    :param offenders: at most :data:`MAX_OFFENDERS` examples, each a URI and its problem.
     """
 
     check: str
@@ -38,28 +38,28 @@ class Check:
 
 @dataclass
 class Offences:
-    """How often a rule was broken, and the first examples."""
+    """The number of violations of a rule, and the first examples."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
     def add(self, example: str) -> None:
-        """Count, and keep the example if there is room."""
+        """Count a violation, and keep the example if there is room."""
         self.count += 1
         if len(self.examples) < MAX_OFFENDERS:
             self.examples.append(example)
 
     def check(self, name: str, *, expected: str, found: str, when_none: str) -> Check:
-        """The outcome: passed when nothing was counted."""
+        """Return the check, which passed if no violation was counted."""
         passed = self.count == 0
         return Check(name, expected, when_none if passed else found, passed, tuple(self.examples))
 
 
 def check_staged_files(listed: Mapping[str, int] | str, present: Mapping[str, int | None]) -> Check:
-    """Staging holds the files that the job says it wrote. What else lies there is not asked about.
+    """Check that staging holds the files named in the job's result. Other files are ignored.
 
-    :param listed: rows for each file in the job's result, or in words why there is no such result.
-    :param present: rows for each of them that is there; ``None`` for a file that cannot be read.
+    :param listed: number of rows of each file in the job's result, or the reason why there is no result.
+    :param present: number of rows of each of these files that exists; ``None`` for an unreadable file.
     """
     expected = "the files in result.json"
     if isinstance(listed, str):
@@ -88,16 +88,16 @@ def check_error_rate(
     limit: float,
     examples: Sequence[str] = (),
 ) -> Check:
-    """Errors are at most ``limit`` of the partition as it will be once this run is registered.
+    """Check that at most a fraction ``limit`` of the partition will be errors after registration.
 
-    Rows that the table holds already and this run leaves alone count too. Otherwise one late file that is
-    corrupt would be an error rate of 100 %, and would keep a partition of thousands from ever converging.
-    A run without rows of its own only removes: it passes, so that old errors cannot stop an erasure.
+    Rows of the table that this run does not change are included. Otherwise one corrupt late file would be an
+    error rate of 100 %, and a partition of thousands of files would never converge. A run without rows of its
+    own only removes rows. It passes, so that old errors cannot prevent an erasure.
 
-    :param rows, errors: staged by this run.
-    :param unchanged, unchanged_errors: in the table, and staying as they are.
-    :param limit: 0 to 1.
-    :param examples: errors to name when there are too many.
+    :param rows, errors: number of rows and error rows staged by this run.
+    :param unchanged, unchanged_errors: number of rows and error rows of the table that this run keeps.
+    :param limit: largest allowed fraction, 0 to 1.
+    :param examples: errors to name if there are too many.
     """
     total, failed = rows + unchanged, errors + unchanged_errors
     rate = failed / total if total else 0.0
@@ -108,7 +108,7 @@ def check_error_rate(
 
 
 def check_flags(flags: Mapping[str, int], rows: int, limits: Mapping[str, float]) -> list[Check]:
-    """For each flag in ``limits``: at most that share of the ``rows`` of this run carries it."""
+    """Check, for each flag in ``limits``, that at most this fraction of the run's ``rows`` has it."""
     checks = []
     for flag, limit in limits.items():
         share = flags.get(flag, 0) / rows if rows else 0.0
@@ -119,10 +119,10 @@ def check_flags(flags: Mapping[str, int], rows: int, limits: Mapping[str, float]
 
 
 def flag_limits(block_on: Sequence[str] | Mapping[str, float] | str) -> dict[str, float]:
-    """Largest allowed share of rows for each quality flag that blocks.
+    """Return the largest allowed fraction of rows for each blocking quality flag.
 
-    :param block_on: flags of which no row may have any, or the largest share (0 to 1) for each.
-    :raises ValueError: on a flag that does not exist, or a share outside 0 to 1.
+    :param block_on: flags that no row may have, or the largest fraction (0 to 1) for each flag.
+    :raises ValueError: for an unknown flag, or a fraction outside 0 to 1.
     """
     if isinstance(block_on, str):
         raise ValueError(f"block_on must be a list of quality flags, or {{flag: share}}; got {block_on!r}")
@@ -136,9 +136,9 @@ def flag_limits(block_on: Sequence[str] | Mapping[str, float] | str) -> dict[str
 
 
 class Completeness:
-    """Every row of the manifest has exactly one staged row, made from the same version of the audio.
+    """Checks that every manifest row has exactly one staged row, made from the same version of the audio.
 
-    Both sides go into a temporary SQLite database, which sorts on disk what does not fit into memory.
+    It inserts both sides into a temporary SQLite database, which sorts on disk.
     """
 
     def __init__(self) -> None:
@@ -153,11 +153,11 @@ class Completeness:
         self._database.close()
 
     def add_manifest(self, batch: pa.RecordBatch) -> None:
-        """Take ``audio_uri`` and ``audio_etag`` of manifest rows."""
+        """Add ``audio_uri`` and ``audio_etag`` of manifest rows."""
         self._add(batch, "manifest")
 
     def add_staged(self, batch: pa.RecordBatch) -> None:
-        """Take ``audio_uri`` and ``audio_etag`` of staged rows."""
+        """Add ``audio_uri`` and ``audio_etag`` of staged rows."""
         self._add(batch, "staged")
 
     def _add(self, batch: pa.RecordBatch, side: str) -> None:
@@ -165,7 +165,7 @@ class Completeness:
         self._rows[side] += self._database.insert("seen", [batch], ("audio_uri", "audio_etag"), [staged])
 
     def result(self) -> Check:
-        """The outcome. Ends the accumulator and frees its disk space."""
+        """Return the check. Closes the accumulator and frees its disk space."""
         kinds: Counter[str] = Counter()
         examples: list[str] = []
         for uri, listed, staged in self._differences():
@@ -181,7 +181,7 @@ class Completeness:
         return Check("completeness", expected, found, not kinds, tuple(examples))
 
     def _differences(self) -> Iterator[tuple[str, int, int]]:
-        """URI, times in the manifest and times staged, of every URI where something is wrong."""
+        """Yield each wrong URI with its number of manifest rows and of staged rows."""
         return iter(
             self._database.execute(
                 """
@@ -211,5 +211,5 @@ def _percent(share: float) -> str:
 
 
 def count_text(count: int, noun: str) -> str:
-    """A number with its noun: ``1 row``, ``2 rows``."""
+    """Format a number with its noun: ``1 row``, ``2 rows``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

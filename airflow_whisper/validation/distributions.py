@@ -1,4 +1,4 @@
-"""How values are spread over the rows of a run: counted batch by batch, so memory does not grow with rows."""
+"""Distributions of values over the rows of a run, counted batch by batch in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from whisper_spark.staging.result import RunResult
 
 DURATION_EDGES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
-"""Seconds of audio. Steps grow with the duration: collections hold prompts of a second and calls of hours."""
+"""Bin edges in seconds of audio. Bins widen with duration, because collections hold both prompts of a second
+and calls of hours."""
 
 CONFIDENCE_EDGES = tuple(round(0.05 * step, 2) for step in range(21))
-"""Of ``exp(avg_logprob)``, 0 to 1."""
+"""Bin edges of ``exp(avg_logprob)``, 0 to 1."""
 
 _TIME_BINS = 60
 
@@ -26,9 +27,9 @@ _TIME_BINS = 60
 class Histogram:
     """Counts of values between edges.
 
-    :param edges: ascending. A value belongs to the last edge that does not exceed it.
-    :param counts: one for each edge; that of the last edge has all that is larger.
-    :param unknown: values that are no numbers.
+    :param edges: ascending edges. A value belongs to the last edge that does not exceed it.
+    :param counts: one count for each edge; the last one includes all larger values.
+    :param unknown: number of values that are not finite.
     """
 
     edges: Sequence[float]
@@ -39,7 +40,7 @@ class Histogram:
         self.counts = self.counts or [0] * len(self.edges)
 
     def add(self, values: npt.NDArray[Any]) -> None:
-        """Count values; what is below the first edge counts with it."""
+        """Count values; values below the first edge count in the first bin."""
         import numpy as np
 
         finite = values[np.isfinite(values)]
@@ -50,31 +51,30 @@ class Histogram:
 
 
 class Throughput:
-    """Seconds of audio done per second of wall time, over the time that the job took.
+    """Seconds of audio transcribed per second of wall time, over the duration of the job.
 
-    :param start, end: of the job, UTC. Rows that were done at other times, by earlier job runs or other
-        runs, are left out.
+    :param start, end: start and end of the job, UTC. Rows that were transcribed at other times, by earlier
+        job runs or other runs, are ignored.
     """
 
     def __init__(self, start: datetime, end: datetime) -> None:
         self.start = start
-        # At least a second for each bin: times of rows are not much more exact than that.
+        # Each bin is at least a second long, because the times of rows are not much more precise.
         self.bins = max(1, min(_TIME_BINS, int((end - start).total_seconds())))
         self.seconds_a_bin = max((end - start).total_seconds(), 1.0) / self.bins
         self.audio_seconds = [0.0] * self.bins
 
     @classmethod
     def of(cls, result: RunResult | None) -> Throughput | None:
-        """For a job that has left a result; ``None`` when it transcribed nothing, or left no result."""
+        """Create one for a job's result; ``None`` if there is no result or nothing was transcribed."""
         if result is None or not result.transcribed or not result.finished_at:
             return None
-        end = datetime.fromisoformat(result.finished_at).astimezone(UTC) + timedelta(
-            seconds=1
-        )  # it is rounded
+        # The time in the result is rounded down to a second.
+        end = datetime.fromisoformat(result.finished_at).astimezone(UTC) + timedelta(seconds=1)
         return cls(end - timedelta(seconds=result.wall_seconds + 1), end)
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Take ``transcribed_at`` and ``duration_s`` of rows."""
+        """Add ``transcribed_at`` and ``duration_s`` of rows."""
         import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -89,7 +89,7 @@ class Throughput:
         self.audio_seconds = [old + float(new) for old, new in zip(self.audio_seconds, sums, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """``start`` (ISO 8601), ``seconds_a_bin`` and ``real_time_factors``, one for each bin."""
+        """Return ``start`` (ISO 8601), ``seconds_a_bin`` and ``real_time_factors``, one for each bin."""
         return {
             "start": self.start.isoformat(timespec="seconds"),
             "seconds_a_bin": round(self.seconds_a_bin, 3),
@@ -98,7 +98,7 @@ class Throughput:
 
 
 class Distributions:
-    """What the report plots beyond plain counts."""
+    """The distributions that the report plots."""
 
     def __init__(self, throughput: Throughput | None = None) -> None:
         self._duration = Histogram(DURATION_EDGES_S)
@@ -106,10 +106,10 @@ class Distributions:
         self._throughput = throughput
 
     def add(self, batch: pa.RecordBatch, ok: pa.RecordBatch, logprobs: npt.NDArray[Any]) -> None:
-        """Take rows in the schema of ``contract.transcript_schema``.
+        """Add rows in the schema of ``contract.transcript_schema``.
 
-        :param ok: those of them that are transcripts.
-        :param logprobs: average log probability of each of these; NaN without a text.
+        :param ok: the rows of ``batch`` that are transcripts.
+        :param logprobs: average log probability of each row of ``ok``; NaN if it has no text.
         """
         import numpy as np
 
@@ -120,7 +120,7 @@ class Distributions:
             self._throughput.add(batch)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report: ``duration_s`` and ``confidence`` as edges and counts, ``throughput`` over time."""
+        """Return ``duration_s`` and ``confidence`` as edges and counts, and ``throughput`` over time."""
         parts: dict[str, Any] = {
             name: {"edges": list(histogram.edges), "counts": histogram.counts, "unknown": histogram.unknown}
             for name, histogram in (("duration_s", self._duration), ("confidence", self._confidence))

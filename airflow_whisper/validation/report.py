@@ -1,4 +1,4 @@
-"""What validation found, as a value and as JSON."""
+"""The validation report, as an object and as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_whisper.validation.checks import Check
 from whisper_spark.contract.text import visible
 
 MAX_DAMAGED = 100
-"""Damaged files that the JSON names: reports stay small."""
+"""Maximum number of damaged files in the JSON, to keep reports small."""
 
 _OFFENDERS_IN_LOG = 3
 _LONGEST_OFFENDER = 2000
@@ -20,23 +20,23 @@ _LONGEST_OFFENDER = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What validation found. Lies in staging as ``RUN/report.json``.
+    """The result of validation, written to staging as ``RUN/report.json``.
 
-    :param passed: every check passed; the run may be registered.
+    :param passed: whether every check passed, so that the run may be registered.
     :param partition: canonical Hive form, ``dt=2026-11-01``.
     :param checked_at: ISO 8601, UTC.
     :param checks: the blocking checks.
-    :param warnings: rows per quality flag.
-    :param counts: ``files``, ``ok`` and ``errors``, and rows per error code (``error_codes``) and per
-        language of the transcripts (``languages``). Of this run, not of the whole partition.
+    :param warnings: number of rows per quality flag.
+    :param counts: ``files``, ``ok`` and ``errors``, and the number of rows per error code (``error_codes``)
+        and per language (``languages``), for this run only, not for the whole partition.
     :param totals: ``audio_seconds``, ``speech_seconds`` and ``audio_hours`` of this run.
     :param distributions: see :meth:`airflow_whisper.validation.distributions.Distributions.to_dict`.
-    :param job: ``model``; and of the Spark job, when it left a result, ``transcribed``, ``resumed``,
+    :param job: ``model``; and, if the Spark job wrote a result, its ``transcribed``, ``resumed``,
         ``reused``, ``real_time_factor``, ``wall_seconds`` and ``engine_version``.
-    :param worst: transcripts to listen to first: most quality flags, then lowest average log probability.
+    :param worst: the transcripts to review first: those with most quality flags, then with the lowest average
+        log probability.
     :param errors: the first error rows, with code and message.
-    :param damaged: files of staged rows that cannot be read or used. The job makes them again when they are
-        gone.
+    :param damaged: staged files that cannot be read or used. The job recreates them once they are deleted.
     """
 
     passed: bool
@@ -62,16 +62,16 @@ class Report:
         return tuple(check for check in self.checks if not check.passed)
 
     def to_json(self) -> str:
-        """All fields as one JSON object, of damaged files the first :data:`MAX_DAMAGED`."""
+        """Return all fields as one JSON object, with at most :data:`MAX_DAMAGED` damaged files."""
         values = dataclasses.asdict(self)
         values["damaged"] = values["damaged"][:MAX_DAMAGED]
         return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Report:
-        """The inverse of :meth:`to_json`.
+        """Parse the output of :meth:`to_json`. Fields of later releases are ignored.
 
-        :raises ValueError: when the text is no report. Fields of later releases are ignored.
+        :raises ValueError: if the text is not a report.
         """
         try:
             values = json.loads(text)
@@ -98,7 +98,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def check_table(checks: Sequence[Check]) -> str:
-    """The checks as aligned text, for a log."""
+    """Format the checks as an aligned text table, for a log."""
     rows = [("check", "expected", "found", "first offenders")]
     for check in checks:
         offenders = list(check.offenders[:_OFFENDERS_IN_LOG])

@@ -1,6 +1,6 @@
-"""What has to be true of each staged row by itself, and of the schema of a staged file.
+"""Checks of individual staged rows, and of the schema of a staged file.
 
-Array by array instead of row by row, because a run may have ten million rows.
+They work on arrays instead of rows, because a run may have ten million rows.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     Bools = npt.NDArray[np.bool_]
 
 TIME_TOLERANCE_S = 0.05
-"""Seconds by which a time may pass the end of its file. Whisper's alignment moves in steps of 20 ms and times
-are rounded, so the last word may end just behind the last sample."""
+"""Seconds by which a time may exceed the duration of its file. Whisper's alignment has steps of 20 ms and
+times are rounded, so the last word may end just after the last sample."""
 
 
 class RowChecks:
-    """What has to be true of each staged row by itself.
+    """Accumulates the checks of individual staged rows.
 
-    Feed it batches in the schema of ``contract.transcript_schema``; see :func:`schema_problem`.
+    It takes batches in the schema of ``contract.transcript_schema``; see :func:`schema_problem`.
     """
 
     def __init__(self, run: Run) -> None:
@@ -45,7 +45,7 @@ class RowChecks:
             self._note(name, batch, problems)
 
     def results(self) -> list[Check]:
-        """The outcomes."""
+        """Return the checks."""
         expected = {
             "partition": f"every row in {partition_path(self._partition)}",
             "fingerprint": f"every row made with options {self._fingerprint}",
@@ -60,7 +60,7 @@ class RowChecks:
         ]
 
     def _note(self, name: str, batch: pa.RecordBatch, problems: Mapping[str, Bools]) -> None:
-        """Count rows, not problems: a row with three bad times is one row to look at."""
+        """Count each row with problems once, even if it has several."""
         import numpy as np
 
         if not batch.num_rows or not problems:
@@ -84,7 +84,7 @@ class RowChecks:
 
 
 def schema_problem(schema: pa.Schema, partition_keys: Sequence[str]) -> str | None:
-    """How a staged file's schema differs from the contract, in words; ``None`` when it does not."""
+    """Describe how a staged file's schema differs from the contract; ``None`` if it does not."""
     expected = transcript_schema(partition_keys)
     if schema.equals(expected):
         return None
@@ -101,7 +101,10 @@ def schema_problem(schema: pa.Schema, partition_keys: Sequence[str]) -> str | No
 
 
 def _status_problems(batch: pa.RecordBatch) -> dict[str, Bools]:
-    """``status``, ``error_code``, ``text`` and ``quality_flags`` agree and use only documented values."""
+    """Find rows whose ``status``, ``error_code``, ``text`` and ``quality_flags`` contradict each other.
+
+    Undocumented values count as problems, too.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -121,7 +124,10 @@ def _status_problems(batch: pa.RecordBatch) -> dict[str, Bools]:
 
 
 def _time_problems(batch: pa.RecordBatch) -> dict[str, Bools]:
-    """Times are seconds within the file and in order: segments within a channel, words within a segment."""
+    """Find rows with times outside the file or out of order.
+
+    Segments must be in order within a channel, words within a segment.
+    """
     import numpy as np
     import pyarrow.compute as pc
 
@@ -144,8 +150,8 @@ def _time_problems(batch: pa.RecordBatch) -> dict[str, Bools]:
     def in_rows(bad: Bools, row: npt.NDArray[np.int64]) -> Bools:
         return _any_in_row(bad, row, rows)
 
-    # NaN fails every comparison, so each rule states what is right and is negated. A duration may be 0: it is
-    # rounded to milliseconds, and a file may hold a single sample.
+    # NaN fails every comparison, so each rule states what is valid and is then negated. A duration may be 0,
+    # because it is rounded to milliseconds, and a file may hold a single sample.
     return {
         "no duration": ok & ~(np.isfinite(duration) & (duration >= 0)),
         "negative speech_s": ok & ~(speech >= 0),
@@ -167,7 +173,8 @@ def _backwards(
     """Whether each step within a row's group goes back in time, and the row of each step."""
     import numpy as np
 
-    order = np.lexsort((group, row))  # stable: inside a group, things stay as they come
+    # The sort is stable, so it keeps the order within a group.
+    order = np.lexsort((group, row))
     start, row, group = start[order], row[order], group[order]
     same = (row[1:] == row[:-1]) & (group[1:] == group[:-1])
     return same & ~(start[1:] >= start[:-1]), row[1:]

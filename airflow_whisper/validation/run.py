@@ -1,4 +1,4 @@
-"""Check everything that a run has staged, and say what was found."""
+"""Check everything that a run has staged, and build the report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from whisper_spark.staging.result import RunResult
 if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
 
-# Counts of discovery: rows that the table holds and this run leaves alone.
+# Discovery's counts of rows in the table that this run does not change.
 _STAYING = ("unchanged", "kept_stale", "kept_removed", "kept_left_out", "kept_elsewhere")
 
 
@@ -46,17 +46,17 @@ def validate_run(
     block_on: Sequence[str] | Mapping[str, float] = (),
     manifest_uri: str | None = None,
 ) -> Report:
-    """Check everything that a run has staged. Reads each file that its result names once, in bounded memory.
+    """Check everything that a run has staged. Reads each file that the result names once, in bounded memory.
 
-    Other files that lie among the staged rows are none of this run's: another job may be at work on them. A
-    fault in what is staged makes a failed check, never an exception.
+    Other files among the staged rows are ignored, because another job may be writing them. Faulty staged data
+    fails a check, but never raises an exception.
 
-    :param run: as its manifest describes it.
-    :param max_error_rate: largest allowed share of error rows in the partition, 0 to 1.
+    :param run: the run that the manifest describes.
+    :param max_error_rate: largest allowed fraction of error rows in the partition, 0 to 1.
     :param block_on: see :func:`airflow_whisper.validation.checks.flag_limits`.
-    :param manifest_uri: where the manifest was read; ``None``: where it says that it lies.
-    :raises ValueError: when ``block_on`` is wrong.
-    :raises StorageError: when staging cannot be read.
+    :param manifest_uri: URI from which the manifest was read; ``None``: the URI that the manifest states.
+    :raises ValueError: if ``block_on`` is wrong.
+    :raises StorageError: if staging cannot be read.
     """
     limits = flag_limits(block_on)
     manifest_uri = manifest_uri or run.manifest_uri
@@ -70,7 +70,7 @@ def validate_run(
 
 @dataclass
 class _Findings:
-    """What was seen while everything was read once."""
+    """The data collected while reading everything once."""
 
     run: Run
     result: RunResult | str | None
@@ -182,7 +182,7 @@ def _report(run: Run, findings: _Findings, checks: tuple[Check, ...]) -> Report:
 
 
 def _listed_files(result: RunResult | str | None, manifest_rows: int) -> dict[str, int] | str:
-    """Rows for each file that the job says it wrote, or in words why that is not known."""
+    """Number of rows of each file in the job's result, or the reason why there is no usable result."""
     if result is None:
         return "no result.json: the job has not finished" if manifest_rows else {}
     return result if isinstance(result, str) else {file.uri: file.rows for file in result.staged}

@@ -1,6 +1,6 @@
-"""Reading what a run has staged, in which anything may be damaged or written by somebody else.
+"""Read what a run has staged. Any part may be damaged or written by someone else.
 
-A fault becomes words for a check. Only a store that cannot be reached is an exception.
+A fault becomes a message for a check. Only a store that cannot be reached raises an exception.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
 
 MAX_ROW_GROUP_BYTES = 1 << 30
-"""Largest row group that is read, uncompressed. The job writes some 32 MiB at a time; a few bytes that unpack
-to more are no work of its."""
+"""Largest uncompressed size of a row group that is read. The job writes row groups of about 32 MiB; the limit
+protects against decompression bombs."""
 
 _BATCH_ROWS = 1024
 
-# Staged files on their way from object storage while one is checked: each takes at most 32 MiB of memory.
+# Number of staged files that are read ahead while one is checked. Each takes at most 32 MiB of memory.
 _READ_AHEAD = 4
 
 
-# Seconds, or a real-time factor: thirty years.
+# Upper limit for plausible numbers of seconds (thirty years) and real-time factors.
 _ABSURD = 1e9
 
 
@@ -47,10 +47,10 @@ class DamagedError(Exception):
 
 
 def manifest_problem(run: Run, uri: str) -> str | None:
-    """How a manifest contradicts the place where it lies, in words; ``None`` when it does not.
+    """Describe how a manifest contradicts its location; ``None`` if it does not.
 
-    :param run: as the manifest describes it.
-    :param uri: where the manifest was read.
+    :param run: the run that the manifest describes.
+    :param uri: URI from which the manifest was read.
     """
     if normalise_uri(run.manifest_uri) != normalise_uri(uri):
         return f"it speaks of the run in {run.run_uri}, but lies in {uri}"
@@ -64,15 +64,15 @@ def manifest_problem(run: Run, uri: str) -> str | None:
 
 
 def at_place(run: Run, uri: str) -> Run:
-    """The run in the folder of its manifest, whatever the manifest says about that."""
+    """Return the run with the folder in which its manifest lies, whatever folder the manifest states."""
     return dataclasses.replace(run, run_uri=normalise_uri(uri).rsplit("/", 1)[0])
 
 
 def manifest_batches(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
-    """``audio_uri`` and ``audio_etag`` of the manifest's rows.
+    """Yield ``audio_uri`` and ``audio_etag`` of the manifest's rows.
 
-    :raises DamagedError: when they cannot be read.
-    :raises whisper_spark.storage.objects.StorageError: when the store does not give them.
+    :raises DamagedError: if the manifest is damaged.
+    :raises whisper_spark.storage.objects.StorageError: if the store cannot be read.
     """
     from whisper_spark.storage.parquet import open_parquet
 
@@ -91,7 +91,7 @@ def manifest_batches(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatc
 
 
 def job_result(run: Run, storage: ObjectStorage) -> RunResult | str | None:
-    """What the job says it did, or in words why that is not usable; ``None`` when there is nothing."""
+    """Return the job's result, or the reason why it is not usable; ``None`` if there is no result."""
     try:
         result = read_result(run, storage)
         problem = _result_problem(result, run)
@@ -141,11 +141,11 @@ def _is_count(value: object) -> bool:
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """A file that the result names.
+    """An open file that the result names.
 
-    :param rows: that it has; ``None`` when it is not there or cannot be read.
-    :param missing: it is not there.
-    :param problem: in words why its rows cannot be used; ``None`` when :attr:`batches` gives them.
+    :param rows: its number of rows; ``None`` if the file does not exist or cannot be read.
+    :param missing: whether the file does not exist.
+    :param problem: why its rows cannot be used; ``None`` if :meth:`batches` can read them.
     """
 
     uri: str
@@ -155,15 +155,15 @@ class OpenedFile:
     parquet: Any = None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows, in the schema of ``contract.transcript_schema``.
+        """Yield the rows, in the schema of ``contract.transcript_schema``.
 
-        :raises DamagedError: when they cannot be read to the end.
+        :raises DamagedError: if they cannot be read completely.
         """
         return _batches(self.parquet)
 
 
 def opened_files(staged: Sequence[StagedFile], run: Run, storage: ObjectStorage) -> Iterator[OpenedFile]:
-    """The files of staged rows that a result names, in order. Each is closed when the next is asked for."""
+    """Yield the staged files that a result names, in order. Each is closed when the next is requested."""
     rows = {file.uri: file.rows for file in staged}
     for uri, file in _read_ahead(sorted(rows), storage):
         if file is None:
@@ -184,7 +184,7 @@ def _opened(uri: str, file: BinaryIO, rows: int, partition_keys: Sequence[str]) 
     found = parquet.metadata.num_rows
     problem = schema_problem(schema, partition_keys) or _size_problem(parquet.metadata)
     if found != rows:
-        # Not read, so that the footer decides over memory and time no more than the result does.
+        # Do not read the rows: a forged number in the footer must not determine memory and time.
         problem = problem or f"{found} rows, expected {rows}"
     return OpenedFile(uri, found, problem=problem, parquet=parquet)
 
@@ -198,18 +198,18 @@ def _size_problem(metadata: pq.FileMetaData) -> str | None:
 
 
 def _batches(parquet: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    # One thread: with more, columns of several row groups are unpacked at the same time.
+    # Use one thread: with more, columns of several row groups are decompressed at the same time.
     batches = _undamaged(
         lambda: parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
     )
     while (batch := _undamaged(lambda: next(batches, None))) is not None:
-        # Lists whose offsets run backwards, and text that is not UTF-8.
+        # Full validation finds lists with decreasing offsets, and text that is not UTF-8.
         _undamaged(lambda: batch.validate(full=True))
         yield batch
 
 
 def _undamaged(read: Callable[[], Any]) -> Any:
-    """What a call of pyarrow returns, which has an exception of its own for each thing that can be odd."""
+    """Return the result of a pyarrow call, and turn its many kinds of exceptions into a DamagedError."""
     import pyarrow as pa
 
     try:
@@ -219,7 +219,7 @@ def _undamaged(read: Callable[[], Any]) -> Any:
 
 
 def _read_ahead(uris: Sequence[str], storage: ObjectStorage) -> Iterator[tuple[str, BinaryIO | None]]:
-    """The files in order, some read ahead: a run of ten million files leaves thousands of them."""
+    """Yield the files in order, reading some ahead: a run of ten million files stages thousands of them."""
     ahead: deque[tuple[str, Future[BinaryIO | None]]] = deque()
     waiting = iter(uris)
     with ThreadPoolExecutor(_READ_AHEAD) as pool:

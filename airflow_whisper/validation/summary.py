@@ -1,4 +1,4 @@
-"""Counts, totals and the most conspicuous rows of a run, in bounded memory."""
+"""Counts, totals and the worst rows of a run, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from whisper_spark.staging.result import RunResult
 
 MAX_WORST = 20
-"""Rows that the report names as worth listening to, and error rows that it quotes."""
+"""Maximum number of transcripts that the report lists for review, and of error rows that it quotes."""
 
-# Whatever the rows say, the report stays small.
+# Limits that keep the report small, whatever the rows contain.
 _TEXT = 200
 _LONGEST_MESSAGE = 1000
 _MOST_KINDS = 200
 
 
 class Summary:
-    """Counts, totals and the most conspicuous rows, gathered batch by batch."""
+    """Counts, totals and the worst rows, collected batch by batch."""
 
     def __init__(self, result: RunResult | None = None) -> None:
         self.distributions = Distributions(Throughput.of(result))
@@ -42,7 +42,7 @@ class Summary:
         self.first_errors: list[dict[str, Any]] = []
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Take rows in the schema of ``contract.transcript_schema``."""
+        """Add rows in the schema of ``contract.transcript_schema``."""
         import pyarrow.compute as pc
 
         ok = batch.filter(pc.equal(batch.column("status"), "ok"))
@@ -65,7 +65,7 @@ class Summary:
         self.worst = sorted([*self.worst, *_worst_rows(ok, logprobs)], key=_badness)[:MAX_WORST]
 
     def counts(self) -> dict[str, Any]:
-        """Rows of this run, in all and by kind."""
+        """Return the number of rows of this run, in total and by kind."""
         return {
             "files": self.files,
             "ok": self.files - self.errors,
@@ -75,7 +75,7 @@ class Summary:
         }
 
     def totals(self) -> dict[str, float]:
-        """Audio of this run."""
+        """Return the amount of audio and speech of this run."""
         return {
             "audio_seconds": round(self.audio_seconds, 3),
             "speech_seconds": round(self.speech_seconds, 3),
@@ -84,9 +84,9 @@ class Summary:
 
 
 def _average_logprobs(ok: pa.RecordBatch) -> npt.NDArray[np.float64]:
-    """Average log probability of each row, its segments weighted by their letters.
+    """Average log probability of each row, with segments weighted by their number of characters.
 
-    NaN without a text, minus infinity for a text whose probability is no number.
+    NaN for a row without text, minus infinity if the average is not finite.
     """
     import numpy as np
     import pyarrow.compute as pc
@@ -105,7 +105,7 @@ def _average_logprobs(ok: pa.RecordBatch) -> npt.NDArray[np.float64]:
 
 
 def _worst_rows(ok: pa.RecordBatch, logprobs: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
-    """The worst rows of a batch of transcripts. One without a text is bad only if there was speech."""
+    """The worst rows of a batch of transcripts. Rows without text count only if they have other flags."""
     columns = ok.select(["audio_uri", "language", "duration_s", "quality_flags", "text"]).to_pylist()
     rows = []
     for values, average in zip(columns, logprobs.tolist(), strict=True):
@@ -114,7 +114,7 @@ def _worst_rows(ok: pa.RecordBatch, logprobs: npt.NDArray[np.float64]) -> list[d
             values["avg_logprob"] = round(average, 4) if math.isfinite(average) else None
             values["quality_flags"] = flags[:MAX_WORST]
             if not math.isfinite(values["duration_s"] or 0.0):
-                # JSON has no word for it; a check has named the row.
+                # JSON cannot represent this number, and a check has already reported the row.
                 values["duration_s"] = None
             values["text"] = _beginning(values["text"] or "")
             rows.append(values)
@@ -122,7 +122,7 @@ def _worst_rows(ok: pa.RecordBatch, logprobs: npt.NDArray[np.float64]) -> list[d
 
 
 def _beginning(text: str) -> str:
-    """The beginning of a text, not cut inside a word where there are words."""
+    """The beginning of a text, cut at a space if there is one."""
     if len(text) <= _TEXT:
         return text
     words, space, _ = text[:_TEXT].rpartition(" ")
