@@ -1,4 +1,4 @@
-"""The Iceberg table: its schema, reading a partition, replacing rows in one atomic commit, and its upkeep.
+"""The Iceberg table: its schema, reading a partition, replacing rows atomically, and maintenance.
 
-Only this package knows PyIceberg.
+Code that depends on PyIceberg's internals belongs in this package.
 """

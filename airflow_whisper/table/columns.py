@@ -1,7 +1,7 @@
-"""Columns of the transcript row that an existing table no longer has under that name.
+"""Handle transcript columns that the user has renamed or dropped in an existing table.
 
-Iceberg knows a column by its id. Someone who renames or drops a column means what they do, so it is not
-added again: a renamed column is written under its new name, and a dropped one is left out.
+Iceberg identifies a column by its id. Renaming or dropping a column is deliberate, so it is not added again:
+values of a renamed column are written under its new name, and those of a dropped column are omitted.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def moved_columns(table: Table, ours: pa.Schema) -> dict[str, str | None]:
-    """Columns that the table once had, by their paths, with their paths today; ``None``: dropped.
+    """Map former paths of renamed columns to their current paths, and those of dropped ones to ``None``.
 
-    :param ours: the transcript row. A path is written as Iceberg does, for example
+    :param ours: schema of the transcript row. Paths have Iceberg's form, for example
         ``segments.element.words.element.word``.
     """
     current = table.schema()
@@ -34,15 +34,15 @@ def moved_columns(table: Table, ours: pa.Schema) -> dict[str, str | None]:
 
 
 def describe_moved(table: Table, moved: Mapping[str, str | None]) -> str:
-    """One sentence for the log."""
-    # What lies in a column goes with it.
+    """Describe the moved columns in one sentence, for the log."""
+    # A nested field moves together with its column, so name only the outermost.
     outermost = {p: now for p, now in moved.items() if not any(p.startswith(f"{q}.") for q in moved)}
     changes = [f"{path} was {f'renamed to {now}' if now else 'dropped'}" for path, now in outermost.items()]
     return f"Columns of {'.'.join(table.name())} are left as they are, not added again: {'; '.join(changes)}"
 
 
 def without(schema: pa.Schema, moved: Mapping[str, str | None]) -> pa.Schema:
-    """The schema without the moved columns, and without their nested fields."""
+    """Return the schema without the moved columns and nested fields."""
     import pyarrow as pa
 
     fields = [f.with_type(_without(f.type, f.name, moved)) for f in schema if f.name not in moved]
@@ -61,7 +61,7 @@ def _without(type_: pa.DataType, path: str, moved: Mapping[str, str | None]) -> 
 
 
 def under_new_names(array: pa.Array, path: str, moved: Mapping[str, str | None]) -> pa.Array:
-    """The same values; the fields of structs in them have the names that the table gives them today."""
+    """Return the same values, with the fields of nested structs renamed to their current names."""
     renamed = _renamed(array.type, path, moved)
     return array if renamed.equals(array.type) else array.view(renamed)
 

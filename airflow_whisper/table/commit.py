@@ -1,4 +1,4 @@
-"""Commits that hold for one snapshot or not at all, and trying them again."""
+"""Commits that succeed only on top of one specific snapshot, and their retries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyiceberg.table import Table, Transaction
     from pyiceberg.table.snapshots import Snapshot
 
-# Among N writers somebody commits in each round, so N tries are enough for the unluckiest of them.
+# With N concurrent writers one of them commits in each round, so N tries suffice for every writer.
 COMMIT_TRIES = 100
 COMMIT_SECONDS = 1800
 _SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 5.0
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedCommit:
-    """One snapshot, with its manifests written, that the catalog does not know yet."""
+    """A snapshot whose manifests are written, but which is not yet committed to the catalog."""
 
     snapshot_id: int
     transaction: Transaction
 
     def send(self) -> None:
-        """Make the snapshot the table's newest.
+        """Commit the snapshot to the catalog.
 
-        :raises CommitFailedException: when the table has moved on; the manifests are deleted.
+        :raises CommitFailedException: if the table has changed since; the manifests are deleted.
         """
         self.transaction.commit_transaction()
 
@@ -47,9 +47,9 @@ def prepare_commit(
     deleted: Iterable[DataFile],
     summary: Mapping[str, str],
 ) -> PreparedCommit:
-    """One snapshot that deletes and adds data files together, on top of ``table`` as it was loaded.
+    """Prepare one snapshot that both deletes and adds data files, on top of ``table`` as it was loaded.
 
-    Two snapshots would show the partition half empty to whoever travels back to the one between.
+    With two snapshots, a time travel query on the one in between would see an incomplete partition.
     """
     from airflow_whisper.table.pinned import PinnedTable
 
@@ -68,13 +68,13 @@ def prepare_commit(
 
 
 def prepare_manifest_merge(table: Table, *, summary: Mapping[str, str]) -> PreparedCommit:
-    """A snapshot with the data files of ``table`` as it was loaded, listed in as few manifests as fit."""
+    """Prepare a snapshot with the same data files as ``table``, listed in as few manifests as possible."""
     from airflow_whisper.table.pinned import PinnedTable
 
     merge = {"commit.manifest-merge.enabled": "true", "commit.manifest.min-count-to-merge": "2"}
     pinned = PinnedTable(table, properties=merge)
     transaction = pinned.transaction()
-    # An append of nothing, which is where PyIceberg merges manifests.
+    # PyIceberg merges manifests in appends, so append nothing.
     producer = transaction.update_snapshot(snapshot_properties=dict(summary)).merge_append()
     producer.commit()
     pinned.expected_snapshot_id = producer.snapshot_id
@@ -82,10 +82,10 @@ def prepare_manifest_merge(table: Table, *, summary: Mapping[str, str]) -> Prepa
 
 
 def until_committed(name: str, commit: Callable[[], T]) -> T:
-    """Call ``commit`` until it does not fail because of other writers, or for a reason that may pass.
+    """Call ``commit`` and retry while it fails because of other writers or transient errors.
 
-    :param name: of what is committed, for messages.
-    :raises RegistrationError: when it never succeeds.
+    :param name: description of the commit, for messages.
+    :raises RegistrationError: if it does not succeed within the limits.
     """
     import tenacity
 
@@ -115,7 +115,7 @@ def until_committed(name: str, commit: Callable[[], T]) -> T:
 
 
 def ancestors(table: Table) -> Iterator[Snapshot]:
-    """The snapshots that led to what readers see, newest first."""
+    """Yield the current snapshot and its ancestors, newest first."""
     by_id = {snapshot.snapshot_id: snapshot for snapshot in table.metadata.snapshots}
     snapshot = table.current_snapshot()
     while snapshot is not None:
@@ -125,12 +125,12 @@ def ancestors(table: Table) -> Iterator[Snapshot]:
 
 
 def summary_of(snapshot: Snapshot) -> Mapping[str, str]:
-    """The properties that a snapshot was committed with."""
+    """Return the summary properties of a snapshot."""
     return snapshot.summary.additional_properties if snapshot.summary else {}
 
 
 def passing_errors() -> tuple[type[Exception], ...]:
-    """What a commit may raise that another try may not meet again."""
+    """Return the errors of a commit that may be transient."""
     from pyiceberg.exceptions import (
         CommitFailedException,
         CommitStateUnknownException,
@@ -150,7 +150,7 @@ def passing_errors() -> tuple[type[Exception], ...]:
         NoConnection,
         Timeout,
     ]
-    # Only catalogs in a SQL database need it.
+    # Only SQL catalogs need SQLAlchemy.
     with suppress(ImportError):
         from sqlalchemy.exc import OperationalError
 

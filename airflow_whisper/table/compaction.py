@@ -1,7 +1,7 @@
-"""Fewer and larger files: the small data files of a partition, and the manifests of a table.
+"""Compact small data files of a partition, and merge the manifests of a table.
 
-Rows stay what they are, so a run that is on its way sees no conflict. Like every commit here, both hold for
-one snapshot or not at all: when another writer was faster, they look at the table again.
+Rows do not change, so concurrent runs see no conflict. Like every commit in this package, both succeed only
+on top of one specific snapshot; if another writer was faster, they load the table again.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
 MAINTENANCE = "whisper.maintenance"
 """Property in the summary of a snapshot that changes no row: ``compaction`` or ``manifests``."""
 
-# As Iceberg's own rewrite_data_files: a file is small below this share of the target size.
+# A file is small below this fraction of the target size, as in Iceberg's own rewrite_data_files.
 _SMALL = 0.75
 
 
 def compact_partition(
     catalog: Catalog, table: str, partition: Mapping[str, str], *, min_files: int = 5
 ) -> int:
-    """Write the small data files of a partition again as few files of the size that the table asks for.
+    """Rewrite the small data files of a partition as few files of the table's target size.
 
     Also applies row-level deletes of other engines to the files that have any.
 
-    :param partition: as the asset events have it.
-    :param min_files: fewer than this are left alone.
-    :return: how many data files became fewer ones; 0 when there was nothing to do.
-    :raises TableMismatchError: when the table cannot hold transcripts of this partition.
-    :raises RegistrationError: when no commit succeeded.
+    :param partition: the partition, spelled as in asset events.
+    :param min_files: smallest number of small files for which the partition is compacted.
+    :return: number of data files that were rewritten; 0 if there was nothing to do.
+    :raises TableMismatchError: if the table cannot hold transcripts of this partition.
+    :raises RegistrationError: if no commit succeeded.
     """
     loaded = catalog.load_table(table)
     check_table(loaded, partition)
     partition = canonical_partition(loaded, partition)
-    # Once more when another run has replaced a file that was being compacted, which is all that can come
-    # between: the next round starts from what is there then.
+    # Try again if another run has replaced a file during the compaction. The next round starts from the files
+    # that exist then.
     for _ in range(3):
         tasks = _small_files(loaded, partition)
         if len(tasks) < min_files:
@@ -87,7 +87,7 @@ def _replace(
             summary={MAINTENANCE: "compaction"},
         )
 
-    # Not after an exception: a commit whose outcome is not known may have landed with these files.
+    # Do not discard files after an exception: a commit with unknown outcome may have succeeded and use them.
     done = _commit_on_newest(catalog, table, f"the compaction of {partition_path(partition)}", prepare)
     if not done:
         writer.discard()
@@ -101,11 +101,13 @@ def _small_files(table: Table, partition: Mapping[str, str]) -> list[FileScanTas
 
 
 def merge_manifests(catalog: Catalog, table: str, *, min_manifests: int = 20) -> int:
-    """Write the manifests of a table again as few files: every commit adds one, and every plan reads them.
+    """Rewrite the manifests of a table as few files.
 
-    :param min_manifests: fewer than this are left alone.
-    :return: how many manifests became fewer ones; 0 when there was nothing to do.
-    :raises RegistrationError: when no commit succeeded.
+    Every commit adds a manifest, and planning a scan reads all of them.
+
+    :param min_manifests: smallest number of manifests for which they are merged.
+    :return: number of manifests that were merged; 0 if there was nothing to do.
+    :raises RegistrationError: if no commit succeeded.
     """
     loaded = catalog.load_table(table)
     merged = 0
@@ -123,7 +125,7 @@ def merge_manifests(catalog: Catalog, table: str, *, min_manifests: int = 20) ->
 
 
 def partitions_with_small_files(table: Table, *, min_files: int = 5) -> Iterator[dict[str, str]]:
-    """The partitions that :func:`compact_partition` has something to do in. Reads manifests, no data."""
+    """Yield the partitions that :func:`compact_partition` would compact. Reads manifests, but no data."""
     target = int({**TABLE_PROPERTIES, **table.properties}[TARGET_SIZE])
     spec, schema = table.spec(), table.schema()
     names = [schema.find_column_name(field.source_id) or "" for field in spec.fields]
@@ -152,7 +154,7 @@ def _commit_on_newest(
 
     def commit() -> bool:
         newest = catalog.load_table(table.name())
-        # A try without an answer may have landed.
+        # A commit that failed without a response may have succeeded.
         if any(newest.snapshot_by_id(snapshot_id) for snapshot_id in tried):
             return True
         prepared = prepare(newest)

@@ -1,4 +1,4 @@
-"""Parquet data files of the table, written straight into its own place and read back, in bounded memory."""
+"""Write and read Parquet data files of the table, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile
     from pyiceberg.table import DataScan, FileScanTask, Table
 
-# A row with the words of an 11-hour recording is 100,000 times as large as one without speech, so batches are
-# sized by what a file says about its rows.
+# A row with the words of an 11-hour recording is 100,000 times as large as one without speech, so the number
+# of rows in a batch depends on the average row size according to the file's metadata.
 _BATCH_BYTES = 16 * 1024 * 1024
 _MOST_ROWS = 10_000
-# Of Arrow memory. A row group is what a writer holds at once, and the least that a reader can skip.
+# Size of a row group in Arrow memory. A writer holds one row group in memory, and readers skip whole ones.
 _ROW_GROUP_BYTES = 32 * 1024 * 1024
 
 log = logging.getLogger(__name__)
 
 
 class DataFileWriter:
-    """Writes data files for one partition, and can delete again what it wrote.
+    """Writes data files for one partition, and can delete the files it wrote.
 
-    The files carry the table's field ids, so they read right in any engine, also after columns were added
-    or renamed. They belong to the table only once a commit names them.
+    The files contain the table's field ids, so any engine reads them correctly, even after columns have been
+    added or renamed. They belong to the table only after a commit adds them.
     """
 
     def __init__(self, table: Table, partition: Mapping[str, str]) -> None:
@@ -49,23 +49,24 @@ class DataFileWriter:
         self._paths: set[str] = set()
 
     def write(self, batches: Iterable[pa.RecordBatch]) -> list[DataFile]:
-        """Write rows into as many files as ``write.target-file-size-bytes`` asks for.
+        """Write rows to files of about ``write.target-file-size-bytes``.
 
-        :return: the files, described as a commit needs them; none for no rows.
-        :raises RegistrationError: when a row belongs to another partition, or has unknown columns.
+        :return: descriptions of the files for a commit; empty if there are no rows.
+        :raises RegistrationError: if a row belongs to another partition, or has unknown columns.
         """
         groups = _row_groups(self._conform(batch) for batch in batches if batch.num_rows)
         return [self._describe(self._write_file(first, groups)) for first in groups]
 
     def discard(self, files: Iterable[DataFile] | None = None) -> None:
-        """Delete files that no commit names; ``None`` for all that were written."""
+        """Delete files that were not committed; ``None`` for all files written so far."""
         paths = set(self._paths) if files is None else {file.file_path for file in files}
         for path in paths & self._paths:
             try:
                 self._table.io.delete(path)
             except FileNotFoundError:
                 pass
-            except Exception as error:  # an orphan costs a little space, no more
+            # Go on: an orphan file only costs a little space.
+            except Exception as error:
                 log.warning("Could not delete %s, which no snapshot refers to: %s", path, error)
             self._paths.discard(path)
 
@@ -77,7 +78,7 @@ class DataFileWriter:
         target = int(properties[TARGET_SIZE])
         path = self._table.location_provider().new_data_location(f"{uuid.uuid4()}.parquet", self._key)
         self._paths.add(path)
-        # The name is new, so there is nothing to overwrite, and nothing to ask the store first.
+        # The name is unique, so `overwrite` only saves the request that checks whether the file exists.
         with self._table.io.new_output(path).create(overwrite=True) as stream:
             sink: Any = stream
             with pq.ParquetWriter(sink, first.schema, compression=codec, compression_level=level) as out:
@@ -87,10 +88,10 @@ class DataFileWriter:
         return path
 
     def _describe(self, path: str) -> DataFile:
-        """What a commit says about a file: its partition, which is known, and statistics from its footer.
+        """Describe a file for a commit: its partition, and statistics from its footer.
 
-        To read the footer back also proves that the file is whole. ``parquet_file_to_data_file`` would take
-        the partition from the statistics, which a table may do without.
+        Reading the footer back also proves that the file is complete. ``parquet_file_to_data_file`` is not
+        used, because it derives the partition from the statistics, which a table may disable.
         """
         import pyarrow.parquet as pq
         from pyiceberg.io.pyarrow import (
@@ -122,7 +123,7 @@ class DataFileWriter:
         )
 
     def _conform(self, batch: pa.RecordBatch) -> pa.Table:
-        """The rows with the table's columns, in the table's order, and field ids at every level."""
+        """Convert rows to the table's columns, in the table's order, with field ids at every level."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -130,7 +131,8 @@ class DataFileWriter:
             self._moved.get(name, name): under_new_names(batch.column(name), name, self._moved)
             for name in batch.schema.names
         }
-        columns.pop(None, None)  # what the table has dropped
+        # The key None collects the columns that the table has dropped.
+        columns.pop(None, None)
         schema = self._schema
         if unknown := set(columns) - set(schema.names):
             raise RegistrationError(
@@ -154,10 +156,10 @@ class DataFileWriter:
 
 
 def read_rows(table: Table, scan: DataScan, task: FileScanTask) -> Iterator[pa.RecordBatch]:
-    """All columns of the rows of one data file, in batches if the file is laid out as the table is now.
+    """Read all columns of one data file, in batches if the file has the table's current schema.
 
-    PyIceberg reads a file whole, which takes several times its size in memory. That is left for files from
-    before a change of the schema, and for files with row-level deletes.
+    PyIceberg reads a whole file at once, which takes several times its size in memory. It is used only for
+    files with an older schema or with row-level deletes.
     """
     import pyarrow.parquet as pq
     from pyiceberg.io.pyarrow import schema_to_pyarrow
@@ -165,7 +167,7 @@ def read_rows(table: Table, scan: DataScan, task: FileScanTask) -> Iterator[pa.R
     if not task.delete_files:
         source: Any = table.io.new_input(task.file.file_path).open()
         with source, pq.ParquetFile(source) as file:
-            # Field ids are in the metadata of the fields: equal names alone prove nothing after a rename.
+            # Field ids are in the fields' metadata. Compare them, because names may have been reused.
             if file.schema_arrow.remove_metadata().equals(
                 schema_to_pyarrow(scan.projection()), check_metadata=True
             ):
@@ -175,7 +177,7 @@ def read_rows(table: Table, scan: DataScan, task: FileScanTask) -> Iterator[pa.R
 
 
 def batch_rows(metadata: pq.FileMetaData) -> int:
-    """Rows of a Parquet file that make a batch of about 16 MiB."""
+    """Number of rows of a Parquet file that make a batch of about 16 MiB."""
     size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     mean = size / max(metadata.num_rows, 1)
     return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / max(mean, 1.0))))

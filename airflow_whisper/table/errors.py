@@ -1,4 +1,4 @@
-"""What may go wrong with the catalog and the table. A message says what to do."""
+"""Errors of the catalog and the table. Their messages say what to do."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from airflow.sdk.exceptions import AirflowFailException
 
 
 class CatalogError(Exception):
-    """The table of transcripts cannot be used as asked. Base of what the catalog side raises."""
+    """The table of transcripts cannot be used as requested. Base class of catalog and table errors."""
 
 
 class CatalogConnectionError(CatalogError, AirflowFailException):
-    """The Airflow connection of the catalog is missing, of another type, or unusable: no retry helps."""
+    """The catalog's Airflow connection is missing, of another type, or unusable. A retry cannot help."""
 
 
 class TableMismatchError(CatalogError):
-    """A table of that name exists and cannot hold transcripts of this partition."""
+    """A table of this name exists, but cannot hold transcripts of this partition."""
 
 
 class PartitionConflictError(CatalogError):
-    """Another run changed the same rows of the partition after this run had compared it with the source."""
+    """Another run changed the same rows of the partition after this run's discovery."""
 
 
 class RegistrationError(CatalogError):
-    """What was staged is not what the manifest asks for, or the commit could not be made."""
+    """The staged rows do not match the manifest, or the commit failed."""

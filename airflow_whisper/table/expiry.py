@@ -1,4 +1,4 @@
-"""Forget old snapshots, and delete the files that only they refer to."""
+"""Expire old snapshots, and delete the files that only they refer to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyiceberg.table.snapshots import Snapshot
 
 _THREADS = 16
-# An expiry of ten thousand snapshots compares each with all, so it is done in parts.
+# Removing n snapshots in one commit takes time proportional to n², so many are removed in several commits.
 _SNAPSHOTS_AT_ONCE = 1_000
 
 T = TypeVar("T")
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Expired:
-    """What an expiry has removed.
+    """The counts of an expiry.
 
-    :param snapshots: that the table has forgotten.
-    :param files: data files, manifests and lists of manifests that are deleted.
+    :param snapshots: number of expired snapshots.
+    :param files: number of deleted data files, manifests, manifest lists and metadata files.
     """
 
     snapshots: int = 0
@@ -43,15 +43,15 @@ class Expired:
 
 
 def expire_snapshots(catalog: Catalog, table: str, *, older_than: timedelta, keep: int = 1) -> Expired:
-    """Forget the snapshots of a table that are old, and delete the files that no other snapshot refers to.
+    """Expire old snapshots of a table, and delete the files that no other snapshot refers to.
 
-    Kept are the newest snapshots of each branch, and tags. A branch may ask to keep more than is asked here.
+    Tags and the newest snapshots of each branch are kept. A branch's own settings may keep more snapshots.
 
-    :param older_than: age of the snapshots to forget. A job that is running compares rows with the snapshot
-        it started from, and people travel back in time, so this is days rather than minutes.
-    :param keep: the newest snapshots of each branch that stay whatever their age, at least 1.
-    :raises ValueError: when ``keep`` is less than 1, or the table forbids to delete files (``gc.enabled``).
-    :raises RegistrationError: when no commit succeeded.
+    :param older_than: age above which snapshots expire. Use days rather than minutes, because running jobs
+        compare rows with the snapshot they started from, and users query older snapshots.
+    :param keep: number of newest snapshots of each branch to keep regardless of age, at least 1.
+    :raises ValueError: if ``keep`` is less than 1, or the table forbids deleting files (``gc.enabled``).
+    :raises RegistrationError: if no commit succeeded.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}: the newest snapshot is the table")
@@ -101,7 +101,7 @@ def _forget(catalog: Catalog, table: Table, snapshots: list[Snapshot]) -> None:
 
     def commit() -> None:
         newest = catalog.load_table(table.name())
-        # Somebody else may have expired some, or made a branch of one.
+        # Another writer may have expired some of them, or created a branch from one.
         heads = {ref.snapshot_id for ref in newest.metadata.refs.values()}
         left = [s.snapshot_id for s in newest.snapshots() if s.snapshot_id in ids - heads]
         if left:
@@ -115,7 +115,7 @@ def _forget(catalog: Catalog, table: Table, snapshots: list[Snapshot]) -> None:
 
 
 def _unreferenced_files(before: Table, gone: list[Snapshot], after: Table) -> list[str]:
-    """Files that the forgotten snapshots refer to and no other. Data first, what names it last."""
+    """Files that only the expired snapshots refer to, with data files before the files that list them."""
     io = before.io
     there = {snapshot.snapshot_id for snapshot in after.snapshots()}
     gone = [snapshot for snapshot in gone if snapshot.snapshot_id not in there]
@@ -131,7 +131,7 @@ def _unreferenced_files(before: Table, gone: list[Snapshot], after: Table) -> li
 
 
 def _old_metadata(before: Table, after: Table) -> set[str]:
-    """Metadata files that have dropped out of the log; deleted after a commit if the table says so."""
+    """Metadata files that the commits have removed from the metadata log, if they are to be deleted."""
     name = "write.metadata.delete-after-commit.enabled"
     if after.properties.get(name, "false").lower() != "true":
         return set()
@@ -158,7 +158,7 @@ def _delete(table: Table, path: str) -> None:
     except FileNotFoundError:
         pass
     except Exception as error:
-        # It costs space, and no snapshot refers to it; the others are to be deleted all the same.
+        # Go on with the other files: this one only costs space, because no snapshot refers to it.
         log.warning("Could not delete %s, which no snapshot refers to: %s", path, error)
 
 

@@ -1,4 +1,4 @@
-"""Partition values: strings for users, and in the table of the type that its column has."""
+"""Convert partition values between the users' strings and the types of the table's columns."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from pyiceberg.table import Table
 
 PARTITION_TYPES = ("string", "date", "int", "long")
-"""Types of a table's columns that a partition key can have."""
+"""Column types that a partition column may have."""
 
 _BITS = {"int": 32, "long": 64}
 
 
 def partition_values(table: Table, partition: Mapping[str, str]) -> dict[str, Any]:
-    """The values of a partition as its columns hold them: ``str``, ``datetime.date`` or ``int``.
+    """Convert partition values to the types of their columns: ``str``, ``datetime.date`` or ``int``.
 
-    :raises TableMismatchError: when there is no such column, or a value is none of the column's type.
+    :raises TableMismatchError: if a column does not exist, or a value does not fit its column's type.
     """
     schema = table.schema()
     values = {}
@@ -59,10 +59,10 @@ def _parse(kind: str, text: str) -> Any:
 
 
 def canonical_partition(table: Table | None, partition: Mapping[str, str]) -> dict[str, str]:
-    """The same partition with one spelling for each value: ``07`` in a column of numbers becomes ``7``.
+    """Return the partition with canonical values: ``07`` in a column of numbers becomes ``7``.
 
-    :param table: ``None``: there is none yet, and its columns will be strings.
-    :raises TableMismatchError: when a value is none of its column's type.
+    :param table: the table; ``None`` if it does not exist yet, in which case its columns will be strings.
+    :raises TableMismatchError: if a value does not fit its column's type.
     """
     if table is None:
         return dict(partition)
@@ -70,7 +70,7 @@ def canonical_partition(table: Table | None, partition: Mapping[str, str]) -> di
 
 
 def partition_filter(table: Table, partition: Mapping[str, str]) -> BooleanExpression:
-    """The expression that is true for the rows of a partition."""
+    """Return the filter expression that selects the rows of a partition."""
     from pyiceberg.expressions import AlwaysTrue, And, EqualTo, Reference
     from pyiceberg.expressions.literals import literal
 
@@ -81,7 +81,7 @@ def partition_filter(table: Table, partition: Mapping[str, str]) -> BooleanExpre
 
 
 def partition_key(table: Table, partition: Mapping[str, str]) -> PartitionKey:
-    """What a data file of a partition is described with, and where it lies."""
+    """Return PyIceberg's key of a partition, which determines a data file's metadata and location."""
     from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 
     spec, schema = table.spec(), table.schema()

@@ -1,7 +1,7 @@
-"""A table for transactions that hold for one snapshot or not at all.
+"""A table for transactions that succeed only on top of one specific snapshot.
 
-The only module here that imports PyIceberg at its top, to derive from its ``Table``: import it inside
-functions. ``tests/provider/table/test_pyiceberg.py`` says what it relies on.
+This module derives from PyIceberg's ``Table`` and therefore imports PyIceberg at module level: import it only
+inside functions. ``tests/provider/table/test_pyiceberg.py`` tests the internals that it relies on.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pyiceberg.table import Table  # noqa: TID253
 
 
 class PinnedTable(Table):
-    """A table with the newest snapshot of another as all its history, for one transaction.
+    """A copy of a table for one transaction, whose history is only the newest snapshot.
 
-    **Pinned**: PyIceberg reacts to a failed commit by refreshing the table, asking whether the commit has
-    landed all the same (its answer may have been lost), and else making it again on top of what others did.
-    This keeps the question, because to take a landed commit for a failed one would delete manifests that
-    the table needs, and cuts off the rest: what the commit replaces was chosen for one snapshot.
+    **Pinned**: after a failed commit PyIceberg refreshes the table, checks whether the commit has succeeded
+    after all (the response may have been lost), and otherwise repeats it on top of the newest snapshot. This
+    class keeps the check, because mistaking a successful commit for a failed one would delete manifests that
+    the table needs. It prevents the repetition, because the files to replace were chosen for one snapshot.
 
-    **Light**: a transaction copies all of the table's metadata more than ten times, which for a history of
-    5,000 snapshots takes six seconds. It needs nothing of that history but the newest snapshot.
+    **Light**: a transaction copies the table's metadata more than ten times, which takes six seconds with a
+    history of 5,000 snapshots. The transaction needs only the newest snapshot.
 
-    :param properties: of the table, as the transaction is to see them.
+    :param properties: table properties to override in the transaction.
     """
 
     def __init__(self, table: Table, *, properties: Mapping[str, str] | None = None) -> None:
@@ -32,7 +32,7 @@ class PinnedTable(Table):
             **{k: v for k, v in table.properties.items() if not k.startswith("commit.retry.")},
             **(properties or {}),
         }
-        # Known to PyIceberg in lower case, and to other writers in any.
+        # PyIceberg accepts codec names only in lower case, other writers in any case.
         if codec := properties.get("write.avro.compression-codec"):
             properties["write.avro.compression-codec"] = codec.lower().replace("uncompressed", "null")
         metadata = table.metadata.model_copy(
@@ -41,8 +41,8 @@ class PinnedTable(Table):
                 "snapshot_log": [],
                 "statistics": [],
                 "partition_statistics": [],
-                # Only in memory: a commit sends changes, and there is none here. One retry, at once, so that
-                # PyIceberg refreshes and asks.
+                # These properties stay in memory, because a commit sends only changes. One immediate retry
+                # makes PyIceberg refresh the table and check whether the commit has succeeded.
                 "properties": {
                     **properties,
                     "commit.retry.num-retries": "1",
@@ -54,10 +54,10 @@ class PinnedTable(Table):
             table.name(), metadata, table.metadata_location, table.io, table.catalog, table.config
         )
         self.expected_snapshot_id: int | None = None
-        """The snapshot that the transaction makes; set it before committing."""
+        """Id of the snapshot that the transaction creates. Set it before committing."""
 
     def refresh(self) -> Table:
-        """The newest state, if it holds the expected snapshot.
+        """Refresh to the newest state if it contains the expected snapshot.
 
         :raises CommitFailedException: otherwise.
         """

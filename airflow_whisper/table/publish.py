@@ -1,4 +1,4 @@
-"""Register a finished run: copy its staged rows into the table and make them visible, once."""
+"""Register a finished run: copy its staged rows to the table and publish them exactly once."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def register_run(
     report_uri: str | None = None,
     require_report: bool = True,
 ) -> Registered | None:
-    """Make the rows of a run visible in its table, in one commit. Done again, it returns the first one.
+    """Publish the rows of a run in one commit. If the run is already registered, return its first commit.
 
-    :param storage: of staging, which is only read.
-    :param report_uri: where validation has put its report; ``None``: where it does by default.
-    :param require_report: refuse without a report that says that all checks passed.
-    :return: ``None`` when there is nothing left to do, because another run did the same work.
-    :raises PartitionConflictError: when another run has changed the same rows since discovery.
-    :raises TableMismatchError: when the table exists and cannot hold the rows.
-    :raises RegistrationError: when the run is not validated or not complete, or no commit succeeded.
+    :param storage: storage of staging.
+    :param report_uri: URI of the validation report; ``None``: its default URI.
+    :param require_report: whether a report in which all checks passed is required.
+    :return: the commit; ``None`` if there is nothing left to do, because another run did the same work.
+    :raises PartitionConflictError: if another run has changed the same rows since discovery.
+    :raises TableMismatchError: if the table exists but cannot hold the rows.
+    :raises RegistrationError: if the run is not validated or not complete, or no commit succeeded.
     """
     report_uri = report_uri or run.report_uri
     if require_report:
@@ -68,7 +68,7 @@ def register_run(
 
 
 def result_of(run: Run, registered: Registered, report_uri: str | None = None) -> dict[str, Any]:
-    """What downstream tasks are told: identifiers, counts and URIs, all small and none secret."""
+    """Return the result for downstream tasks: identifiers, counts and URIs, all small and none secret."""
     return {
         "table": run.table,
         "partition": partition_path(run.partition),
@@ -83,7 +83,7 @@ def result_of(run: Run, registered: Registered, report_uri: str | None = None) -
 
 
 def registration_uri(run: Run) -> str:
-    """JSON that says which snapshot registered a run; still there when that snapshot has expired."""
+    """URI of the JSON that records a run's registration, which outlives the snapshot's expiry."""
     return f"{run.run_uri}/registered.json"
 
 
@@ -92,15 +92,15 @@ def _note_registration(run: Run, storage: ObjectStorage, registered: Registered)
     try:
         storage.write_bytes(registration_uri(run), json.dumps(note).encode())
     except StorageError as error:
-        # The commit has landed, and its snapshot holds the same for as long as it exists.
+        # The commit has succeeded, and its snapshot's summary holds the same data until the snapshot expires.
         log.warning("Could not note the registration in %s: %s", registration_uri(run), error)
 
 
 def _registered_before(run: Run, storage: ObjectStorage) -> Registered | None:
-    """What a run registered in a snapshot that has expired since.
+    """Return a run's earlier registration whose snapshot has expired since.
 
-    Only asked when the table holds every row as the run wants it: a note alone proves nothing, because a
-    table may be rolled back.
+    Call it only if the table already holds every row as the run wants it: the record alone proves nothing,
+    because a table may have been rolled back.
     """
     try:
         note = json.loads(storage.read_bytes(registration_uri(run)))
@@ -138,7 +138,7 @@ def _check_report(run: Run, storage: ObjectStorage, report_uri: str) -> None:
 
 @contextmanager
 def _undamaged(uri: str) -> Iterator[None]:
-    """:raises RegistrationError: when a file is there and is not what it should be."""
+    """:raises RegistrationError: if an existing file is damaged."""
     import pyarrow as pa
 
     try:

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def current_snapshot_id(catalog: Catalog, table: str) -> int | None:
-    """Id of the newest snapshot; ``None`` when there is no table, or nothing in it."""
+    """Return the id of the current snapshot; ``None`` if the table does not exist or is empty."""
     loaded = load_table(catalog, table)
     snapshot = loaded.current_snapshot() if loaded else None
     return snapshot.snapshot_id if snapshot else None
 
 
 def table_partition(catalog: Catalog, table: str, partition: Mapping[str, str]) -> dict[str, str]:
-    """The partition as the table spells it: ``{"hour": "07"}`` is ``{"hour": "7"}`` in a column of numbers.
+    """Return the partition with the table's spelling: ``07`` becomes ``7`` in a column of numbers.
 
-    :return: the same, when there is no table.
-    :raises TableMismatchError: when the table cannot hold transcripts of this partition, or a value does not
+    :return: the partition; unchanged if the table does not exist.
+    :raises TableMismatchError: if the table cannot hold transcripts of this partition, or a value does not
         fit the type of its column.
     """
     loaded = load_table(catalog, table)
@@ -40,14 +40,14 @@ def table_partition(catalog: Catalog, table: str, partition: Mapping[str, str]) 
 def current_rows(
     catalog: Catalog, table: str, partition: Mapping[str, str], *, snapshot_id: int | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """What a partition holds now, as far as it decides what has to be transcribed.
+    """Yield the columns of a partition's rows that determine which files must be transcribed.
 
-    Columns: :data:`STATE_COLUMNS`. Streams, with one data file's worth of these columns in memory.
+    The columns are :data:`STATE_COLUMNS`. Only one data file at a time is in memory.
 
-    :param snapshot_id: read this snapshot instead of the newest, so that a caller who noted
-        :func:`current_snapshot_id` reads exactly what that number stands for.
-    :return: nothing when there is no table.
-    :raises TableMismatchError: when the table cannot hold transcripts of this partition.
+    :param snapshot_id: read this snapshot instead of the current one, for example the one that an earlier
+        :func:`current_snapshot_id` returned.
+    :return: nothing if the table does not exist.
+    :raises TableMismatchError: if the table cannot hold transcripts of this partition.
     """
     return partition_rows(catalog, table, partition, columns=STATE_COLUMNS, snapshot_id=snapshot_id)
 
@@ -60,11 +60,11 @@ def partition_rows(
     columns: Iterable[str] | None = None,
     snapshot_id: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of one partition, with one data file's worth of the columns in memory.
+    """Yield the rows of one partition. Only one data file at a time is in memory.
 
-    :param columns: in this order; ``None`` for all columns of a transcript row.
-    :return: nothing when there is no table.
-    :raises TableMismatchError: when the table cannot hold transcripts of this partition.
+    :param columns: names of the columns, in this order; ``None``: all columns of a transcript row.
+    :return: nothing if the table does not exist.
+    :raises TableMismatchError: if the table cannot hold transcripts of this partition.
     """
     import pyarrow as pa
 
@@ -92,7 +92,7 @@ def scan_partition(
     columns: Iterable[str] | None = None,
     snapshot_id: int | None = None,
 ) -> DataScan:
-    """A scan of one partition, planned by its exact partition values."""
+    """Return a scan that selects one partition by its exact values."""
     selected = ("*",) if columns is None else tuple(columns)
     return table.scan(
         row_filter=partition_filter(table, partition), selected_fields=selected, snapshot_id=snapshot_id
@@ -100,10 +100,10 @@ def scan_partition(
 
 
 def partition_files(table: Table, scan: DataScan, partition: Mapping[str, str]) -> list[FileScanTask]:
-    """The data files of a scan of one partition.
+    """Return the data files of a scan of one partition.
 
-    :raises TableMismatchError: when one of them cannot be replaced: it holds rows of several partitions, or
-        has row-level deletes that PyIceberg does not apply.
+    :raises TableMismatchError: if a file cannot be replaced, because it holds rows of several partitions, or
+        has row-level deletes that PyIceberg does not support.
     """
     from pyiceberg.expressions import AlwaysTrue
 
@@ -125,14 +125,14 @@ def partition_files(table: Table, scan: DataScan, partition: Mapping[str, str]) 
 
 
 def file_identity(task: FileScanTask) -> tuple[str, ...]:
-    """What a data file's rows depend on: the file, and the files with its row-level deletes."""
+    """Return what a data file's rows depend on: its path and those of its row-level delete files."""
     return (task.file.file_path, *sorted(file.file_path for file in task.delete_files))
 
 
 def read_data_file(table: Table, scan: DataScan, task: FileScanTask) -> Iterator[pa.RecordBatch]:
-    """The rows of one data file of a scan, with row-level deletes applied.
+    """Yield the rows of one data file of a scan, with row-level deletes applied.
 
-    One file at a time, because PyIceberg reads all the files that it is given at once, whole.
+    Pass PyIceberg one file at a time, because it reads all given files completely and at once.
     """
     from pyiceberg.io.pyarrow import ArrowScan
 

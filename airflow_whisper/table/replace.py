@@ -1,15 +1,16 @@
-"""Replace exactly those rows of a partition that a run has changed, in one atomic commit.
+"""Replace exactly the rows of a partition that a run has changed, in one atomic commit.
 
-How it stays correct beside other writers: every try loads the table, checks row by row that the rows to
-replace are still those that discovery saw, and commits on condition that the table has not moved since. When
-it has, the commit fails, and the next try checks again. PyIceberg's own retry must not run: it would put
-the same commit on top of whatever the others did, and it sees no conflict between two appends, so two first
-runs of one partition would both succeed and double every row.
+Concurrency: every try loads the table, checks row by row that the rows to replace are still those that
+discovery saw, and commits on the condition that the table has not changed since. If it has, the commit fails,
+and the next try checks again. PyIceberg's own retry must not run: it would repeat the same commit on top of
+other writers' commits, and it sees no conflict between two appends, so two first runs of one partition would
+both succeed and duplicate every row.
 
-How it stays cheap: data files without an affected row are left alone, those with nothing else are dropped
-unread, and only the rest is written again. (``Table.delete`` with an ``In`` of all URIs took twice the CPU
-time for 100,000 of 200,000 rows, makes two snapshots, holds whole files in memory, and cannot drop a
-partition by metadata when its value is longer than the 16 characters that column statistics keep.)
+Cost: data files without affected rows are not touched, those in which all rows are affected are dropped
+without reading all columns, and only the others are rewritten. (``Table.delete`` with an ``In`` of all URIs
+took twice the CPU time for 100,000 of 200,000 rows, creates two snapshots, holds whole files in memory, and
+cannot drop a partition by metadata if its value is longer than the 16 characters that column statistics
+keep.)
 """
 
 from __future__ import annotations
@@ -42,21 +43,22 @@ AUDIO_SECONDS = "whisper.audio-seconds"
 MANIFEST_URI = "whisper.manifest-uri"
 REPORT_URI = "whisper.report-uri"
 FINGERPRINT = "whisper.fingerprint"
-"""Properties in the summary of every snapshot that a run makes."""
+"""These are properties in the summary of every snapshot that a run creates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionChange:
-    """What one run wants of one partition. The three streams are read once, in order.
+    """The changes that one run makes to one partition. The three streams are read once, in order.
 
     :param partition: the partition.
-    :param fingerprint: of the options that the rows were made with.
-    :param idempotency_key: a second change with the same key is the first one again.
+    :param fingerprint: fingerprint of the options with which the rows were made.
+    :param idempotency_key: a second change with the same key has no effect.
     :param base_snapshot_id: the snapshot that discovery compared the source with; ``None``: an empty table.
-    :param manifest: what to write, as ``contract.manifest_schema``.
-    :param removed: what to delete, one column ``audio_uri``.
+    :param manifest: files to write: ``audio_uri``, ``audio_etag``, ``change`` and ``attempt`` of
+        ``contract.manifest_schema``.
+    :param removed: files whose rows to delete, with one column ``audio_uri``.
     :param rows: exactly one row per row of the manifest, as ``contract.transcript_schema``.
-    :param properties: more properties for the snapshot's summary.
+    :param properties: additional properties for the snapshot's summary.
     """
 
     partition: Mapping[str, str]
@@ -71,15 +73,15 @@ class PartitionChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """The snapshot that made a run's rows visible.
+    """The snapshot that published a run's rows.
 
-    :param snapshot_id: of the table.
-    :param rows: rows that the run wrote, errors among them.
-    :param errors: rows with ``status = 'error'``.
-    :param removed: rows that the run deleted without replacement.
-    :param audio_seconds: seconds of audio in the rows written.
+    :param snapshot_id: id of the snapshot.
+    :param rows: number of rows that the run wrote, including errors.
+    :param errors: number of rows with ``status = 'error'``.
+    :param removed: number of rows that the run deleted without replacement.
+    :param audio_seconds: seconds of audio in the written rows.
     :param table_location: URI of the table's folder.
-    :param again: the run had been registered before; this is the snapshot of that time.
+    :param again: whether the run had already been registered; this is its first snapshot then.
     """
 
     snapshot_id: int
@@ -92,12 +94,12 @@ class Registered:
 
 
 def replace_rows(catalog: Catalog, table: str, change: PartitionChange) -> Registered | None:
-    """Bring one partition to what a run wants, in one commit. Creates the table when there is none.
+    """Apply a run's changes to one partition in one commit. Creates the table if it does not exist.
 
-    :return: ``None`` when every row is already as wanted, because another run did the same work.
-    :raises TableMismatchError: when the table cannot hold these rows.
-    :raises PartitionConflictError: when another run has changed some of the rows since discovery.
-    :raises RegistrationError: when the rows are not those of the manifest, or no commit succeeded.
+    :return: the commit; ``None`` if every row is already as wanted, because another run did the same work.
+    :raises TableMismatchError: if the table cannot hold these rows.
+    :raises PartitionConflictError: if another run has changed some of the rows since discovery.
+    :raises RegistrationError: if the rows are not those of the manifest, or no commit succeeded.
     """
     loaded = ensure_table(catalog, table, change.partition)
     if (snapshot := _snapshot_of(loaded, change.idempotency_key)) is not None:
@@ -107,7 +109,7 @@ def replace_rows(catalog: Catalog, table: str, change: PartitionChange) -> Regis
 
 
 def _snapshot_of(table: Table, key: str) -> Snapshot | None:
-    """The snapshot that a key was registered with, if readers of the table see what it did."""
+    """The snapshot with this idempotency key, if it is an ancestor of the current snapshot."""
     for snapshot in ancestors(table):
         if summary_of(snapshot).get(KEY) == key:
             return snapshot
@@ -128,7 +130,7 @@ def _registered(table: Table, snapshot_id: int, summary: Mapping[str, str], *, a
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which data files of the partition have to go, and what takes the place of their other rows."""
+    """The data files of the partition to drop, and the files that replace their unaffected rows."""
 
     files: frozenset[tuple[str, ...]]
     dropped: list[DataFile]
@@ -144,7 +146,7 @@ class _Counts:
 
 
 class _Replacement:
-    """One change on its way into the table."""
+    """The state of one replacement, over all its tries to commit."""
 
     def __init__(self, catalog: Catalog, table: Table, change: PartitionChange, states: RowStates) -> None:
         self._catalog, self._table, self._change, self._states = catalog, table, change, states
@@ -152,18 +154,18 @@ class _Replacement:
         self._plan: _Plan | None = None
         self._counts = _Counts()
         self._tried: set[int] = set()
-        # The snapshots that commits were made on whose outcome is not known.
+        # Parent snapshots of commits whose outcome is unknown.
         self._unsure_on: list[int | None] = []
 
     def run(self) -> Registered | None:
         self._states.want(self._change.manifest)
         self._states.want_removed(self._change.removed)
         try:
-            # First, because a conflict is better found before everything is copied than after.
+            # Plan first, to detect a conflict before copying everything.
             plan = self._make_plan(self._table)
             registered = self._copy_and_commit() if plan else None
         except BaseException:
-            # A commit that got no answer may have landed: then its files are the table's.
+            # A commit without a response may have succeeded, in which case its files belong to the table.
             if not self._unsure_on:
                 self._writer.discard()
             raise
@@ -191,7 +193,7 @@ class _Replacement:
         if (snapshot := _snapshot_of(table, self._change.idempotency_key)) is not None:
             again = snapshot.snapshot_id not in self._tried
             return _registered(table, snapshot.snapshot_id, summary_of(snapshot), again=again)
-        # A commit holds for the snapshot it was made on: once the table has moved on without it, it is void.
+        # A commit can succeed only on top of its parent. Once another snapshot is the newest, it has failed.
         self._unsure_on = [head for head in self._unsure_on if head == _head(table)]
         plan = self._make_plan(table)
         return self._commit(table, added, plan) if plan else None
@@ -234,15 +236,16 @@ class _Replacement:
             yield batch
 
     def _make_plan(self, table: Table) -> _Plan | None:
-        """What to do with the partition as it is in ``table``; ``None``: it is as wanted.
+        """Plan the changes to the partition as it is in ``table``; ``None`` if it is already as wanted.
 
-        :raises PartitionConflictError: when it is not what discovery saw.
+        :raises PartitionConflictError: if affected rows are not those that discovery saw.
         """
         tasks = self._tasks(table, None)
         files = frozenset(file_identity(task) for task in tasks)
         if self._plan is not None:
             if self._plan.files == files:
-                return self._plan  # only other partitions moved
+                # Only other partitions have changed.
+                return self._plan
             self._writer.discard(self._plan.rewritten)
             self._plan = None
         affected = self._find(table, tasks)
@@ -262,7 +265,7 @@ class _Replacement:
         return self._plan
 
     def _find(self, table: Table, tasks: list[FileScanTask]) -> list[tuple[int, FileScanTask, bool]]:
-        """Fills the row states. Returns the data files with affected rows, and whether all their rows are."""
+        """Fill the row states, and return the data files with affected rows and whether all rows are."""
         self._states.forget_found()
         base = {file_identity(task): task for task in self._base_tasks(table)}
         scan = scan_partition(table, self._change.partition, columns=STATE_COLUMNS)
@@ -278,7 +281,7 @@ class _Replacement:
         return affected
 
     def _kept(self, table: Table, number: int, task: FileScanTask) -> Iterator[pa.RecordBatch]:
-        """The rows of a data file that the run leaves as they are."""
+        """The rows of a data file that the run does not change."""
         import pyarrow as pa
         import pyarrow.compute as pc
 

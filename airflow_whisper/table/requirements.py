@@ -1,4 +1,4 @@
-"""What an existing table must be like, so that transcripts can be written to it. Asked before the job."""
+"""Requirements that an existing table must meet before transcripts can be written to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATE_COLUMNS: tuple[str, ...] = (
     "attempt",
     "fingerprint",
 )
-"""What decides whether a file has to be transcribed again."""
+"""The columns that determine whether a file must be transcribed again."""
 
 CODEC = "write.parquet.compression-codec"
 LEVEL = "write.parquet.compression-level"
@@ -33,9 +33,9 @@ _MANIFEST_CODECS = ("gzip", "zstd", "snappy", "deflate", "bzip2", "zstandard", "
 
 
 def parquet_codec(properties: dict[str, str]) -> tuple[str, int | None]:
-    """Codec and level for Parquet files, as pyarrow spells them.
+    """Return codec and level for Parquet files, as pyarrow spells them.
 
-    :raises ValueError: when pyarrow cannot write that.
+    :raises ValueError: if pyarrow does not support them.
     """
     import pyarrow as pa
 
@@ -53,7 +53,7 @@ def parquet_codec(properties: dict[str, str]) -> tuple[str, int | None]:
 
 
 def problems(table: Table, keys: list[str]) -> Iterator[str]:
-    """Every reason why transcripts partitioned by ``keys`` cannot be written to the table."""
+    """Yield every reason why transcripts partitioned by ``keys`` cannot be written to the table."""
     yield from _column_problems(table, keys)
     yield from _partition_problems(table, keys)
     yield from _property_problems(table)
@@ -96,7 +96,7 @@ def _key_problems(table: Table, key: str) -> Iterator[str]:
 
 
 def _holds(theirs: pa.DataType, ours: pa.DataType) -> bool:
-    """Whether a table column can take our values: equal, a wider number, or a struct with more fields."""
+    """Whether a table column can hold our values: equal, a wider number, or a struct with more fields."""
     import pyarrow.types as types
 
     if types.is_struct(ours):
@@ -127,10 +127,10 @@ def _partition_problems(table: Table, keys: list[str]) -> Iterator[str]:
 
 
 def _property_problems(table: Table) -> Iterator[str]:
-    """What the table's properties ask of its writers and this one cannot do.
+    """Yield the table properties that this writer cannot honour.
 
-    Hints about speed, such as the size of pages and row groups, sort orders, Bloom filters and distribution,
-    are no demands: any Iceberg reader takes files without them.
+    Performance hints, such as the size of pages and row groups, sort orders, Bloom filters and distribution,
+    are not requirements: every Iceberg reader accepts files without them.
     """
     properties = table.properties
     if table.format_version > 2:

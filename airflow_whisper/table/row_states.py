@@ -1,4 +1,4 @@
-"""What a run wants of a partition, set against what the partition holds; on disk, so any number fits."""
+"""Compare the rows that a run wants with those of the partition, on disk, for any number of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NOW, BASE = 1, 0
-"""The states of a partition: the one to commit on, and the one that discovery compared the source with."""
+"""The states of a partition: the one to commit on top of, and the one that discovery saw."""
 
 _EXAMPLES = 3
 
@@ -31,10 +31,10 @@ CREATE TABLE found (
 );
 """
 
-# A row is `done` when another run already made it what this run wants it to be. It `stands` when it is still
-# what discovery saw, so that replacing it is what discovery meant. What discovery saw is known exactly while
-# its snapshot exists; after that, a row stands if discovery would still put it into the manifest for the
-# same reason. An etag that either side lacks says nothing, so it counts as the same.
+# A row is `done` if it already is as this run wants it, because another run did the same work. It `stands` if
+# it is still as discovery saw it, so that this run may replace it. What discovery saw is known exactly as
+# long as its snapshot exists. Afterwards, a row stands if discovery would still add it to the manifest for
+# the same reason. If either side lacks an etag, the etags count as equal.
 _VERDICT = """
 WITH state AS (
 SELECT wanted.uri AS uri,
@@ -56,7 +56,7 @@ SELECT wanted.uri AS uri,
     END AS stands
 FROM wanted LEFT JOIN found AS now ON now.uri = wanted.uri AND now.state = 1
 ), files AS (
-    -- Several rows if somebody else wrote to the table: a file is done, or stands, if all of them are, or do.
+    -- A URI has several rows only if another writer added them. It is done, or stands, if all its rows do.
     SELECT uri, MIN(done) AS done, MIN(stands) AS stands FROM state GROUP BY uri
 )
 SELECT COUNT(*), COALESCE(SUM(NOT done), 0), COALESCE(SUM(NOT stands), 0),
@@ -71,12 +71,12 @@ INSERT INTO found SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (SELECT 1 F
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a run and a partition fit together, in files.
+    """The comparison of a run with a partition, in numbers of files.
 
     :param wanted: files that the run wants to change.
-    :param pending: those whose rows are not yet what the run wants.
-    :param touched: those whose rows are not what discovery saw any more.
-    :param examples: a few URIs of the latter.
+    :param pending: files whose rows are not yet as the run wants them.
+    :param touched: files whose rows are no longer as discovery saw them.
+    :param examples: a few URIs of touched files.
     """
 
     wanted: int
@@ -87,21 +87,21 @@ class Verdict:
 
 @contextmanager
 def open_row_states() -> Iterator[RowStates]:
-    """Row states in a temporary file, which is deleted at the end."""
+    """Open row states in a temporary database, which is deleted at the end."""
     with ScratchDatabase("whisper-register-", _CREATE) as database:
         yield RowStates(database)
 
 
 class RowStates:
-    """The files of one run: wanted, found in the partition, staged. Made by :func:`open_row_states`."""
+    """The files of one run: wanted, found in the partition, and staged. See :func:`open_row_states`."""
 
     def __init__(self, database: ScratchDatabase) -> None:
         self._db = database
 
     def want(self, manifest: Iterable[pa.RecordBatch]) -> None:
-        """Note the rows of a manifest.
+        """Add the rows of a manifest.
 
-        :raises RegistrationError: when a file is in it twice.
+        :raises RegistrationError: if it contains a file twice.
         """
         for batch in manifest:
             columns = (
@@ -110,9 +110,9 @@ class RowStates:
             self._insert_wanted(zip(*columns, strict=True))
 
     def want_removed(self, removed: Iterable[pa.RecordBatch]) -> None:
-        """Note the files whose rows are to be deleted.
+        """Add the files whose rows are to be deleted.
 
-        :raises RegistrationError: when a file is in it twice, or in the manifest as well.
+        :raises RegistrationError: if it contains a file twice, or one that is also in the manifest.
         """
         for batch in removed:
             self._insert_wanted((uri, None, "removed", 0) for uri in batch.column("audio_uri").to_pylist())
@@ -127,19 +127,19 @@ class RowStates:
             ) from error
 
     def forget_found(self) -> None:
-        """Start over with the states of the partition."""
+        """Delete the rows found in the partition, to compare with another state of it."""
         self._db.script("DROP INDEX IF EXISTS found_uri; DELETE FROM found")
 
     def find(
         self, state: int, file: int, rows: Iterable[pa.RecordBatch], *, untouched: bool
     ) -> tuple[int, int]:
-        """Note which wanted files have a row in one data file.
+        """Record which wanted files have a row in one data file.
 
         :param state: :data:`NOW` or :data:`BASE`.
-        :param file: any number that stands for the data file.
-        :param rows: its rows, with the columns of ``tables.STATE_COLUMNS``.
-        :param untouched: the data file was there already when discovery looked.
-        :return: rows in the file, and how many of them are wanted.
+        :param file: a number that identifies the data file.
+        :param rows: its rows, with the columns of ``requirements.STATE_COLUMNS``.
+        :param untouched: whether the data file already existed at discovery.
+        :return: number of rows in the file, and how many of them are wanted.
         """
         total = found = 0
         names = ("audio_etag", "status", "attempt", "fingerprint")
@@ -152,10 +152,10 @@ class RowStates:
         return total, found
 
     def verdict(self, fingerprint: str, *, base_known: bool) -> Verdict:
-        """Compare what is wanted with what was found.
+        """Compare the wanted files with the rows found.
 
-        :param fingerprint: of the options that the run's rows were made with.
-        :param base_known: the partition as discovery saw it was noted too, where it differs from now.
+        :param fingerprint: fingerprint of the options with which the run's rows were made.
+        :param base_known: whether the rows that discovery saw were recorded, too, where they differ.
         """
         self._db.execute("CREATE INDEX IF NOT EXISTS found_uri ON found (uri, state)")
         parameters = {"fingerprint": fingerprint, "base_known": base_known, "examples": _EXAMPLES}
@@ -163,19 +163,19 @@ class RowStates:
         return Verdict(wanted, pending, touched, tuple(json.loads(examples)))
 
     def found_in(self, file: int) -> list[str]:
-        """The wanted files that have a row in one data file of the partition as it is now."""
+        """Return the wanted files that have a row in one data file of the current partition."""
         query = "SELECT DISTINCT uri FROM found WHERE state = ? AND file = ?"
         return [uri for (uri,) in self._db.execute(query, (NOW, file))]
 
     def removed_rows(self) -> int:
-        """Rows of the partition as it is now that are to be deleted and not replaced."""
+        """Number of rows of the current partition that are to be deleted without replacement."""
         query = "SELECT COUNT(*) FROM found JOIN wanted USING (uri) WHERE state = ? AND change = 'removed'"
         return int(self._db.first(query, (NOW,))[0])
 
     def stage(self, uris: list[str]) -> None:
-        """Note staged rows, each of which has to be wanted and not staged before.
+        """Record staged rows. Each must be wanted and not staged before.
 
-        :raises RegistrationError: when one is not.
+        :raises RegistrationError: if one is not wanted, or staged twice.
         """
         staged = self._db.run_for_each(
             "UPDATE wanted SET staged = 1 WHERE uri = ? AND staged = 0 AND change <> 'removed'",
@@ -192,7 +192,7 @@ class RowStates:
         return f"a staged row {what}, for example {example}: run the validate task, and see its report"
 
     def check_all_staged(self) -> None:
-        """:raises RegistrationError: when a manifest row has no staged row."""
+        """:raises RegistrationError: if a manifest row has no staged row."""
         missing = "FROM wanted WHERE staged = 0 AND change <> 'removed'"
         (count,) = self._db.first(f"SELECT COUNT(*) {missing}")
         if count:

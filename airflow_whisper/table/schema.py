@@ -1,4 +1,4 @@
-"""The table of transcripts: create it, and check that an existing one can hold what we write."""
+"""Create the table of transcripts, and check that an existing table can hold them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ TABLE_PROPERTIES: dict[str, str] = {
     "format-version": "2",
     "write.parquet.compression-codec": "zstd",
     "write.target-file-size-bytes": str(128 * 1024 * 1024),
-    # Each commit of any partition competes for the one pointer to the table's metadata: PyIceberg's default
-    # of 4 tries ran out with 6 writers. These are for other writers; commit.py has its own loop.
+    # Commits of all partitions compete for the single pointer to the table's metadata. PyIceberg's default of
+    # 4 tries was not enough for 6 writers. These settings are for other writers; commit.py has its own loop.
     "commit.retry.num-retries": "30",
     "commit.retry.min-wait-ms": "100",
     "commit.retry.max-wait-ms": "5000",
-    # Every commit writes a new metadata file; without this they pile up for ever.
+    # Every commit writes a new metadata file. Without this setting they accumulate without limit.
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "100",
 }
@@ -56,7 +56,7 @@ def check_table_name(table: str) -> None:
 
 
 def load_table(catalog: Catalog, table: str) -> Table | None:
-    """The table at its newest snapshot, or ``None`` when there is none of that name."""
+    """Load a table; ``None`` if it does not exist."""
     from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 
     check_table_name(table)
@@ -67,9 +67,9 @@ def load_table(catalog: Catalog, table: str) -> Table | None:
 
 
 def ensure_table(catalog: Catalog, table: str, partition_keys: Iterable[str]) -> Table:
-    """The table, created if there is none, and with the newest columns of the transcript row.
+    """Load a table, create it if it does not exist, and add new columns of the transcript row.
 
-    :raises TableMismatchError: listing every difference that stands in the way.
+    :raises TableMismatchError: if the table cannot hold transcripts; the message lists all problems.
     """
     keys = list(partition_keys)
     loaded = load_table(catalog, table) or _create_table(catalog, table, keys)
@@ -90,8 +90,8 @@ def _create_table(catalog: Catalog, table: str, keys: list[str]) -> Table:
                 spec.add_identity(key)
         return catalog.load_table(table)
     except Exception:
-        # Another run created it in the same moment. Catalogs report that in different ways, so what counts
-        # is whether the table is there now.
+        # Another run may have created it at the same time. Catalogs report this in different ways, so check
+        # whether the table exists now.
         created = load_table(catalog, table)
         if created is None:
             raise
@@ -107,12 +107,13 @@ def _create_namespaces(catalog: Catalog, table: str) -> None:
         try:
             catalog.create_namespace_if_not_exists(name)
         except Exception:
-            if not catalog.namespace_exists(name):  # not the same race as above: a real failure
+            # If another run has created the namespace meanwhile, the error does not matter.
+            if not catalog.namespace_exists(name):
                 raise
 
 
 def check_table(table: Table, partition_keys: Iterable[str]) -> None:
-    """:raises TableMismatchError: when the table cannot hold transcripts partitioned by these keys."""
+    """:raises TableMismatchError: if the table cannot hold transcripts partitioned by these keys."""
     keys = list(partition_keys)
     found = list(problems(table, keys))
     if found:
@@ -125,7 +126,7 @@ def check_table(table: Table, partition_keys: Iterable[str]) -> None:
 
 
 def _with_new_columns(table: Table, keys: list[str]) -> Table:
-    """The table after adding the optional columns that this version writes and an older one did not."""
+    """Add the optional columns that this release writes and older ones did not, and return the table."""
     from pyiceberg.exceptions import CommitFailedException
 
     for _ in range(int(TABLE_PROPERTIES["commit.retry.num-retries"])):
@@ -135,8 +136,9 @@ def _with_new_columns(table: Table, keys: list[str]) -> Table:
         try:
             with table.update_schema() as update:
                 update.union_by_name(ours)
+        # Another writer committed first, perhaps the same columns.
         except CommitFailedException:
-            pass  # somebody else committed, perhaps the very same columns
+            pass
         table.refresh()
     raise RegistrationError(
         f"could not add the new columns to {'.'.join(table.name())}, because other writers were faster each "
@@ -145,15 +147,15 @@ def _with_new_columns(table: Table, keys: list[str]) -> Table:
 
 
 def warn_of_moved_columns(table: Table, keys: Iterable[str]) -> None:
-    """Say in the log which columns of the transcript row the table has dropped or renamed."""
+    """Log which columns of the transcript row the table has dropped or renamed."""
     if moved := moved_columns(table, transcript_schema(keys)):
         log.warning("%s", describe_moved(table, moved))
 
 
 def expected_columns(table: Table, keys: Iterable[str]) -> pa.Schema:
-    """The transcript row without the columns that the table has dropped or renamed.
+    """Return the transcript schema without the columns that the table has dropped or renamed.
 
-    Without the partition columns, too, which are there already, and may be of another type than ours.
+    Partition columns are omitted as well, because they exist already and may have another type than ours.
     """
     import pyarrow as pa
 
