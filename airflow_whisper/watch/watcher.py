@@ -1,6 +1,7 @@
 """Watch a source: list it repeatedly and report the files that are new since the previous listing.
 
-Uses Airflow only for connections, and is synchronous: the trigger runs it in a thread, the sensor in its task.
+It is synchronous and uses Airflow only for connections. The trigger runs it in a thread, the sensor in its
+task.
 """
 
 from __future__ import annotations
