@@ -38,6 +38,12 @@ SERVER_PARAMETERS = {"s3", "rest"}
 _HOME = pytest.StashKey[Path]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--histories", type=int, default=100, help="random histories in tests/provider/test_convergence.py"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Airflow reads its configuration when it is first imported, which collection already does. So its home is
     # settled here, before any test module is loaded, and never the home of the person who runs the tests.

@@ -1,0 +1,167 @@
+"""Random histories of a partition: whatever happened, the table equals the function of what is there.
+
+A hundred histories of ten steps by default; more with ``--histories 5000``. Every history that once failed
+is an explicit example below.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from histories import Expire, Fail, Options, Pass, Put, Race, Remove, Repeat, Resume, Run, Step, World
+from history_engine import BROKEN
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from pyspark.sql import SparkSession
+
+from whisper_spark.contract import WhisperOptions
+from whisper_spark.spark.conf import spark_defaults
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[SparkSession]:
+    """Spark for many small jobs: one slot, one shuffle partition, no compilation of queries."""
+    conf = {
+        "spark.master": "local[1,1]",
+        "spark.task.cpus": "1",
+        "spark.ui.enabled": "false",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.default.parallelism": "1",
+        "spark.sql.shuffle.partitions": "1",
+        "spark.sql.adaptive.enabled": "false",
+        "spark.sql.codegen.wholeStage": "false",
+    }
+    builder = SparkSession.builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
+    for key, value in {**spark_defaults(conf, WhisperOptions(model="base")), **conf}.items():
+        builder = builder.config(key, value)
+    before = os.environ.get("PYSPARK_PYTHON")
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("OFF")  # failures are part of a history
+    session.sparkContext.addPyFile(str(Path(__file__).parents[1] / "support" / "history_engine.py"))
+    yield session
+    session.stop()
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    os.environ.pop("PYSPARK_PYTHON") if before is None else os.environ.update(PYSPARK_PYTHON=before)
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The embedded catalog, with a table for each history."""
+    folder = tmp_path_factory.mktemp("histories")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_WHISPER_WAREHOUSE", str(folder / "warehouse"))
+        yield folder
+
+
+_names = st.sampled_from(["a.wav", "b.wav", "c.mp3"])
+_sources = st.sampled_from(["calls", "calls", "calls", "more"])
+_runs = st.builds(
+    Run,
+    source=st.sampled_from(["calls", "calls", "calls", "more", "mistyped"]),
+    on_removed=st.sampled_from(["keep", "keep", "delete"]),
+    until=st.sampled_from(["register", "register", "register", "discover", "transcribe", "validate"]),
+    stop_after=st.sampled_from([None, None, None, 0, 1]),
+    pattern=st.sampled_from([None, None, None, "*.mp3"]),
+)
+_steps = st.one_of(
+    st.builds(Put, _names, st.sampled_from(["yes", "no", "hello there", BROKEN]), _sources),
+    st.builds(Put, _names, st.sampled_from(["yes", "no"]), _sources),
+    st.builds(Remove, _names, _sources),
+    st.builds(Fail, _names, _sources),
+    st.builds(Pass, _names, _sources),
+    st.builds(Options, st.sampled_from([0, 1])),
+    _runs,
+    _runs,
+    st.just(Resume()),
+    st.just(Repeat()),
+    st.builds(Race, _sources),
+    st.builds(Expire, st.sampled_from(["staging", "snapshots"])),
+)
+
+
+def play(session: SparkSession, folder: Path, history: list[Step]) -> None:
+    number = next(_numbers)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{number}-") as own:
+        world = World(session, Path(own), f"speech.history_{number}")
+        for step in history:
+            world.play(step)
+        world.converge()
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        pytest.param(
+            [Put("a.wav", "yes"), Fail("a.wav"), Run(), Pass("a.wav"), Run()],
+            id="an error that passes does not stay",
+        ),
+        pytest.param(
+            [Put("a.wav", "yes"), Fail("a.wav"), Run(until="transcribe"), Pass("a.wav"), Resume()],
+            id="a retry of the same run tries again what may pass",
+        ),
+        pytest.param(
+            [
+                *(Put("a.wav", "yes"), Put("b.mp3", "no"), Run()),
+                *(Put("b.mp3", "yes"), Run(on_removed="delete", pattern="*.mp3")),
+            ],
+            id="a pattern removes no rows",
+        ),
+        pytest.param(
+            [Put("a.wav", "yes"), Run(), Put("b.wav", "no", "more"), Run("more", on_removed="delete")],
+            id="two sources of a partition leave each other's rows alone",
+        ),
+        pytest.param(
+            [Put("a.wav", "yes"), Run(), Run("mistyped", on_removed="delete")],
+            id="a source that does not exist removes no rows",
+        ),
+        pytest.param(
+            [Put("a.wav", "yes"), Run(), Remove("a.wav"), Run(on_removed="delete")],
+            id="an empty source removes no more than max_removed_rate allows",
+        ),
+        pytest.param(
+            [Put("a.wav", "yes"), Put("b.wav", "no"), Run(stop_after=1), Race()],
+            id="two jobs with one manifest leave each other's files alone",
+        ),
+        pytest.param(
+            [Put("a.wav", "yes"), Run(), Put("a.wav", "no"), Run(), Expire("snapshots"), Repeat()],
+            id="registering again after its snapshot has expired changes nothing",
+        ),
+        pytest.param(
+            [Put("a.wav", "yes"), Run(until="transcribe"), Expire("staging"), Resume(), Run()],
+            id="a run whose staging has expired starts over",
+        ),
+    ],
+)
+def test_history_that_once_failed(session: SparkSession, warehouse: Path, history: list[Step]) -> None:
+    play(session, warehouse, history)
+
+
+def test_after_any_history_the_table_is_the_function_of_what_is_there(
+    session: SparkSession, warehouse: Path, pytestconfig: pytest.Config
+) -> None:
+    count = pytestconfig.getoption("--histories")
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=count <= 100,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(st.lists(_steps, min_size=10, max_size=10))
+    def histories(history: list[Step]) -> None:
+        play(session, warehouse, history)
+
+    histories()

@@ -1,0 +1,84 @@
+"""A stand-in for the model, for histories: what happens to a file is written beside it, not in its bytes.
+
+A file ``a.wav`` becomes the text that it holds. The hidden file ``.a.wav.fails`` makes it fail for a reason
+that may pass, although its etag stays the same; ``.stop-after`` in the folder ends the whole engine after so
+many files, as a lost GPU does. ``.heard`` gets a line for each file that was worked on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from whisper_spark.contract import Segment, Transcript, WhisperOptions
+from whisper_spark.progress.counters import Progress
+from whisper_spark.storage.objects import ObjectChanged, ObjectNotFound, StorageError
+
+BROKEN = "not audio"
+"""What a file holds that can never be transcribed."""
+
+
+class DeviceLostError(RuntimeError):
+    """What stops an engine before all files are done."""
+
+
+def get_engine(options: WhisperOptions, storage: Any = None) -> HistoryEngine:
+    return HistoryEngine(options)
+
+
+class HistoryEngine:
+    def __init__(self, options: WhisperOptions) -> None:
+        self._options = options
+
+    def transcribe(
+        self, files: Iterable[Any], storage: Any = None, progress: Any = None
+    ) -> Iterator[Transcript]:
+        progress = progress or Progress()
+        progress.start()
+        for number, file in enumerate(files):
+            folder = Path(file.uri.removeprefix("file://")).parent
+            stop = folder / ".stop-after"
+            if stop.exists() and number >= int(stop.read_text()):
+                raise DeviceLostError("CUDA error: the device was lost")
+            transcript = self._transcript(file, storage, folder)
+            with (folder / ".heard").open("a") as heard:
+                heard.write(f"{file.uri} {file.etag} {self._options.fingerprint()}\n")
+            progress.finished(transcript)
+            yield transcript
+        progress.stop()
+
+    def _transcript(self, file: Any, storage: Any, folder: Path) -> Transcript:
+        common = {
+            "audio_uri": file.uri,
+            "audio_etag": file.etag,
+            "audio_bytes": file.size,
+            "attempt": file.attempt,
+            "model": self._options.model,
+            "fingerprint": self._options.fingerprint(),
+            "engine_version": "stand-in 1",
+            "transcribed_at": datetime.now(UTC),
+        }
+
+        def error(code: str) -> Transcript:
+            return Transcript(status="error", error_code=code, error_message=f"stand-in: {code}", **common)
+
+        name = file.uri.rsplit("/", 1)[1]
+        if (folder / f".{name}.fails").exists():
+            return error("internal")
+        try:
+            with storage.open(file.uri, etag=file.etag) as audio:
+                text = audio.read().decode()
+        except ObjectNotFound:
+            return error("not_found")
+        except ObjectChanged:
+            return error("changed_during_read")
+        except StorageError:
+            return error("internal")
+        if text == BROKEN:
+            return error("corrupt")
+        segment = Segment(0, None, 0.0, 1.0, text, "en", -0.1, 1.0, 0.0, None)
+        return Transcript(
+            language="en", duration_s=2.0, speech_s=1.0, channels=1, text=text, segments=(segment,), **common
+        )
