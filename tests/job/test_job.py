@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import re
 import shutil
 import sys
@@ -18,11 +17,11 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 from spark_cluster import staged_table, write_run
+from spark_session import local_session
 from standin_engine import LOG_SUFFIX
 
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.progress.reports import JobSize
-from whisper_spark.spark.conf import spark_defaults
 from whisper_spark.spark.dataframes import manifest_rows, partitioned_by_size
 from whisper_spark.spark.failures import cause_of
 from whisper_spark.spark.run import JobRun
@@ -45,25 +44,8 @@ OPTIONS = WhisperOptions(model="base")
 @pytest.fixture(scope="module")
 def spark() -> Iterator[SparkSession]:
     """Two slots, and a task may fail twice."""
-    conf = {
-        "spark.master": "local[2,3]",
-        "spark.task.cpus": "1",
-        "spark.ui.enabled": "false",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-    }
-    builder = SparkSession.builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
-    for key, value in {**spark_defaults(conf, OPTIONS), **conf}.items():
-        builder = builder.config(key, value)
-    before = os.environ.get("PYSPARK_PYTHON")
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    session = builder.getOrCreate()
-    session.sparkContext.addPyFile(str(Path(__file__).parents[1] / "support" / "standin_engine.py"))
-    yield session
-    session.stop()
-    # It reports the end of its connections when the interpreter ends, and pytest has closed the log by then.
-    logging.getLogger("py4j").setLevel(logging.WARNING)
-    os.environ.pop("PYSPARK_PYTHON") if before is None else os.environ.update(PYSPARK_PYTHON=before)
+    with local_session({"spark.master": "local[2,3]"}, "standin_engine") as session:
+        yield session
 
 
 class Workbench:

@@ -7,9 +7,6 @@ is an explicit example below.
 from __future__ import annotations
 
 import itertools
-import logging
-import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,42 +14,31 @@ from pathlib import Path
 import pytest
 from histories import Expire, Fail, Options, Pass, Put, Race, Remove, Repeat, Resume, Run, Step, World
 from history_engine import BROKEN
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
+from spark_session import local_session
 
-from whisper_spark.contract import WhisperOptions
-from whisper_spark.spark.conf import spark_defaults
+PARTS = 10
+"""Tests that share the histories, so that none of them takes minutes."""
 
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[SparkSession]:
+def spark() -> Iterator[SparkSession]:
     """Spark for many small jobs: one slot, one shuffle partition, no compilation of queries."""
     conf = {
         "spark.master": "local[1,1]",
-        "spark.task.cpus": "1",
-        "spark.ui.enabled": "false",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
         "spark.default.parallelism": "1",
         "spark.sql.shuffle.partitions": "1",
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.codegen.wholeStage": "false",
     }
-    builder = SparkSession.builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1")
-    for key, value in {**spark_defaults(conf, WhisperOptions(model="base")), **conf}.items():
-        builder = builder.config(key, value)
-    before = os.environ.get("PYSPARK_PYTHON")
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("OFF")  # failures are part of a history
-    session.sparkContext.addPyFile(str(Path(__file__).parents[1] / "support" / "history_engine.py"))
-    yield session
-    session.stop()
-    logging.getLogger("py4j").setLevel(logging.WARNING)
-    os.environ.pop("PYSPARK_PYTHON") if before is None else os.environ.update(PYSPARK_PYTHON=before)
+    with local_session(conf, "history_engine") as session:
+        # Failures are part of a history.
+        session.sparkContext.setLogLevel("OFF")
+        yield session
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +76,10 @@ _steps = st.one_of(
 )
 
 
-def play(session: SparkSession, folder: Path, history: list[Step]) -> None:
+def play(spark: SparkSession, folder: Path, history: list[Step]) -> None:
     number = next(_numbers)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{number}-") as own:
-        world = World(session, Path(own), f"speech.history_{number}")
+        world = World(spark, Path(own), f"speech.history_{number}")
         for step in history:
             world.play(step)
         world.converge()
@@ -143,25 +129,25 @@ def play(session: SparkSession, folder: Path, history: list[Step]) -> None:
         ),
     ],
 )
-def test_history_that_once_failed(session: SparkSession, warehouse: Path, history: list[Step]) -> None:
-    play(session, warehouse, history)
+def test_history_that_once_failed(spark: SparkSession, warehouse: Path, history: list[Step]) -> None:
+    play(spark, warehouse, history)
 
 
+@pytest.mark.parametrize("number", range(PARTS))
 def test_after_any_history_the_table_is_the_function_of_what_is_there(
-    session: SparkSession, warehouse: Path, pytestconfig: pytest.Config
+    spark: SparkSession, warehouse: Path, pytestconfig: pytest.Config, number: int
 ) -> None:
-    count = pytestconfig.getoption("--histories")
-
+    @seed(number)
     @settings(
-        max_examples=count,
+        max_examples=max(pytestconfig.getoption("--histories") // PARTS, 1),
         deadline=None,
         database=None,
-        derandomize=count <= 100,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
+        # A failing history is printed as it was played: to shorten it would take many times as long.
+        phases=(Phase.generate,),
     )
     @given(st.lists(_steps, min_size=10, max_size=10))
     def histories(history: list[Step]) -> None:
-        play(session, warehouse, history)
+        play(spark, warehouse, history)
 
     histories()
