@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, librivox: list[Clip]) -> Pa
     audio.mkdir()
     shutil.copy(librivox[1].path, audio / "call 1.wav")
     shutil.copy(librivox[4].path, audio / "call 2.wav")
-    (audio / "notes.txt").write_text("Not audio at all.\n" * 20)
+    (audio / "notes.mp3").write_text("Not audio at all.\n" * 20)
     return audio
 
 

@@ -277,7 +277,7 @@ def test_checks_are_data_quality_assertions(observed: Observed) -> None:
     (staged,) = observed.last("validate")["inputs"]
     assertions = staged["inputFacets"]["dataQualityAssertions"]["assertions"]
     by_name = {assertion["assertion"]: assertion for assertion in assertions}
-    assert len(by_name) == 8
+    assert len(by_name) == 9
     assert by_name["error rate"]["success"] is True
     assert (by_name["error rate"]["expected"], by_name["error rate"]["actual"]) == (
         "at most 50 %",

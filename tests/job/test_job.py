@@ -320,7 +320,7 @@ def test_cause_of_a_failed_job_is_named(bench: Workbench) -> None:
     with pytest.raises(Exception, match="faster-whisper model") as caught:
         bench.job_run(run, engine="whisper_spark.engine.transcriber:get_engine", options=missing)
     assert cause_of(caught.value).startswith(
-        f"whisper_spark.decoding.model.ModelError: {bench.folder} is no faster-whisper model"
+        f"whisper_spark.decoding.model_cache.ModelError: {bench.folder} is no faster-whisper model"
     )
 
     with pytest.raises(Exception, match="no_such_engine") as caught:
