@@ -1,5 +1,5 @@
-"""Counters of a running engine, and how they reach the log of the driver.
+"""Counters of a running engine, and the progress reports that bring them to the log of the driver.
 
-Measures, never decides: an engine gives the same transcripts without it, and a store that fails here fails
-no task.
+Nothing here may affect the transcripts, or make a task fail: errors of the store are only logged. Only
+``spark/first_files.py`` acts on the reports: it stops a job whose files all fail.
 """

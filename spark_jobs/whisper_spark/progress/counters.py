@@ -1,7 +1,7 @@
-"""How far one pass of the engine is, and where its time goes.
+"""Counters of one pass of the engine: its progress, and the time that it spends in each stage.
 
-Counting must cost nothing, so each thread of the engine adds up its own seconds without a lock, and whoever
-asks for a :class:`Snapshot` adds up the threads.
+Counting must be cheap, so each thread of the engine adds up its own seconds without a lock. The sum over all
+threads is computed when a :class:`Snapshot` is taken.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ STAGES: dict[str, str] = {
     "align": "word times",
     "assemble": "segments, scores and flags of finished files",
 }
-"""Stages of the work, and what each one is. Their seconds are those of threads: sums may exceed the clock."""
+"""Stages of the work, with descriptions. Their times are sums over threads and may exceed the wall time."""
 
 DEVICE_STAGES = ("encode", "language", "generate", "retry", "align")
-"""Stages in which a thread keeps the device busy. Such a thread is otherwise in ``idle``."""
+"""Stages in which a decoding thread keeps the device busy. Otherwise it is in ``idle``."""
 
 _Item = TypeVar("_Item")
 
@@ -47,12 +47,13 @@ _Item = TypeVar("_Item")
 
 
 class _Record:
-    """Seconds and counts of one thread. Only that thread writes."""
+    """Seconds and counts of one thread, which only this thread changes."""
 
     __slots__ = ("counts", "seconds", "since", "stage", "whole")
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)  # never grows: others may copy it
+        # All keys exist from the start, so that other threads can copy the dict at any time.
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.counts: dict[str, int] = {"windows": 0, "retried_windows": 0}
         self.stage: str | None = None
         self.since = 0.0
@@ -65,7 +66,7 @@ class _Record:
         self.stage, self.since = name, now
 
     def running(self) -> dict[str, float]:
-        """The seconds so far, those of the stage that is not over yet included."""
+        """The seconds so far, including those of the current stage."""
         seconds, stage, since = dict(self.seconds), self.stage, self.since
         if stage is not None:
             seconds[stage] += max(time.perf_counter() - since, 0.0)
@@ -80,17 +81,17 @@ def _record() -> _Record | None:
 
 
 class stage:  # noqa: N801 - reads as a statement: with stage("encode")
-    """Charges the time of a block to a stage of the pass that this thread works for, if any.
+    """Adds the time of a block to a stage of the pass that this thread works for, if any.
 
     .. code-block:: python
 
         with stage("encode"):
             encoded = model.encode(features)
 
-    A stage inside another one interrupts it.
+    A nested stage interrupts the outer one.
 
     :param name: one of :data:`STAGES`.
-    :param whole: stages inside this one count as this one.
+    :param whole: count nested stages as part of this one.
     """
 
     __slots__ = ("_name", "_outer", "_record", "_whole")
@@ -119,7 +120,7 @@ class stage:  # noqa: N801 - reads as a statement: with stage("encode")
 
 
 def timed(name: str, items: Iterator[_Item]) -> Iterator[_Item]:
-    """The same items; the time that it takes to make each of them is charged to a stage."""
+    """Iterate over items, and add the time to produce each of them to a stage."""
     while True:
         with stage(name):
             try:
@@ -130,14 +131,14 @@ def timed(name: str, items: Iterator[_Item]) -> Iterator[_Item]:
 
 
 def count(name: str, number: int = 1) -> None:
-    """Adds to ``windows`` or ``retried_windows`` of the pass that this thread works for, if any."""
+    """Add to ``windows`` or ``retried_windows`` of the pass that this thread works for, if any."""
     record = _record()
     if record is not None:
         record.counts[name] += number
 
 
 def charge(seconds: Mapping[str, float]) -> None:
-    """Adds what another process spent in stages to the pass that this thread works for, if any."""
+    """Add the seconds that another process spent in stages to the pass that this thread works for, if any."""
     record = _record()
     if record is not None:
         for name, spent in seconds.items():
@@ -149,24 +150,25 @@ def charge(seconds: Mapping[str, float]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A pass at one moment.
+    """The counters of a pass at one moment.
 
-    :param state: ``"loading"`` the model, ``"running"``, ``"done"`` or ``"failed"``.
-    :param files: finished, with or without an error.
+    :param state: ``"loading"`` (the model), ``"running"``, ``"done"`` or ``"failed"``.
+    :param files: finished files, with or without an error.
     :param total_files: files of the whole pass, without those left out; ``None`` when unknown.
-    :param audio_bytes: of finished files, and of the finished part of files under way.
-    :param total_bytes: the same in bytes.
-    :param left_out: files that an earlier attempt of the Spark task had finished; not in ``files``.
-    :param left_out_bytes: bytes of those.
-    :param audio_seconds: transcribed so far, the finished part of files under way included.
-    :param speech_seconds: speech in finished files.
-    :param seconds: since the model was loaded.
-    :param errors: files for each error code.
-    :param flags: files for each quality flag.
+    :param audio_bytes: bytes of finished files, and of the finished part of files in progress.
+    :param total_bytes: bytes of the files in ``total_files``; ``None`` when unknown.
+    :param left_out: files that an earlier attempt of the Spark task had finished; not included in ``files``.
+    :param left_out_bytes: bytes of the files left out.
+    :param audio_seconds: seconds of audio transcribed so far, including the finished part of files in
+        progress.
+    :param speech_seconds: seconds of speech in finished files.
+    :param seconds: seconds since the model was loaded.
+    :param errors: number of files by error code.
+    :param flags: number of files by quality flag.
     :param windows: windows decoded.
     :param retried_windows: of these, how many were decoded more than once.
     :param queue_bytes: bytes of features that wait for the device.
-    :param queue_limit: bytes of features that may wait.
+    :param queue_limit: maximum bytes of features that may wait.
     :param stages: seconds of all threads together in each of :data:`STAGES`.
     """
 
@@ -190,28 +192,28 @@ class Snapshot:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of audio for each second."""
+        """Seconds of audio transcribed per second."""
         return self.audio_seconds / self.seconds if self.seconds else 0.0
 
     @property
     def queue_fill(self) -> float:
-        """How full the queue in front of the device is, 0 to 1. Empty means that the device starves."""
+        """Fill level of the queue of the device, 0 to 1. With an empty queue the device waits for work."""
         return min(self.queue_bytes / self.queue_limit, 1.0) if self.queue_limit else 0.0
 
     @property
     def device_busy(self) -> float | None:
-        """Share of their time, 0 to 1, in which the threads of the device had work; ``None`` before any."""
+        """Share of their time, 0 to 1, in which the threads of the device had work; ``None`` if unknown."""
         return device_busy(self.stages)
 
     @property
     def seconds_left(self) -> float | None:
-        """At the speed so far; ``None`` while that is unknown. Bytes decide, for files differ in length."""
+        """Estimated seconds until the end, by bytes or else by files; ``None`` when unknown."""
         return seconds_left(self.seconds, self.audio_bytes, self.total_bytes) or seconds_left(
             self.seconds, self.files, self.total_files
         )
 
     def sums(self) -> dict[str, float]:
-        """What can be added up over passes, by name."""
+        """The counters that can be summed over passes, by name."""
         return {
             "windows": self.windows,
             "retried_windows": self.retried_windows,
@@ -228,7 +230,7 @@ class Snapshot:
     def from_json(cls, text: str | bytes) -> Snapshot:
         """The inverse of :meth:`to_json`. Fields of later releases are ignored.
 
-        :raises ValueError: when the text is no snapshot.
+        :raises ValueError: when the text is not a JSON object.
         """
         values = json.loads(text)
         if not isinstance(values, dict):
@@ -237,14 +239,17 @@ class Snapshot:
 
 
 def device_busy(stages: Mapping[str, float]) -> float | None:
-    """Share of their time, 0 to 1, in which the threads of the device had work; ``None`` without any."""
+    """Share of their time, 0 to 1, in which the threads of the device had work; ``None`` without any time.
+
+    :param stages: seconds in each of :data:`STAGES`.
+    """
     busy = sum(stages.get(name, 0.0) for name in DEVICE_STAGES)
     total = busy + stages.get("idle", 0.0)
     return busy / total if total else None
 
 
 def seconds_left(seconds: float, done: float, total: float | None) -> float | None:
-    """Time to do the rest at the speed so far; ``None`` when done or total says nothing about that."""
+    """Seconds that the rest takes at the speed so far; ``None`` when it cannot be estimated."""
     if not done or total is None or done > total:
         return None
     return seconds * (total - done) / done
@@ -252,15 +257,15 @@ def seconds_left(seconds: float, done: float, total: float | None) -> float | No
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """What an engine is doing, apart from the files that it has finished.
+    """The counters of an engine, except for finished files.
 
     :param windows: windows decoded.
     :param retried_windows: of these, how many were decoded more than once.
     :param stages: seconds of all threads together in each of :data:`STAGES`.
-    :param underway_bytes: the finished part of files under way, in bytes.
-    :param underway_seconds: the same in seconds of audio.
+    :param underway_bytes: bytes of the finished part of files in progress.
+    :param underway_seconds: seconds of audio of the finished part of files in progress.
     :param queue_bytes: bytes of features that wait for the device.
-    :param queue_limit: bytes of features that may wait.
+    :param queue_limit: maximum bytes of features that may wait.
     """
 
     windows: int = 0
@@ -281,7 +286,7 @@ class Activity:
         return Activity(stages=stages, **numbers)
 
     def past(self) -> Activity:
-        """What remains of it once the engine is gone."""
+        """The part that still counts after the engine has ended."""
         return Activity(windows=self.windows, retried_windows=self.retried_windows, stages=self.stages)
 
 
@@ -297,16 +302,17 @@ class _Underway:
 
 
 class Progress:
-    """Counts one pass over files. Any thread may ask for a :meth:`snapshot` at any time.
+    """The counters of one pass over files. Any thread may take a :meth:`snapshot` at any time.
 
-    :param files: files of the whole pass, if known.
-    :param audio_bytes: their bytes, if known; without them nothing is said about the time left until
-        files are finished.
+    :param files: number of files in the pass, if known.
+    :param audio_bytes: total size of the files in bytes, if known; without it the remaining time is estimated
+        only when files are finished.
     """
 
     def __init__(self, files: int | None = None, audio_bytes: int | None = None) -> None:
         self._total_files, self._total_bytes = files, audio_bytes
-        self._lock = threading.Lock()  # taken once for a batch or a file, never inside one
+        # Taken once per batch or file.
+        self._lock = threading.Lock()
         self._records: dict[int, _Record] = {}
         self._underway: dict[str, _Underway] = {}
         self._queue: Callable[[], tuple[int, int]] = lambda: (0, 0)
@@ -316,24 +322,24 @@ class Progress:
         self._bytes = self._audio_s = self._speech_s = 0.0
         self._errors: Counter[str] = Counter()
         self._flags: Counter[str] = Counter()
-        # Of engines in other processes: those that are gone, and the one at work.
+        # Counters of engines in other processes: those that have ended, and the current one.
         self._past = self._elsewhere = Activity()
 
     def start(self, queue: Callable[[], tuple[int, int]] | None = None) -> None:
-        """The model is loaded and the first file is being read.
+        """Start the clock: the model is loaded and the first file is being read.
 
-        :param queue: gives the bytes that wait for the device, and how many may.
+        :param queue: returns the bytes that wait for the device, and their maximum.
         """
         self._queue = queue or self._queue
         self._started = self._started or time.monotonic()
 
     def stop(self) -> None:
-        """Nothing more will come."""
+        """Stop the clock: all files are finished."""
         self._stopped = time.monotonic()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Charges what this thread does in the block to this pass: see :class:`stage`."""
+        """Counts the stages of this thread in the block for this pass, see :class:`stage`."""
         with self._lock:
             record = self._records.setdefault(threading.get_ident(), _Record())
         outer, _thread.record = _record(), record
@@ -343,7 +349,7 @@ class Progress:
             _thread.record = outer
 
     def leave_out(self, audio_bytes: int | None) -> None:
-        """A file of the pass needs no work, because an earlier attempt of the Spark task did it."""
+        """Leave out a file that an earlier attempt of the Spark task has finished."""
         with self._lock:
             self._left_out += 1
             self._left_out_bytes += audio_bytes or 0
@@ -353,15 +359,15 @@ class Progress:
                 self._total_bytes = max(self._total_bytes - (audio_bytes or 0), 0)
 
     def opened(self, uri: str, audio_bytes: int | None, declared_s: float | None) -> None:
-        """A file is being read.
+        """Add a file that is being read.
 
-        :param declared_s: length that its container claims, in seconds.
+        :param declared_s: length that its container declares, in seconds.
         """
         with self._lock:
             self._underway[uri] = _Underway(audio_bytes or 0, declared_s)
 
     def heard(self, positions: Mapping[str, float]) -> None:
-        """A batch is done: how far each file in it is transcribed now, in seconds."""
+        """Record the positions up to which files are transcribed, in seconds, after a batch."""
         with self._lock:
             for uri, position in positions.items():
                 if uri in self._underway:
@@ -369,7 +375,7 @@ class Progress:
                     file.heard_s = max(file.heard_s, position)
 
     def finished(self, file: Transcript) -> None:
-        """A file is finished, with or without an error."""
+        """Count a finished file, with or without an error."""
         with self._lock:
             self._underway.pop(file.audio_uri, None)
             self._files += 1
@@ -381,17 +387,17 @@ class Progress:
                 self._errors[file.error_code] += 1
 
     def follow(self, activity: Activity) -> None:
-        """What an engine in another process has been doing since it started; files are counted here."""
+        """Set the counters of the engine in another process, whose finished files are counted here."""
         with self._lock:
             self._elsewhere = activity
 
     def unfollow(self) -> None:
-        """That engine is gone: another one will count from 0."""
+        """Keep the counters of the engine in another process, which has ended; the next one starts at 0."""
         with self._lock:
             self._past, self._elsewhere = self._past + self._elsewhere.past(), Activity()
 
     def activity(self) -> Activity:
-        """What is going on now, here and elsewhere."""
+        """The current counters of this process and of the engines in other processes."""
         queue_bytes, queue_limit = self._queue()
         with self._lock:
             records = list(self._records.values())
@@ -410,7 +416,7 @@ class Progress:
         return here + elsewhere
 
     def snapshot(self) -> Snapshot:
-        """Everything, as it is now."""
+        """The current value of all counters."""
         now = self._stopped or time.monotonic()
         activity = self.activity()
         with self._lock:

@@ -1,9 +1,8 @@
-"""How progress gets from the tasks of a job into its log: small objects in staging, written again and again.
+"""Progress reports: each task of a job keeps a small object in staging up to date, and the driver logs them.
 
-What a Spark task prints stays on its executor, and accumulators reach the driver only when a task ends.
-Staging is the one place that tasks, driver and Airflow share on every kind of cluster, so each task keeps one
-small object there, which whoever prints the log reads. Losing all of it would harm nobody: no error in here
-reaches a task or the job.
+The output of a Spark task stays on its executor, and accumulators reach the driver only when a task ends.
+Staging is the only place that tasks, driver and Airflow share on every kind of cluster. Reports may be lost
+without harm: errors in this module never reach a task or the job.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ PROGRESS_SECONDS = 10.0
 """How often each task reports, and how often the reports are printed, in seconds."""
 
 MOST_LINES = 20
-"""Tasks that get a line of their own each time. Of more, those with the most time left."""
+"""Maximum number of tasks with a line of their own in each round: those with the most time left."""
 
+# Maximum time in seconds that a task waits for its last report, because the store may not answer.
 _LAST_WORD_SECONDS = 2.0
-# A task waits for its last report no longer: the store may be down, and the rows are what counts.
 
 _READERS = 8
 _SILENT_ROUNDS = 4
@@ -44,7 +43,7 @@ _JOB = "job.json"
 
 
 def reports_folder(run_uri: str) -> str:
-    """Folder of the reports of all job runs of a run."""
+    """Folder of the reports of all job runs on a run."""
     return f"{run_uri}/progress"
 
 
@@ -57,14 +56,14 @@ def report_folder(run_uri: str, attempt_id: str) -> str:
 
 
 def task_report_uri(folder_uri: str, task: int) -> str:
-    """Where a task reports."""
+    """URI of the report of a task."""
     return f"{folder_uri}/task-{task:05d}.json"
 
 
 class TaskReport:
-    """Keeps an object in staging up to date with a :class:`Progress` for as long as the block runs.
+    """Writes the state of a :class:`Progress` to staging regularly while the block runs.
 
-    :param uri: see :func:`task_report_uri`.
+    :param uri: URI of the report, see :func:`task_report_uri`.
     :param every: seconds between two reports.
     """
 
@@ -96,7 +95,8 @@ class TaskReport:
                 snapshot = dataclasses.replace(snapshot, state="failed" if self._failed else "done")
             try:
                 self._storage.write_bytes(self._uri, snapshot.to_json().encode())
-            except Exception as error:  # whatever it is, it must not matter to the task
+            except Exception as error:
+                # No error of a report may affect the task.
                 log.warning("progress could not be reported: %s", error)
             if over:
                 return
@@ -108,11 +108,11 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True)
 class JobSize:
-    """What a job has to do.
+    """The amount of work of a job.
 
-    :param files: files to transcribe.
-    :param audio_bytes: their bytes, 0 when unknown.
-    :param tasks: Spark tasks among which they are divided.
+    :param files: number of files to transcribe.
+    :param audio_bytes: total size of the files in bytes; 0 when unknown.
+    :param tasks: number of Spark tasks among which they are divided.
     """
 
     files: int
@@ -120,19 +120,21 @@ class JobSize:
     tasks: int
 
     def of_task(self, task: int) -> JobSize:
-        """What ``dataframes.partitioned_by_size`` gives to a task: its files exactly, its bytes roughly."""
+        """The work that ``dataframes.partitioned_by_size`` assigns to a task; its bytes are an estimate."""
         rounds, rest = divmod(self.files, self.tasks)
-        back = rounds % 2 == 1  # the last round, which is not complete, goes from the last task to the first
+        # The last round, which is incomplete, goes from the last task to the first after an odd number of
+        # rounds.
+        back = rounds % 2 == 1
         extra = task >= self.tasks - rest if back else task < rest
         return JobSize(rounds + extra, self.audio_bytes // self.tasks, 1)
 
     def write(self, storage: ObjectStorage, folder_uri: str) -> None:
-        """Leave it where a :class:`ProgressLog` elsewhere finds it."""
+        """Write it to the folder of the reports, for a :class:`ProgressLog` in another process."""
         storage.write_bytes(f"{folder_uri}/{_JOB}", json.dumps(dataclasses.asdict(self)).encode())
 
 
 def read_reports(storage: ObjectStorage, folder_uri: str) -> list[Snapshot]:
-    """What all tasks have reported last. Empty when that cannot be read."""
+    """The latest reports of all tasks. Empty when they cannot be read."""
     with contextlib.suppress(StorageError, ValueError):
         uris = [uri for uri, _ in _objects(storage, folder_uri) if _TASK.search(uri)]
         return [Snapshot.from_json(storage.read_bytes(uri)) for uri in uris]
@@ -140,7 +142,7 @@ def read_reports(storage: ObjectStorage, folder_uri: str) -> list[Snapshot]:
 
 
 def clear_reports(storage: ObjectStorage, folder_uri: str) -> None:
-    """Delete all reports below a folder. Leaves them there when the store does not let us."""
+    """Delete all reports below a folder. Errors of the store are ignored."""
     with contextlib.suppress(StorageError):
         storage.delete([uri for uri, _ in _objects(storage, folder_uri)])
 
@@ -158,13 +160,13 @@ class _Heard:
 
 
 class ProgressLog:
-    """Prints what the tasks of a job report, for as long as the block runs: a line for each, and a total.
+    """Logs the reports of the tasks of a job while the block runs: a line for each task, and a total.
 
-    :param folder_uri: where the tasks report.
-    :param tell: takes each line.
-    :param size: what the job has to do; ``None``: read it from the folder, once it is there.
+    :param folder_uri: folder of the reports.
+    :param tell: called with each line.
+    :param size: amount of work of the job; ``None``: it is read from the folder when it has been written.
     :param every: seconds between two rounds.
-    :param watch: takes what all tasks have reported, in each round.
+    :param watch: called with the latest reports of all tasks in each round.
     """
 
     def __init__(
@@ -203,7 +205,8 @@ class ProgressLog:
             try:
                 self._round()
                 silent = False
-            except Exception as error:  # progress is a courtesy: the job does not depend on it
+            except Exception as error:
+                # The job does not depend on progress reports. Only the first of consecutive errors is logged.
                 if not silent:
                     log.warning("progress is unknown: %s", error)
                 silent = True
@@ -247,11 +250,11 @@ def _etag(heard: _Heard | None) -> str | None:
 def progress_lines(
     tasks: Mapping[int, Snapshot], size: JobSize, seconds: float, silent: Mapping[int, float] | None = None
 ) -> list[str]:
-    """What to print: a line for each running task, at most :data:`MOST_LINES` of them, and one for all.
+    """The lines of one round: one for each running task, at most :data:`MOST_LINES`, and one for all tasks.
 
-    :param tasks: what each task reported last.
-    :param seconds: since the tasks were started.
-    :param silent: seconds since the last report of tasks that have not reported for too long.
+    :param tasks: latest report of each task.
+    :param seconds: seconds since the tasks were started.
+    :param silent: seconds since the last report, for tasks that have not reported for too long.
     """
     silent = silent or {}
     running = sorted(number for number, task in tasks.items() if task.state in ("loading", "running"))
@@ -295,7 +298,7 @@ def _job_line(tasks: Mapping[int, Snapshot], running: Sequence[int], size: JobSi
 
 
 def _job_seconds_left(tasks: Iterable[Snapshot], size: JobSize) -> float | None:
-    """The rest at the speed of the running tasks together, but no less than the slowest one needs."""
+    """Estimated seconds until the end: by the total speed of the tasks, but at least those of the slowest."""
     tasks = list(tasks)
     running = [task for task in tasks if task.state == "running" and task.seconds]
     rate = sum(task.audio_bytes / task.seconds for task in running)
@@ -316,7 +319,7 @@ def _left(seconds: float | None) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: ``45 s``, ``12 min``, ``2.3 h``."""
+    """A readable form of a duration: ``45 s``, ``12 min``, ``2.3 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"

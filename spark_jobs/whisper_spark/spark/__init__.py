@@ -1,4 +1,5 @@
-"""How the job uses Spark: configuration, DataFrames of files, the work of one task, the run as a whole.
+"""The Spark side of the job: configuration, DataFrames of files, the work of one task, and the whole run.
 
-Only this package, ``job`` and ``udf`` build on pyspark. What happens inside a task belongs to ``engine``.
+Only this package, ``job`` and ``udf`` may depend on pyspark. Change here how files are divided among tasks,
+and how a task stages its rows; how a task transcribes its files belongs to ``engine``.
 """

@@ -1,4 +1,4 @@
-"""How the job asks Spark to run it: properties, and how many tasks."""
+"""The Spark properties that the job sets, and the number of its tasks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from whisper_spark.contract import WhisperOptions
 from whisper_spark.storage.credentials import redaction_regex
 
 FILES_A_SLOT = 200
-"""Up to so many files for each slot, every slot gets one task; beyond, four smaller ones."""
+"""Up to this many files per slot, every slot gets one task; with more files, four smaller tasks."""
 
 _ALWAYS = {
-    # Two copies of a task would pay twice for the same files.
+    # A speculative copy of a task would transcribe the same files twice.
     "spark.speculation": "false",
-    # A wrongly named column in a task's output is otherwise accepted in silence.
+    # Without it, Spark silently accepts a wrongly named column in the output of a task.
     "spark.sql.execution.arrow.pyspark.validateSchema.enabled": "true",
-    # A file that ends a whole executor does so twice before it is given up, and there may be several.
+    # A file that crashes a whole executor does so twice before it becomes an error row, and there may be
+    # several.
     "spark.task.maxFailures": "8",
-    # A crash in native code leaves a Python traceback in the executor's log.
+    # Write a Python traceback to the executor's log when native code crashes.
     "spark.python.worker.faulthandler.enabled": "true",
     "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",
-    # Rows are only URIs. Small batches bring the first files to the engine at once.
+    # The rows are only URIs. With small batches the engine gets its first files sooner.
     "spark.sql.execution.arrow.maxRecordsPerBatch": "100",
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",
@@ -30,12 +31,13 @@ _ALWAYS = {
 
 
 def spark_defaults(conf: Mapping[str, str], options: WhisperOptions) -> dict[str, str]:
-    """Properties to add to those that the user has set, before the session starts.
+    """Properties to set before the session starts, in addition to those of the user.
 
-    One task runs one engine with the cores of a whole executor, so ``spark.task.cpus`` becomes
-    ``spark.executor.cores`` where that is known. ``device="cuda"`` asks for one GPU for each executor and
-    task. What ``conf`` has already stays, with two exceptions: more ``spark.task.cpus`` than a local
-    master has cores, which would wait forever, and a redaction that would show our credentials.
+    One task runs one engine with all cores of an executor, so ``spark.task.cpus`` becomes
+    ``spark.executor.cores`` if that is known. ``device="cuda"`` requests one GPU per executor and task.
+    Properties in ``conf`` are not changed, with two exceptions: more ``spark.task.cpus`` than a local master
+    has cores, because such a task would never start, and a redaction regex that does not match the properties
+    with credentials.
     """
     defaults = dict(_ALWAYS)
     cores = local_cores(conf.get("spark.master", ""))
@@ -43,7 +45,7 @@ def spark_defaults(conf: Mapping[str, str], options: WhisperOptions) -> dict[str
     if engine_cores:
         defaults["spark.task.cpus"] = str(engine_cores)
     if options.device == "cuda" and not cores:
-        # A local master's tasks see the GPUs of the machine as they are.
+        # Not for a local master, whose tasks can use all GPUs of the machine.
         defaults["spark.executor.resource.gpu.amount"] = "1"
         defaults["spark.task.resource.gpu.amount"] = "1"
     missing = {key: value for key, value in defaults.items() if key not in conf}
@@ -56,7 +58,7 @@ def spark_defaults(conf: Mapping[str, str], options: WhisperOptions) -> dict[str
 
 
 def local_cores(master: str) -> int | None:
-    """Cores of a local master: ``local``, ``local[4]``, ``local[*]``, ``local[4,2]``; else ``None``."""
+    """Cores of a local master (``local``, ``local[4]``, ``local[*]``, ``local[4,2]``), else ``None``."""
     if master == "local":
         return 1
     match = re.fullmatch(r"local\[\s*(\*|\d+)\s*(?:,\s*\d+\s*)?\]", master)
@@ -66,12 +68,12 @@ def local_cores(master: str) -> int | None:
 
 
 def slots(conf: Mapping[str, str], parallelism: int) -> int:
-    """Tasks that can run at the same time.
+    """Number of tasks that can run at the same time.
 
-    Executors may still be on their way when the job starts, so what was asked for counts as well as what
-    is there.
+    Executors may not have started yet when the job starts, so the requested cores count as well as the
+    present ones.
 
-    :param parallelism: Spark's ``defaultParallelism``: cores that are there now.
+    :param parallelism: Spark's ``defaultParallelism``: the cores of the executors that are running.
     """
     each = _integer(conf.get("spark.task.cpus")) or 1
     cores = _integer(conf.get("spark.executor.cores"))
@@ -86,10 +88,11 @@ def slots(conf: Mapping[str, str], parallelism: int) -> int:
 
 
 def task_count(files: int, slots: int) -> int:
-    """Tasks to divide files among.
+    """Number of tasks among which to divide the files.
 
-    Few, because a task's pipeline runs empty at its end; more than slots once there are many files, so
-    that a lost task costs less and fast executors take over from slow ones.
+    It is small, because the device is not fully used at the end of each task. With many files it is larger
+    than the number of slots, so that less work is lost with a task, and fast executors get more tasks than
+    slow ones.
     """
     return max(1, min(files, slots if files <= FILES_A_SLOT * slots else 4 * slots))
 

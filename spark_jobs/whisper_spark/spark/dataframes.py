@@ -1,7 +1,7 @@
-"""The rows of a run as Spark DataFrames: what is asked for, what is staged, who does what.
+"""The rows of a run as Spark DataFrames: the manifest, the staged rows, and files partitioned by size.
 
-The driver handles file names and counts only. Rows are read, matched and rewritten on the executors, so
-a manifest of ten million files fits through a small driver.
+The driver handles only file names and counts. Rows are read, joined and rewritten on the executors, so a
+small driver is enough for a manifest of ten million files.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _Batches = Iterator[pa.RecordBatch]
 def manifest_rows(
     spark: SparkSession, uri: str, row_groups: Sequence[int], staging: Mapping[str, str], tasks: int
 ) -> DataFrame:
-    """The manifest, each row with its ``row_group`` and its ``position`` in the whole file.
+    """The rows of the manifest, each with its ``row_group`` and its ``position`` in the whole file.
 
-    :param row_groups: rows in each row group.
+    :param row_groups: number of rows in each row group.
     :param staging: configuration of the storage that holds the manifest.
-    :param tasks: how many tasks read it, at most.
+    :param tasks: maximum number of tasks that read it.
     """
     starts = [0, *itertools.accumulate(row_groups)]
     config = dict(staging)
@@ -63,7 +63,7 @@ def manifest_rows(
 def staged_index(
     spark: SparkSession, files: Sequence[StagedFile], staging: Mapping[str, str], tasks: int
 ) -> DataFrame:
-    """What is known about staged rows without their text; ``file`` is a position in ``files``."""
+    """The index columns of staged rows, without the text. ``file`` is a position in ``files``."""
     uris = [file.uri for file in files]
     config = dict(staging)
 
@@ -85,19 +85,19 @@ def _per_item(spark: SparkSession, items: int, tasks: int) -> DataFrame:
 
 
 def is_final() -> Column:
-    """Whether a staged row can stay for good: a transcript, or an error that lies in the file."""
+    """Whether a staged row is final: a transcript, or one of :data:`FINAL_ERRORS`."""
     return (F.col("status") == "ok") | F.coalesce(
         F.col("error_code").isin(*sorted(FINAL_ERRORS)), F.lit(False)
     )
 
 
 def is_settled(max_attempts: int) -> Column:
-    """Whether a staged row needs no further try: it is final, or has been tried as often as is allowed."""
+    """Whether a staged row needs no further try: it is final, or ``max_attempts`` is reached."""
     return is_final() | (F.col("attempt") >= max_attempts)
 
 
 def unsettled(manifest: DataFrame, index: DataFrame, max_attempts: int) -> DataFrame:
-    """The rows of the manifest that have to be transcribed, ``attempt`` counted on from staged errors."""
+    """The rows of the manifest that have to be transcribed. ``attempt`` continues from staged errors."""
     tried = index.groupBy("audio_uri").agg(
         F.max("attempt").alias("tried"), F.max(is_settled(max_attempts)).alias("settled")
     )
@@ -107,13 +107,13 @@ def unsettled(manifest: DataFrame, index: DataFrame, max_attempts: int) -> DataF
 
 
 def ranked(index: DataFrame, preferred: Sequence[Sequence[int]] = ()) -> DataFrame:
-    """The index with ``rank``: 1 is the row to keep for a file, all others are superseded.
+    """The index with a column ``rank``: rank 1 is the row to keep for a file, all others are superseded.
 
-    A transcript is better than a final error, that is better than an error that may pass. Of equals those in
-    preferred files count, else the latest. File and position decide last, so that every evaluation decides
-    alike.
+    Transcripts rank before final errors, and these before transient errors, of which the one with the most
+    tries ranks first. Among equals, rows in preferred files rank first, then the latest. File and position
+    decide last, so that the order is deterministic.
 
-    :param preferred: numbers of files; those in the first sequence go before those in the second.
+    :param preferred: numbers of files, in sequences of decreasing priority.
     """
     quality = F.when(F.col("status") == "ok", 0).when(is_final(), 1).otherwise(2)
     best = Window.partitionBy("audio_uri").orderBy(
@@ -128,9 +128,9 @@ def ranked(index: DataFrame, preferred: Sequence[Sequence[int]] = ()) -> DataFra
 
 
 def reusable(pending: DataFrame, siblings: DataFrame) -> DataFrame:
-    """Rows of other runs that settle files of this one: the same bytes, the same options.
+    """Final rows of other runs for files of this run: same URI and etag, same options.
 
-    Without an etag nothing says that the bytes are the same, so such files are transcribed.
+    Files without an etag are transcribed again, because their content may differ.
     """
     wanted = pending.select("audio_uri", "audio_etag").where(F.col("audio_etag").isNotNull())
     matches = siblings.where(is_final()).join(wanted, ["audio_uri", "audio_etag"], "left_semi")
@@ -138,16 +138,16 @@ def reusable(pending: DataFrame, siblings: DataFrame) -> DataFrame:
 
 
 def partitioned_by_size(rows: DataFrame, row_groups: Mapping[int, int], tasks: int) -> DataFrame:
-    """Partition files by bytes, one partition a task: about the same for each, its largest file first.
+    """Partition files by size into one partition per task, of about equal total size, largest file first.
 
-    The manifest is sorted by size. Its rows go to the tasks in turn, back and forth (0 1 2 2 1 0 0 1 2 ...),
-    which keeps the tasks within the size of one file of each other.
+    The manifest is sorted by size. Its rows are assigned to the tasks back and forth (0 1 2 2 1 0 0 1 2 ...),
+    so that the sizes of two tasks differ by at most one file.
 
-    :param rows: of :func:`manifest_rows`, any subset.
-    :param row_groups: how many of them are in each row group.
+    :param rows: any subset of :func:`manifest_rows`.
+    :param row_groups: how many of these rows are in each row group.
     """
-    # Ranks count these rows only. With the positions in the whole manifest, the files of a task that
-    # failed would all go to one task again.
+    # Ranks count only these rows. With the positions in the whole manifest, all files of a failed task would
+    # be assigned to a single task again.
     counts = [row_groups.get(group, 0) for group in range(max(row_groups, default=0) + 1)]
     starts = list(itertools.accumulate(counts, initial=0))
     in_group = Window.partitionBy("row_group").orderBy("position")
@@ -157,16 +157,16 @@ def partitioned_by_size(rows: DataFrame, row_groups: Mapping[int, int], tasks: i
         .withColumn("back", F.floor(F.col("rank") / tasks) % 2 == 1)
         .withColumn("task", F.when(F.col("back"), tasks - 1 - F.col("turn")).otherwise(F.col("turn")))
     )
-    # The number of partitions is asked for, so adaptive execution leaves it alone.
+    # Adaptive execution does not change the number of partitions, because it is given explicitly.
     return assigned.repartitionById(tasks, F.col("task").cast("int")).sortWithinPartitions("rank")
 
 
 def copy_rows(
     chosen: DataFrame, files: Sequence[StagedFile], run: Run, staging: Mapping[str, str], job: str
 ) -> int:
-    """Copy rows of other runs into this one, unchanged. Returns how many.
+    """Copy rows of other runs to this run, unchanged. Returns their number.
 
-    :param chosen: ``file`` and ``row`` of each.
+    :param chosen: the rows, with columns ``file`` and ``row``.
     """
     uris = [file.uri for file in files]
     config = dict(staging)
@@ -187,11 +187,11 @@ def copy_rows(
 def keep_rows(
     kept: DataFrame, files: Sequence[StagedFile], run: Run, staging: Mapping[str, str], job: str
 ) -> list[StagedFile]:
-    """Write some rows of staged files to files of their own. Returns these.
+    """Write selected rows of staged files to new files. Returns the new files.
 
-    The old files stay where they are: another job may count on them.
+    The old files are not deleted, because another job may use them.
 
-    :param kept: ``file`` and ``row`` of each.
+    :param kept: the rows, with columns ``file`` and ``row``.
     """
     uris = [file.uri for file in files]
     config = dict(staging)

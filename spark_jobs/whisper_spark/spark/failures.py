@@ -1,4 +1,4 @@
-"""What made a Spark job fail, in one line, out of the many that Spark, Java and Python give."""
+"""Finds the cause of a failed Spark job, as one line, in the long messages of Spark, Java and Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OUT_OF_MEMORY = re.compile(r"(code|status)[ :]*137|out of memory|OOM|memory lim
 
 
 def cause_of(error: BaseException) -> str:
-    """The line that says what went wrong, and where if that is known."""
+    """One line with the cause of an error, and the host of the failed task if that is known."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for find in (_worker_start, _lost_executor, _python_error, _dead_worker, _java_error):
@@ -33,7 +33,7 @@ def _place(text: str) -> str:
 
 
 def _worker_start(text: str, lines: list[str]) -> str | None:
-    """Executors whose Python does not even start."""
+    """The cause when the Python worker of an executor did not start."""
     for line, following in itertools.pairwise(lines):
         if line.endswith("Error from python worker:"):
             return f"Python does not start{_place(text)}: {following}"
@@ -51,7 +51,7 @@ def _lost_executor(text: str, lines: list[str]) -> str | None:
 
 
 def _python_error(text: str, lines: list[str]) -> str | None:
-    """What a Python worker raised: it arrives as text, and its last line says what."""
+    """The exception of a Python worker: the last line of the traceback in the message."""
     raised = [line for line in lines if _PYTHON_ERROR.match(line) and not line.startswith(_JAVA)]
     if not raised:
         return None
@@ -68,7 +68,7 @@ def _dead_worker(text: str, lines: list[str]) -> str | None:
 
 
 def _java_error(text: str, lines: list[str]) -> str | None:
-    """The root cause, which Java names last."""
+    """The root cause of a Java exception, which its stack trace names last."""
     found = [match for line in lines if (match := _JAVA_ERROR.match(line))]
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""Stops a job whose files all fail for the same reason, before it writes a million error rows."""
+"""Stops a job whose files all fail with the same transient error, before it writes a million error rows."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from whisper_spark.contract import TRANSIENT_ERRORS, Transcript
 from whisper_spark.progress.counters import Snapshot
 
 FIRST_FILES = 100
-"""So many files that all fail with the same error, one that may pass, stop the job."""
+"""The job stops when this many files have finished and all of them failed with the same transient error."""
 
 
 class AllFilesFailError(RuntimeError):
-    """The first files of the job all failed with the same error, and it may pass."""
+    """The first files of the job all failed with the same transient error."""
 
 
 class FirstFiles:
-    """Holds back the first files of a task for as long as they all fail alike.
+    """Holds back the first transcripts of a task while all of them have the same transient error.
 
-    What is held back is not staged when the job stops, so that none of its tries is used up.
+    They are not staged when the job stops, so that the files do not lose one of their tries.
 
-    :param reports: of all tasks of the job. Asked only before the job is stopped.
+    :param reports: returns the reports of all tasks of the job. Called only when the job may have to stop.
     """
 
     def __init__(self, reports: Callable[[], Collection[Snapshot]]) -> None:
@@ -29,9 +29,9 @@ class FirstFiles:
         self._holds = True
 
     def passed(self, transcript: Transcript) -> list[Transcript]:
-        """The finished files that may be staged now.
+        """Add the transcript of a finished file. Returns the transcripts that may be staged now.
 
-        :raises AllFilesFailError: when every file of the job so far has failed alike.
+        :raises AllFilesFailError: when every file of the job so far has failed with the same transient error.
         """
         self._held.append(transcript)
         code = self._held[0].error_code
@@ -47,15 +47,15 @@ class FirstFiles:
         return self.rest()
 
     def rest(self) -> list[Transcript]:
-        """What is still held back, for the end of the task."""
+        """The transcripts that are still held back, to stage them at the end of the task."""
         held, self._held = self._held, []
         return held
 
 
 def check_job(tasks: Collection[Snapshot]) -> None:
-    """The same for all tasks together, which may have fewer files each.
+    """Check all tasks together, because each of them may have fewer than :data:`FIRST_FILES` files.
 
-    :raises AllFilesFailError: when every file of the job so far has failed alike.
+    :raises AllFilesFailError: when every file of the job so far has failed with the same transient error.
     """
     files, code = sum(task.files for task in tasks), common_error(tasks)
     if files >= FIRST_FILES and code is not None:
@@ -65,7 +65,7 @@ def check_job(tasks: Collection[Snapshot]) -> None:
 
 
 def common_error(tasks: Collection[Snapshot]) -> str | None:
-    """The error, one that may pass, with which every finished file of some tasks has failed, if any."""
+    """The transient error that every finished file of the tasks has, or ``None``."""
     codes = {code for task in tasks for code in task.errors}
     failed = sum(sum(task.errors.values()) for task in tasks)
     if len(codes) != 1 or failed < sum(task.files for task in tasks) or not codes <= TRANSIENT_ERRORS:

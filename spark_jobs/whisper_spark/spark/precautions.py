@@ -1,7 +1,7 @@
-"""What a Spark task does when it is tried again: perhaps one of its files ended the worker before.
+"""Precautions of a Spark task that is retried, because one of its files may have crashed the worker before.
 
-Most crashes end only the engine's process. But memory may run out for a whole container, and then worker and
-executor are gone, too, each time.
+Most crashes end only the engine's process. But if the memory of a container runs out, the worker and the
+executor are killed too, on every try.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage
 
 ALONE_FILES = 200
-"""So many files go one at a time in a task that is tried again: those that may have been under way."""
+"""Number of files that a retried task processes one at a time: any of them may have been in progress
+before."""
 
 FLUSH_SECONDS = 5.0
-"""How often such a task stages finished rows, so that what comes before a deadly file is done with."""
+"""Seconds between two flushes of a retried task, so that the rows before a file that crashes it are
+staged."""
 
 
 class Precautions:
-    """Notes in staging which file is under way, one at a time, where the next attempt of the task finds it.
+    """Records in staging which file a retried task is processing, for the next attempt of the task.
 
-    :param uri: of the note; no other task has the same.
-    :param attempt: of the Spark task, from 0.
+    :param uri: URI of this record, unique to the task.
+    :param attempt: attempt number of the Spark task, from 0.
     """
 
     def __init__(self, storage: ObjectStorage, uri: str, attempt: int) -> None:
@@ -28,11 +30,11 @@ class Precautions:
         self._left = self.alone
 
     def flush_seconds(self, seconds: float) -> float:
-        """How long finished rows may wait, in seconds."""
+        """Seconds between two flushes, given those of a task that is not retried."""
         return min(seconds, FLUSH_SECONDS) if self.alone else seconds
 
     def culprit(self) -> str | None:
-        """The URI of the file that was under way, alone, when the attempt before this one ended."""
+        """The URI of the file that was in progress alone when the attempt before this one ended, if any."""
         if not self.alone:
             return None
         try:
@@ -41,7 +43,7 @@ class Precautions:
             return None
 
     def starting(self, uri: str) -> None:
-        """A file is about to be given to the engine."""
+        """Record a file that is about to be given to the engine, or delete the record if it is not alone."""
         if self._left:
             self._left -= 1
             self._storage.write_bytes(self._uri, uri.encode())

@@ -1,4 +1,4 @@
-"""One run of the job on a manifest: take what is there, transcribe the rest, leave one row for each file."""
+"""One job run on a manifest: reuse staged rows, transcribe the other files, and end with one row per file."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _ROWS_A_PARTITION = 50_000
 
 
 class JobRun:
-    """Works through a run with one Spark session and counts what it did.
+    """Executes one job run in a Spark session and counts its work.
 
-    :param row_groups: rows in each row group of the manifest.
+    :param row_groups: number of rows in each row group of the manifest.
     :param started: ``time.monotonic()`` at the start of the job.
     """
 
@@ -63,7 +63,7 @@ class JobRun:
         self._row_groups = list(row_groups)
         self._files = sum(row_groups)
         self._started = started
-        # Files of this job run that its result does not name.
+        # Files that this job run has staged and that its result does not list.
         self._superseded: list[str] = []
         self._all_fail: AllFilesFailError | None = None
         self._result = RunResult(
@@ -76,9 +76,10 @@ class JobRun:
         )
 
     def run(self) -> RunResult:
-        """Everything, up to and including ``result.json``.
+        """Execute the job run. Writes ``result.json`` at the end and returns its content.
 
         :raises StagingError: when rows are missing at the end.
+        :raises AllFilesFailError: when all files fail with the same transient error.
         """
         run = self._run
         partition = partition_path(run.partition)
@@ -109,7 +110,7 @@ class JobRun:
         return slots(dict(context.getConf().getAll()), context.defaultParallelism)
 
     def _size_shuffles(self) -> None:
-        # Spark's default of 200 partitions costs small runs more time than the transcription.
+        # In small runs, shuffles with Spark's default of 200 partitions take longer than the transcription.
         if "spark.sql.shuffle.partitions" not in dict(self._spark.sparkContext.getConf().getAll()):
             partitions = max(self._slots, self._files // _ROWS_A_PARTITION)
             self._spark.conf.set("spark.sql.shuffle.partitions", partitions)
@@ -126,7 +127,7 @@ class JobRun:
         return staged_index(self._spark, files, self._job.staging, 4 * self._slots)
 
     def _without_staged(self, manifest: DataFrame) -> DataFrame:
-        """What earlier job runs have not settled."""
+        """The files that earlier job runs on this manifest have not settled."""
         files = staged_files(self._storage, self._run.rows_uri)
         if not files:
             return manifest
@@ -136,7 +137,7 @@ class JobRun:
         return pending
 
     def _without_reusable(self, pending: DataFrame) -> DataFrame:
-        """What no other run of this partition and these options has settled; its rows are copied."""
+        """The files without a final row in another run of this partition and options. Copies such rows."""
         own = self._run.rows_uri + "/"
         files = [f for f in staged_files(self._storage, self._run.siblings_uri) if not f.uri.startswith(own)]
         if not files or not self._left:
@@ -193,8 +194,9 @@ class JobRun:
 
     @contextlib.contextmanager
     def _progress(self, size: JobSize) -> Iterator[None]:
-        """Prints how far the tasks are, and leaves nothing of that in staging."""
-        clear_reports(self._storage, reports_folder(self._run.run_uri))  # of job runs that were killed
+        """Logs the progress of the tasks in the block, and removes their reports from staging at its end."""
+        # Job runs that were killed may have left reports.
+        clear_reports(self._storage, reports_folder(self._run.run_uri))
         folder, every = self._job.progress_uri, self._job.progress_seconds
         with contextlib.suppress(StorageError):
             size.write(self._storage, folder)
@@ -216,9 +218,9 @@ class JobRun:
             self._spark.sparkContext.cancelJobsWithTag(self._job.id)
 
     def _settle(self) -> RunResult:
-        """Files that hold exactly one row for each file of the manifest, and what these rows add up to.
+        """Select staged files that hold exactly one row per file of the manifest. Returns the final result.
 
-        Only files of this job run are deleted: another job may work on the same run.
+        Only files of this job run are marked for deletion, because another job may work on the same run.
 
         :raises StagingError: when a file has no row.
         """
@@ -239,7 +241,7 @@ class JobRun:
         return self._summary(chosen, sorted(staged, key=lambda file: file.uri))
 
     def _listed_before(self, files: Sequence[StagedFile]) -> list[int]:
-        """The numbers of the files that the present result names: what others may be reading."""
+        """Numbers of the files that the current ``result.json`` lists, which others may be reading."""
         try:
             listed = set(read_result(self._run, self._storage).staged)
         except (ObjectNotFound, StagingError):
@@ -307,7 +309,7 @@ class JobRun:
 
 
 def _telemetry(sums: Mapping[str, float]) -> dict[str, Any]:
-    """Fields of the result out of what the tasks counted."""
+    """Fields of the result from the counters of the tasks."""
     stages = {name: round(seconds, 3) for name, seconds in _named(sums, "stage ").items()}
     busy = device_busy(stages)
     return {

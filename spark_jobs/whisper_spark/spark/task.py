@@ -1,4 +1,4 @@
-"""What one Spark task does: transcribe the files of its partition and make each row durable as it goes."""
+"""The work of one Spark task: transcribe the files of its partition and stage each finished row."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from whisper_spark.staging.rows import FLUSH_SECONDS, StagedRows, task_index
 from whisper_spark.storage.objects import ObjectStorage
 
 INPUT_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt")
-"""Columns of the manifest that :func:`transcriber` takes, in this order."""
+"""Columns of the manifest that are the arguments of the UDF, in this order."""
 
 STATISTICS = ("audio_uri", "status", "error_code", "language", "duration_s", "speech_s")
 STATISTICS_DDL = (
     "audio_uri string, status string, error_code string, language string, duration_s double, speech_s double"
 )
-"""What a task tells the driver about a file; the text goes to staging and nowhere else."""
+"""Columns that a task returns for each file. The text is written to staging only."""
 
 _ROWS_A_BATCH = 64
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What one run of the job was asked to do. Travels to the executors inside the tasks.
+    """The parameters of one job run. Sent to the executors with the tasks.
 
-    :param options: those of the run, with other values for what only changes speed.
-    :param credentials: obstore configuration for each of ``credentials.PLACES``; empty: ambient.
-    :param id: unique to this job run; part of the names of the files it stages.
+    :param options: options of the run, with the values given to the job for those that affect only speed.
+    :param credentials: obstore configuration for each of ``credentials.PLACES``; empty: ambient credentials.
+    :param id: unique to this job run; part of the names of the files that it stages.
     :param attempt_id: copied to the result.
-    :param tasks: number of tasks; ``None`` picks one.
-    :param flush_seconds: finished rows wait no longer than this.
-    :param progress_seconds: between two reports of how far each task is.
+    :param tasks: number of tasks; ``None``: chosen by the job.
+    :param flush_seconds: longest time that finished rows wait in memory, in seconds.
+    :param progress_seconds: seconds between two progress reports of a task.
     :param engine: ``module:function`` with the signature of
         :func:`whisper_spark.engine.transcriber.get_engine`.
     """
@@ -69,45 +69,48 @@ class JobSpec:
 
     @property
     def staging(self) -> dict[str, str]:
-        """Configuration of the storage that holds manifest, rows and result."""
+        """Configuration of the storage that holds the manifest, rows and result."""
         return self.credentials["staging"]
 
     @property
     def progress_uri(self) -> str:
-        """Folder where the tasks of this job run report."""
+        """Folder of the progress reports of this job run."""
         return report_folder(self.run.run_uri, self.attempt_id or self.id)
 
 
 class Sums(AccumulatorParam[dict[str, float]]):
-    """For a Spark accumulator that adds up numbers by name."""
+    """The parameter of a Spark accumulator that sums numbers by name."""
 
     def zero(self, value: dict[str, float]) -> dict[str, float]:
-        """What a task starts with."""
+        """The initial value in a task."""
         return {}
 
     def addInPlace(  # noqa: N802 - Spark's name
         self, value1: dict[str, float], value2: dict[str, float]
     ) -> dict[str, float]:
-        """Both together."""
+        """The sums of both."""
         return {name: value1.get(name, 0) + value2.get(name, 0) for name in {**value1, **value2}}
 
 
 def transcriber(job: JobSpec, size: JobSize, sums: Accumulator[dict[str, float]]) -> Any:
-    """The Pandas UDF of the job: :data:`INPUT_COLUMNS` to a struct of :data:`STATISTICS`.
+    """The Pandas UDF of the job, from :data:`INPUT_COLUMNS` to a struct of :data:`STATISTICS`.
 
-    Gives one struct for each file, in order of completion and not of the input: the struct names its file.
+    It returns one struct per file, in order of completion instead of input order; the struct contains the
+    URI.
 
-    :param size: what all tasks have to do together.
-    :param sums: gets the :meth:`Snapshot.sums` of each task that ends well.
+    :param size: the work of all tasks together.
+    :param sums: accumulates :meth:`Snapshot.sums` of each successful task.
     """
     from pyspark.sql.pandas.functions import pandas_udf
 
-    create: Any = pandas_udf  # its stubs know no struct of several columns in
+    # Any, because the stubs of pandas_udf do not cover a UDF with several input columns and a struct as
+    # output.
+    create: Any = pandas_udf
 
     def transcribe(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
         yield from transcribe_partition(job, size, sums, batches)
 
-    # Not deterministic, so that the optimiser never evaluates it twice.
+    # Declared non-deterministic, so that the optimizer never evaluates it twice.
     return create(transcribe, STATISTICS_DDL).asNondeterministic()
 
 
@@ -117,18 +120,18 @@ def transcribe_partition(
     sums: Accumulator[dict[str, float]],
     batches: Iterator[tuple[pd.Series, ...]],
 ) -> Iterator[pd.DataFrame]:
-    """Transcribe the files of one task; a frame of :data:`STATISTICS` for every few of them.
+    """Transcribe the files of one task. Yields their :data:`STATISTICS` in small DataFrames.
 
-    A task that Spark runs again, because an executor died or its output was lost, goes on after the rows that
-    earlier attempts of the same Spark task staged, and is careful first: see :class:`Precautions`.
+    A task that Spark retries, because an executor was lost or its output is missing, skips the files that
+    earlier attempts of the same Spark task have staged, and takes :class:`Precautions`.
 
-    :raises Exception: what the engine raises for an unusable device or model, and
+    :raises Exception: the exceptions of the engine for an unusable device or model, and
         :class:`whisper_spark.storage.objects.StorageError` when staging cannot be written.
     """
     task = _Task(job, size, _context())
     todo = task.left(batches)
     first = next(todo, None)
-    # Without a file no model needs to be loaded.
+    # Load the model only if there is a file to transcribe.
     if first is not None:
         yield from task.transcribed(itertools.chain([first], todo))
         sums.add(task.progress.snapshot().sums())
@@ -136,7 +139,7 @@ def transcribe_partition(
 
 
 class _Task:
-    """What one attempt of a task has finished, and how it makes that durable."""
+    """One attempt of a Spark task: its input, its engine, and the rows that it has finished."""
 
     def __init__(self, job: JobSpec, size: JobSize, context: TaskContext) -> None:
         number = context.partitionId()
@@ -150,11 +153,11 @@ class _Task:
         self._first_files = FirstFiles(lambda: read_reports(self._staging, job.progress_uri))
         part = size.of_task(number)
         self.progress = Progress(part.files, part.audio_bytes or None)
-        # Appended to by the thread that takes files, too.
+        # Statistics of finished files; the thread that takes files also appends to it.
         self._ready: list[dict[str, Any]] = []
 
     def left(self, batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[AudioFile]:
-        """The files that no earlier attempt has staged."""
+        """The files that no earlier attempt of this task has staged."""
         for file in _audio_files(batches):
             if file.uri in self._earlier:
                 self._ready.append(self._earlier[file.uri])
@@ -163,7 +166,7 @@ class _Task:
                 yield file
 
     def transcribed(self, files: Iterator[AudioFile]) -> Iterator[pd.DataFrame]:
-        """Transcribe and stage files; their statistics, a frame for every few."""
+        """Transcribe and stage files. Yields their statistics in small DataFrames."""
         job = self._job
         report = TaskReport(self._staging, self._report_uri, self.progress, job.progress_seconds)
         seconds = self._precautions.flush_seconds(job.flush_seconds)
@@ -195,7 +198,7 @@ class _Task:
             self._ready.append({column: getattr(transcript, column) for column in STATISTICS})
 
     def frames(self, least: int) -> Iterator[pd.DataFrame]:
-        """What is finished, as long as there are so many files."""
+        """The statistics of finished files, while there are at least ``least`` of them."""
         while len(self._ready) >= least:
             yield _frame(self._ready)
 
