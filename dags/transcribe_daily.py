@@ -1,10 +1,10 @@
-"""Transcribe yesterday's audio every day; catch up, backfill or correct any other day with the same DAG.
+"""Transcribe yesterday's audio every day. Use the same DAG to catch up, backfill or correct other days.
 
-Runs as it is on the recordings in ``demo/audio``. To use it for real, set the environment variables named
-under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or copy this file
-and write the values into it.
+Without configuration it transcribes the recordings in ``demo/audio``. For your own audio, set the environment
+variables named under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or
+copy this file and write the values into it.
 
-The Params below are the defaults of one run: change them in the trigger form, in a backfill, or with
+The Params below apply to a single run. Change them in the trigger form, in a backfill, or with
 ``airflow dags trigger --conf``.
 """
 
@@ -25,8 +25,8 @@ from whisper_spark.options import KNOWN_MODELS, LANGUAGES, WhisperOptions
 DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
 
 # --- settings -----------------------------------------------------------------------------------------------
-# Write your own values here, or set the environment variables, on the scheduler, the DAG processor, the
-# triggerer and the workers.
+# Write your values here, or set the environment variables on the scheduler, the DAG processor, the triggerer
+# and the workers.
 
 
 def env(name: str, default: Any = None) -> Any:
@@ -35,7 +35,7 @@ def env(name: str, default: Any = None) -> Any:
 
 # Audio of one partition, with placeholders for the partition keys: s3://calls/raw/dt={dt}/
 SOURCE = env("SOURCE", f"{DEMO_AUDIO}/dt={{dt}}/")
-# The time zone whose days the partitions are: Europe/Berlin
+# Time zone of the daily partitions: Europe/Berlin
 TIMEZONE = env("TIMEZONE", "UTC")
 # namespace.table
 TABLE = env("TABLE", "speech.transcripts")
@@ -47,18 +47,18 @@ WHERE = {
     "table": TABLE,
     # A URI prefix that workers and executors can write to.
     "staging": STAGING,
-    # Airflow connections; without them ambient credentials, and for the catalog the embedded one.
+    # Airflow connections. Without them the tasks use ambient credentials and the embedded catalog.
     "source_conn_id": env("SOURCE_CONN_ID"),
     "staging_conn_id": env("STAGING_CONN_ID"),
     "catalog_conn_id": env("CATALOG_CONN_ID"),
     "model_conn_id": env("MODEL_CONN_ID"),
     "spark_conn_id": env("SPARK_CONN_ID", "spark_default"),
-    # Of the Spark task: one slot for each job that may run at a time.
+    # Airflow pool of the Spark task: one slot for each job that may run at a time.
     "pool": env("POOL", "default_pool"),
     # Spark configuration as a JSON object.
     "spark": {"conf": json.loads(env("SPARK_CONF", "{}"))},
 }
-# Of all tasks, with growing pauses.
+# Retries of all tasks, with exponential backoff.
 RETRIES = {
     "retries": int(env("RETRIES", "3")),
     "retry_delay": timedelta(minutes=1),
@@ -68,13 +68,14 @@ RETRIES = {
 # ------------------------------------------------------------------------------------------------------------
 
 
-# The day that a run brings up to date. A run from the trigger form may have no logical date: then its own.
-# Dates in templates are in UTC, where a day of another time zone begins at another hour.
+# The day that a run brings up to date. A run from the trigger form may have no logical date; then the day on
+# which it runs.
+# Dates in templates are in UTC, so convert them for other time zones.
 LOCAL = "" if TIMEZONE == "UTC" else ".astimezone(dag.timezone)"
 DT = "{{ params.dt or (dag_run.logical_date or dag_run.run_after)" + LOCAL + ".strftime('%Y-%m-%d') }}"
 SOURCE_OF_DAY = "{{ params.source.replace('{dt}', " + DT.strip("{} ") + ") }}"
 
-# JSON, because a template renders to a string whatever the type of the Param is.
+# The options are JSON, because a template renders to a string, regardless of the Param's type.
 OPTIONS = """{{ {
     "model": params.model,
     "language": params.language,
@@ -88,11 +89,11 @@ with DAG(
     "transcribe_daily",
     description="Audio of one day in object storage -> one partition of transcripts",
     doc_md=__doc__,
-    # The run for a day starts when that day is over. A plain "@daily" means the day that just begins.
+    # The run for a day starts after that day. With a plain "@daily" it would start at the day's beginning.
     schedule=CronDataIntervalTimetable("@daily", timezone=TIMEZONE),
     start_date=pendulum.datetime(2026, 1, 1, tz=TIMEZONE),
     catchup=False,
-    # Days commit in parallel without conflict; how many Spark jobs run at a time is the pool's business.
+    # Different days commit in parallel without conflict. The pool limits the number of concurrent Spark jobs.
     max_active_runs=8,
     default_args=RETRIES,
     params={

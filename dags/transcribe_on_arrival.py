@@ -1,12 +1,12 @@
-"""Transcribe audio when it arrives: files come into the bucket, and transcripts appear in the table.
+"""Transcribe audio when it arrives in the bucket.
 
 A watcher in the triggerer lists the source and fires an asset event when audio is new or changed. The event
-starts a run of this DAG, which brings each partition that the event names up to date. Nobody has to do
-anything, and no worker waits.
+triggers a run of this DAG, which brings each partition named in the event up to date. No worker slot is
+occupied while waiting.
 
-Runs as it is on the recordings in ``demo/audio``. To use it for real, set the environment variables named
-under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or copy this file
-and write the values into it.
+Without configuration it transcribes the recordings in ``demo/audio``. For your own audio, set the environment
+variables named under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or
+copy this file and write the values into it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from airflow_whisper.triggers.audio import NewAudioTrigger
 DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
 
 # --- settings -----------------------------------------------------------------------------------------------
-# Write your own values here, or set the environment variables, on the scheduler, the DAG processor, the
-# triggerer and the workers.
+# Write your values here, or set the environment variables on the scheduler, the DAG processor, the triggerer
+# and the workers.
 
 
 def env(name: str, default: Any = None) -> Any:
@@ -42,24 +42,24 @@ TABLE = env("TABLE", "speech.transcripts")
 MODEL = env("MODEL", WhisperOptions.model)
 HOME = Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
 STAGING = env("STAGING", f"{HOME}/whisper_staging")
-# Seconds between two looks at the source.
+# Seconds between two polls of the source.
 POLL_SECONDS = float(env("POLL_INTERVAL", "60"))
 WHERE = {
     "table": TABLE,
     # A URI prefix that workers and executors can write to.
     "staging": STAGING,
-    # Airflow connections; without them ambient credentials, and for the catalog the embedded one.
+    # Airflow connections. Without them the tasks use ambient credentials and the embedded catalog.
     "source_conn_id": env("SOURCE_CONN_ID"),
     "staging_conn_id": env("STAGING_CONN_ID"),
     "catalog_conn_id": env("CATALOG_CONN_ID"),
     "model_conn_id": env("MODEL_CONN_ID"),
     "spark_conn_id": env("SPARK_CONN_ID", "spark_default"),
-    # Of the Spark task: one slot for each job that may run at a time.
+    # Airflow pool of the Spark task: one slot for each job that may run at a time.
     "pool": env("POOL", "default_pool"),
     # Spark configuration as a JSON object.
     "spark": {"conf": json.loads(env("SPARK_CONF", "{}"))},
 }
-# Of all tasks, with growing pauses.
+# Retries of all tasks, with exponential backoff.
 RETRIES = {
     "retries": int(env("RETRIES", "3")),
     "retry_delay": timedelta(minutes=1),
@@ -92,8 +92,8 @@ with DAG(
     schedule=[audio],
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
-    # One run after the other, because two that bring the same partition up to date would do some work twice.
-    # What arrives meanwhile is left to the next.
+    # Run one at a time, because two runs of the same partition would do some work twice. The next run
+    # processes the files that arrive meanwhile.
     max_active_runs=1,
     default_args=RETRIES,
     tags=["whisper"],
@@ -109,9 +109,10 @@ with DAG(
             source=source,
             partition=partition,
             options=WhisperOptions(model=MODEL),
-            # What was new when the event was fired may be gone when its turn comes.
+            # Files that were new when the event was fired may have been deleted when this task runs.
             on_missing_source="skip",
-            # Of the first files of a partition one may well be broken, or replaced while it is read.
+            # A partition starts with few files, so one that is broken, or replaced while it is read, may be a
+            # large fraction of them.
             max_error_rate=0.5,
             outlets=[Asset(TABLE)],
             **WHERE,

@@ -1,4 +1,4 @@
-"""Asset partitions: one DAG finds partitions with new audio, another transcribes each in a run of its own.
+"""Asset partitions: one DAG finds partitions with new audio, another transcribes each in a separate run.
 
 ::
 
@@ -10,8 +10,8 @@
           ▼
     transcripts_consumer_partitioned      see transcripts_consumer.py
 
-The partition key is the partition in the Hive form, and it is shown beside each run. To do one partition by
-hand, trigger ``transcribe_partitioned`` and type its key into "Partition Key".
+The partition key is the partition in Hive form. Airflow shows it with each run. To transcribe one partition
+manually, trigger ``transcribe_partitioned`` and enter its key in the field "Partition Key".
 
 The environment variables are named under "settings" below.
 """
@@ -33,8 +33,8 @@ from whisper_spark.contract import parse_partition_path, partition_path
 DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
 
 # --- settings -----------------------------------------------------------------------------------------------
-# Write your own values here, or set the environment variables, on the scheduler, the DAG processor, the
-# triggerer and the workers.
+# Write your values here, or set the environment variables on the scheduler, the DAG processor, the triggerer
+# and the workers.
 
 
 def env(name: str, default: Any = None) -> Any:
@@ -49,24 +49,24 @@ TABLE = env("PARTITIONED_TABLE", "speech.transcripts_by_hour")
 MODEL = env("MODEL", WhisperOptions.model)
 HOME = Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
 STAGING = env("STAGING", f"{HOME}/whisper_staging")
-# Seconds between two looks at the source.
+# Seconds between two polls of the source.
 POLL_SECONDS = float(env("POLL_INTERVAL", "60"))
 WHERE = {
     "table": TABLE,
     # A URI prefix that workers and executors can write to.
     "staging": STAGING,
-    # Airflow connections; without them ambient credentials, and for the catalog the embedded one.
+    # Airflow connections. Without them the tasks use ambient credentials and the embedded catalog.
     "source_conn_id": env("SOURCE_CONN_ID"),
     "staging_conn_id": env("STAGING_CONN_ID"),
     "catalog_conn_id": env("CATALOG_CONN_ID"),
     "model_conn_id": env("MODEL_CONN_ID"),
     "spark_conn_id": env("SPARK_CONN_ID", "spark_default"),
-    # Of the Spark task: one slot for each job that may run at a time.
+    # Airflow pool of the Spark task: one slot for each job that may run at a time.
     "pool": env("POOL", "default_pool"),
     # Spark configuration as a JSON object.
     "spark": {"conf": json.loads(env("SPARK_CONF", "{}"))},
 }
-# Of all tasks, with growing pauses.
+# Retries of all tasks, with exponential backoff.
 RETRIES = {
     "retries": int(env("RETRIES", "3")),
     "retry_delay": timedelta(minutes=1),
@@ -99,7 +99,7 @@ with DAG(
         source_conn_id=WHERE["source_conn_id"],
         catalog_conn_id=WHERE["catalog_conn_id"],
         poke_interval=POLL_SECONDS,
-        # Shorter than the schedule, and an hour without new audio ends as skipped.
+        # The timeout is shorter than the schedule interval. An hour without new audio ends as skipped.
         timeout=timedelta(minutes=50),
         soft_fail=True,
         deferrable=True,

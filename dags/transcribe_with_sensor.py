@@ -1,11 +1,11 @@
-"""Once a day, wait for audio that the table does not have yet, and transcribe the partitions that hold it.
+"""Once a day, wait for audio that the table does not contain yet, and transcribe its partitions.
 
-For those who want runs at fixed times, and in each run only the partitions that need work, however old they
-are. The waiting costs no worker: the sensor is deferrable. A day without new audio ends as skipped.
+Use it if runs should start at fixed times and process only the partitions with new audio, however old they
+are. The sensor is deferrable, so it occupies no worker slot. A day without new audio ends as skipped.
 
-Runs as it is on the recordings in ``demo/audio``. To use it for real, set the environment variables named
-under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or copy this file
-and write the values into it.
+Without configuration it transcribes the recordings in ``demo/audio``. For your own audio, set the environment
+variables named under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or
+copy this file and write the values into it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from airflow_whisper.sensors.audio import NewAudioSensor
 DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
 
 # --- settings -----------------------------------------------------------------------------------------------
-# Write your own values here, or set the environment variables, on the scheduler, the DAG processor, the
-# triggerer and the workers.
+# Write your values here, or set the environment variables on the scheduler, the DAG processor, the triggerer
+# and the workers.
 
 
 def env(name: str, default: Any = None) -> Any:
@@ -40,24 +40,24 @@ TABLE = env("TABLE", "speech.transcripts")
 MODEL = env("MODEL", WhisperOptions.model)
 HOME = Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
 STAGING = env("STAGING", f"{HOME}/whisper_staging")
-# Seconds between two looks at the source.
+# Seconds between two polls of the source.
 POLL_SECONDS = float(env("POLL_INTERVAL", "60"))
 WHERE = {
     "table": TABLE,
     # A URI prefix that workers and executors can write to.
     "staging": STAGING,
-    # Airflow connections; without them ambient credentials, and for the catalog the embedded one.
+    # Airflow connections. Without them the tasks use ambient credentials and the embedded catalog.
     "source_conn_id": env("SOURCE_CONN_ID"),
     "staging_conn_id": env("STAGING_CONN_ID"),
     "catalog_conn_id": env("CATALOG_CONN_ID"),
     "model_conn_id": env("MODEL_CONN_ID"),
     "spark_conn_id": env("SPARK_CONN_ID", "spark_default"),
-    # Of the Spark task: one slot for each job that may run at a time.
+    # Airflow pool of the Spark task: one slot for each job that may run at a time.
     "pool": env("POOL", "default_pool"),
     # Spark configuration as a JSON object.
     "spark": {"conf": json.loads(env("SPARK_CONF", "{}"))},
 }
-# Of all tasks, with growing pauses.
+# Retries of all tasks, with exponential backoff.
 RETRIES = {
     "retries": int(env("RETRIES", "3")),
     "retry_delay": timedelta(minutes=1),
@@ -74,7 +74,7 @@ with DAG(
     schedule="@daily",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
-    # Each run looks for everything that the table lacks, so a second one would find the same.
+    # Each run looks for all missing audio, so a concurrent second run would find the same files.
     max_active_runs=1,
     default_args=RETRIES,
     tags=["whisper"],

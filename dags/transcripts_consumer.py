@@ -1,13 +1,13 @@
-"""What comes after transcription: started by the asset of the table, it prints the new rows.
+"""An example of a downstream DAG: the table's asset triggers it, and it prints the new rows.
 
-The event's ``extra`` says what one commit did: ``table``, ``partition``, ``snapshot_id``, counts (``rows``,
-``errors``, ``removed``, ``audio_hours``), ``manifest_uri`` and ``report_uri``. Reading the table at that
-snapshot gives the same rows however often the task is run again, and whatever is committed meanwhile.
+The event's ``extra`` describes one commit: ``table``, ``partition``, ``snapshot_id``, counts (``rows``,
+``errors``, ``removed``, ``audio_hours``), ``manifest_uri`` and ``report_uri``. The task reads the table at
+this snapshot, so that a retry reads the same rows, whatever has been committed meanwhile.
 
-Two DAGs, because Airflow keeps events with a partition key apart from those without:
+There are two DAGs, because Airflow handles events with and without a partition key separately:
 
 - ``transcripts_consumer`` follows DAGs whose runs have no partition key, such as ``transcribe_daily``.
-  Several events may have come together in one run, and an event may be seen by two runs.
+  One run may receive several events, and two runs may receive the same event.
 - ``transcripts_consumer_partitioned`` follows ``transcribe_partitioned``: one run for each partition key.
 
 The environment variables are named under "settings" below.
@@ -24,20 +24,20 @@ from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 from airflow_whisper.events import pending_events
 
 # --- settings -----------------------------------------------------------------------------------------------
-# Write your own values here, or set the environment variables, on the scheduler, the DAG processor, the
-# triggerer and the workers.
+# Write your values here, or set the environment variables on the scheduler, the DAG processor, the triggerer
+# and the workers.
 
 
 def env(name: str, default: Any = None) -> Any:
     return os.environ.get(f"AIRFLOW_WHISPER_{name}") or default
 
 
-# namespace.table: the tables to follow, of which DAGs without and with partition keys make one each.
+# The tables to follow, as namespace.table: that of DAGs without and that of DAGs with partition keys.
 TRANSCRIPTS = Asset(env("TABLE", "speech.transcripts"))
 TRANSCRIPTS_BY_HOUR = Asset(env("PARTITIONED_TABLE", "speech.transcripts_by_hour"))
-# Airflow connection of the catalog; without one the embedded catalog.
+# Airflow connection of the catalog. Without it, the embedded catalog is used.
 CATALOG_CONN_ID = env("CATALOG_CONN_ID")
-# Airflow connection of the place for staging; without one ambient credentials.
+# Airflow connection of staging. Without it, ambient credentials are used.
 STAGING_CONN_ID = env("STAGING_CONN_ID") or env("SOURCE_CONN_ID")
 # ------------------------------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ SHOWN = 20
 
 @task
 def print_new_rows(*, triggering_asset_events: Any, inlet_events: Any) -> list[dict[str, Any]]:
-    """Prints what each event published, and returns the partitions, snapshots and counts."""
+    """Print the rows that each event published, and return the partitions, snapshots and counts."""
     done = []
     for event in pending_events(triggering_asset_events, inlet_events):
         extra = event.extra
@@ -61,7 +61,7 @@ def print_new_rows(*, triggering_asset_events: Any, inlet_events: Any) -> list[d
 
 
 def new_rows(extra: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first rows that the commit wrote: those of the files in its manifest."""
+    """Return the first rows that a commit wrote: those of the first files in its manifest."""
     from pyiceberg.expressions import And, EqualTo, In
 
     from airflow_whisper.catalog import open_catalog
@@ -72,7 +72,8 @@ def new_rows(extra: dict[str, Any]) -> list[dict[str, Any]]:
     storage = object_storage(STAGING_CONN_ID, extra["manifest_uri"])
     with open_parquet(extra["manifest_uri"], storage) as manifest:
         first = next(manifest.iter_batches(batch_size=SHOWN, columns=["audio_uri"]), None)
-    if first is None:  # the commit only removed rows
+    # A commit that only removed rows has an empty manifest.
+    if first is None:
         return []
     condition = In("audio_uri", first.column("audio_uri").to_pylist())
     for key, value in parse_partition_path(extra["partition"]).items():
