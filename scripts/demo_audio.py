@@ -21,9 +21,9 @@ RATE = 16_000
 
 
 def prepare_recordings(folder: Path) -> str | None:
-    """Puts the demo's audio into ``folder``, once.
+    """Create the demo's audio in ``folder`` if it does not exist.
 
-    :return: why the calls are not there, or ``None``.
+    :return: the reason why the calls could not be created, or ``None``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(BUNDLED.iterdir()):
@@ -47,7 +47,7 @@ def prepare_recordings(folder: Path) -> str | None:
 def _calls(clips: list[Clip]) -> Iterator[tuple[str, list[Clip]]]:
     for language in LANGUAGES:
         spoken = [clip for clip in clips if clip.language == language and "(" not in clip.text]
-        # In the order of their names neighbours say almost the same, and are rightly flagged as repetitive.
+        # Shuffle the prompts: neighbours in name order are almost equal and would be flagged as repetitive.
         own = iter(random.Random(DAY).sample(spoken, len(spoken)))
         for number in range(1, CALLS_PER_LANGUAGE + 1):
             call: list[Clip] = []
@@ -57,7 +57,7 @@ def _calls(clips: list[Clip]) -> Iterator[tuple[str, list[Clip]]]:
 
 
 def join(paths: list[Path], target: Path, codec: str, pause_seconds: float = PAUSE_SECONDS) -> None:
-    """Writes the recordings one after the other into one compressed file."""
+    """Write recordings one after the other to one compressed file."""
     import av
     import numpy as np
 

@@ -1,9 +1,9 @@
 """Recorded human speech with its reference text, for the demo, the tests and the benchmarks.
 
-    python scripts/speech.py                    prints what there is, fetching it first if need be
+    python scripts/speech.py                    lists the recordings, and downloads them first if necessary
 
-Two collections, both from Debian packages. Nothing is installed: unless the packages are installed already,
-they are downloaded and unpacked into ``.cache/speech``, which needs no root.
+There are two collections, both from Debian packages. Unless the packages are already installed, the script
+downloads and unpacks them into ``.cache/speech``, which needs no root permissions.
 
 - telephone prompts in five languages, 8 kHz, CC BY-SA 3.0 (``asterisk-core-sounds-*``);
 - five sentences read for LibriVox, 16 kHz, public domain (``pocketsphinx-testdata``).
@@ -36,7 +36,7 @@ LIBRIVOX = "usr/share/pocketsphinx/test/data/librivox"
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A recording and what is said in it. ``seconds`` is its length."""
+    """A recording with its reference text. ``seconds`` is its duration."""
 
     path: Path
     text: str
@@ -45,9 +45,9 @@ class Clip:
 
 
 def speech_root() -> Path:
-    """The folder under which the packages' files lie, ``/`` when they are installed.
+    """Return the folder that contains the packages' files: ``/`` if they are installed.
 
-    :raises RuntimeError: when they are not there and cannot be downloaded.
+    :raises RuntimeError: if they are not installed and cannot be downloaded.
     """
     for root in (Path("/"), CACHE / "speech"):
         if _complete(root):
@@ -56,7 +56,7 @@ def speech_root() -> Path:
 
 
 def prompts(root: Path, min_words: int = 3) -> list[Clip]:
-    """Telephone prompts of all languages, one for each different text, in the order of language and name."""
+    """Telephone prompts of all languages without duplicate texts, ordered by language and name."""
     clips: list[Clip] = []
     for language in LANGUAGES:
         seen: set[str] = set()
@@ -87,13 +87,13 @@ def librivox(root: Path) -> list[Clip]:
 
 
 def _complete(root: Path) -> bool:
-    # Slim images drop /usr/share/doc, and with it the texts, even where the packages are installed.
+    # Slim images omit /usr/share/doc, and with it the texts, even if the packages are installed.
     files = [TEXTS.format(language) for language in LANGUAGES] + [f"{LIBRIVOX}/transcription"]
     return all((root / f).is_file() for f in files) and all(_sounds(root, lang) for lang in LANGUAGES)
 
 
 def _sounds(root: Path, language: str) -> Path | None:
-    """The folder of one voice, for example ``en_US_f_Allison``; installing adds the link ``en``."""
+    """The folder of one voice, for example ``en_US_f_Allison``. Installation adds a symbolic link ``en``."""
     return next(iter(sorted((root / SOUNDS).glob(f"{language}_*_*"))), None)
 
 
@@ -110,10 +110,10 @@ def _fetch(target: Path) -> Path:
 def unpack_packages(
     packages: Sequence[str], target: Path, check: Callable[[Path], None] = lambda _: None
 ) -> Path:
-    """Download Debian packages and unpack them into a folder, which appears complete or not at all.
+    """Download Debian packages and unpack them into a folder, which is created atomically.
 
-    :param check: looks at what was unpacked, and raises what is wrong with it.
-    :raises RuntimeError: when they cannot be downloaded.
+    :param check: called with the unpacked folder; raises an exception if something is wrong with it.
+    :raises RuntimeError: if they cannot be downloaded.
     """
     for tool in ("apt-get", "dpkg"):
         if not shutil.which(tool):
@@ -132,7 +132,7 @@ def unpack_packages(
 
 
 def _download(packages: Sequence[str], folder: Path) -> None:
-    # Package lists of our own when the machine has none: the system's would need root.
+    # If the machine has no package lists, use separate ones, because updating the system's needs root.
     lists, archives = folder / "lists", folder / "archives"
     for path in (lists / "partial", archives / "partial"):
         path.mkdir(parents=True)
