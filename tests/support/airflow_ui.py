@@ -1,4 +1,4 @@
-"""What a person does in Airflow's web interface, with the browser of this machine."""
+"""Drive Airflow's web interface with a browser, as a user would."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-SECONDS = 60  # for a page; one that has to wait for a run is told so
+# Timeout for a page. Pages that wait for a run get a longer one.
+SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Browser:
-    """A person who has a browser window open at an Airflow."""
+    """A browser window that is open at an Airflow."""
 
     page: Page
     url: str
@@ -34,13 +35,13 @@ class Browser:
         expect(self.page.get_by_role("link", name="Dags", exact=True)).to_be_visible()
 
     def open_dag(self, dag_id: str) -> None:
-        """From the list of DAGs."""
+        """Open a DAG from the list of DAGs."""
         self.page.goto(f"{self.url}/dags")
         self.page.get_by_role("link", name=dag_id, exact=True).first.click()
         expect(self._trigger_button()).to_be_visible()
 
     def open_run(self, dag_id: str, run_id: str) -> None:
-        """With the tasks of the group in the grid beside it."""
+        """Open a run, with the task group expanded in the grid."""
         self.page.goto(f"{self.url}/dags/{dag_id}/runs/{run_id}")
         self.page.get_by_role("button", name="Expand all task groups").click()
 
@@ -52,7 +53,7 @@ class Browser:
         return self.page.get_by_role("row").filter(has=self.page.get_by_role("link", name=run_id))
 
     def fill_in_backfill(self, first_day: str, last_day: str, *, max_active_runs: int) -> Locator:
-        """The form Run Backfill, filled in but not sent. Days are written like 2026-11-01."""
+        """Fill in the form Run Backfill without sending it. Days have the form 2026-11-01."""
         self._trigger_button().click()
         form = self.page.get_by_role("dialog").first
         form.get_by_text("Run this Dag for a range of dates").click()
@@ -73,11 +74,11 @@ class Browser:
         expect(self.page.get_by_role("dialog")).to_have_count(0)
 
     def screenshot(self, name: str) -> None:
-        # Bars and dialogs slide in: a picture of where they end.
+        # Bars and dialogs slide in. Without animations the screenshot shows their final position.
         self.page.screenshot(path=self.screenshots / f"{name}.png", animations="disabled")
 
     def _trigger_button(self) -> Locator:
-        # The list of DAGs has such buttons too, without a text.
+        # The list of DAGs also has such buttons, but without a text.
         return self.page.get_by_role("button", name="Trigger Dag").filter(has_text="Trigger")
 
     def _pick_date(self, form: Locator, field: str, day: str) -> None:
@@ -92,7 +93,7 @@ class Browser:
 
 @contextmanager
 def browser_at(url: str, screenshots: Path) -> Iterator[Browser]:
-    """A window of a fresh browser. The last that it showed is kept, to see where a test stopped."""
+    """Open a window of a fresh browser. A last screenshot shows where a test stopped."""
     executable = shutil.which("chromium")
     if executable is None:
         raise RuntimeError("chromium is missing: run `make chromium`")

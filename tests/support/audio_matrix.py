@@ -1,7 +1,7 @@
-"""One recording in every container, codec and channel layout, and what the field does to files.
+"""One recording in every container, codec and channel layout, with the edits that occur in practice.
 
-The recording has three sentences with pauses of more than a second between them. They are found again by
-where there is sound, so that no model is needed.
+The recording has three sentences with pauses of more than a second between them. Tests locate the sentences
+by their sound level, so they need no model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RATE = 16_000
 Samples = npt.NDArray[np.float32]
 Spans = list[tuple[float, float]]
 
-# Seconds between the sentences: a cut at the middle of such a pause hits no sound.
+# Seconds between the sentences. A cut in the middle of a pause does not affect sound.
 PAUSE = 1.5
 
 
@@ -32,13 +32,13 @@ PAUSE = 1.5
 class Format:
     """A container with a codec.
 
-    :param exact: the length in its header is exact, so that a cut has to be flagged.
-    :param timed: its timestamps are free, so that there can be gaps.
-    :param loses: packets may be left out; Ogg moves the rest of a page then.
-    :param starts: its timestamps may begin anywhere.
-    :param video: the codec of pictures that it can hold.
+    :param exact: whether the length in its header is exact, so that a cut must be flagged.
+    :param timed: whether its packets have arbitrary timestamps, so that gaps are possible.
+    :param loses: whether packets may be omitted; in Ogg this would move the rest of the page.
+    :param starts: whether its timestamps may begin at any time.
+    :param video: the video codec that it can hold.
     :param layouts: numbers of channels that it can hold.
-    :param index: where its packets are is known from its end only, which a cut takes away.
+    :param index: whether the index of its packets is at the end, so that a cut removes it.
     """
 
     name: str
@@ -120,7 +120,7 @@ def recording(sentences: Sequence[Samples]) -> Samples:
 
 
 def spans(samples: Samples) -> Spans:
-    """Where there is sound, in seconds: start and end of each stretch without a second of silence."""
+    """Start and end, in seconds, of each stretch of sound without a second of silence."""
     step = RATE // 50
     levels = np.abs(samples[: len(samples) // step * step]).reshape(-1, step).max(axis=1, initial=0.0)
     loud = np.flatnonzero(levels > 0.1 * levels.max(initial=0.0)) if levels.any() else np.zeros(0, np.int64)
@@ -152,11 +152,11 @@ def encode(
     edit: Edit = lambda time: time,
     video: float | None = None,
 ) -> bytes:
-    """The bytes of a file.
+    """Encode a recording and return the bytes of the file.
 
     :param channels: float32 of shape (channels, samples) at 16 kHz.
-    :param edit: gives each packet its time in seconds, or ``None`` to leave it out.
-    :param video: seconds of pictures, one a second, beside the sound.
+    :param edit: maps the time of each packet to a new time in seconds, or to ``None`` to omit the packet.
+    :param video: duration in seconds of a video stream beside the sound.
     """
     channels = np.repeat(channels, 2, axis=0) if len(channels) not in form.layouts else channels
     with tempfile.NamedTemporaryFile() as file:
@@ -215,7 +215,7 @@ def _pictures(container: Any, form: Format, seconds: float) -> list[Any]:
 
 
 def decoded(data: bytes, **how: Any) -> tuple[dict[int, Samples], DecodedAudio]:
-    """Samples of each channel."""
+    """Decode a file: the samples of each channel, and the decoder."""
     audio = open_audio(io.BytesIO(data), **how)
     channels: dict[int, list[Samples]] = {}
     for samples, channel in audio.blocks():

@@ -1,4 +1,4 @@
-"""Azurite, Microsoft's emulator of Azure Blob Storage: ``make azurite`` installs it."""
+"""Run Azurite, Microsoft's emulator of Azure Blob Storage. ``make azurite`` installs it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Azure:
 
     @property
     def config(self) -> dict[str, str]:
-        """For ``ObjectStorage(config)``: obstore's keys."""
+        """Configuration for ``ObjectStorage(config)``, with obstore's keys."""
         return {
             "azure_storage_account_name": ACCOUNT,
             "azure_storage_account_key": KEY,
@@ -45,7 +45,7 @@ class Azure:
 
 
 def azurite_binary() -> str | None:
-    """The emulator where ``make azurite`` puts it, else on the path."""
+    """The emulator that ``make azurite`` has installed, or the one on the path."""
     made = (
         Path(__file__).resolve().parents[2] / ".cache" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
     )
@@ -54,7 +54,7 @@ def azurite_binary() -> str | None:
 
 @contextmanager
 def azurite(binary: str, folder: Path) -> Iterator[Azure]:
-    """The emulator with its data in ``folder``, ready to serve; stopped at the end."""
+    """Start the emulator with its data in ``folder``, and stop it at the end."""
     (port,) = free_ports(1)
     command = [binary, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder)]
     command += ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
@@ -82,7 +82,7 @@ def _answers(port: int) -> bool:
 
 
 def create_container(azure: Azure, name: str) -> ObjectStorage:
-    """Creates a container through Azure's REST API; returns a storage that reaches it."""
+    """Create a container through Azure's REST API, and return a storage that can access it."""
     import hashlib
     import hmac
     import urllib.request

@@ -1,4 +1,4 @@
-"""Files that are not what they seem, and what has to become of each."""
+"""Damaged and misleading input files, and the expected result of each."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Samples = npt.NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Expected:
-    """What a file has to give.
+    """The expected result of a file.
 
-    :param code: the error code, ``None`` for a transcript.
-    :param flags: quality flags that must be there.
-    :param text: ``"whole"``: what is said in the clip, ``"part"``: its beginning, ``"none"``: not a word.
+    :param code: the error code; ``None`` for a transcript.
+    :param flags: quality flags that must be set.
+    :param text: ``"whole"``: the text of the clip; ``"part"``: its beginning; ``"none"``: no text.
     """
 
     code: str | None = None
@@ -66,10 +66,10 @@ NAMES = (
 
 
 def make_bad_inputs(folder: Path, clip: Path) -> dict[str, Expected]:
-    """Write every kind of bad input into ``folder``, and good ones under awkward names.
+    """Write every kind of bad input to ``folder``, and good files with awkward names.
 
-    :param clip: a recording of speech, WAV, 16 bit; several seconds long.
-    :return: what has to become of each file, by name.
+    :param clip: a recording of speech of several seconds, as 16-bit WAV.
+    :return: the expected result of each file, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rate, samples = read_wav(clip)
@@ -84,7 +84,7 @@ def make_bad_inputs(folder: Path, clip: Path) -> dict[str, Expected]:
 
 
 def make_non_speech(folder: Path) -> dict[str, Expected]:
-    """Silence, white noise and a pure tone: 1 and 30 seconds each."""
+    """Write silence, white noise and a pure tone, of 1 and 30 seconds each."""
     noise = np.random.default_rng(1)
     kinds: dict[str, Callable[[int], npt.NDArray[np.float64]]] = {
         "silence": lambda n: np.zeros(n),
@@ -104,7 +104,7 @@ def make_non_speech(folder: Path) -> dict[str, Expected]:
 
 
 def read_wav(path: Path) -> tuple[int, Samples]:
-    """Sample rate in Hz, and the samples."""
+    """Return the sample rate in Hz and the samples."""
     with wave.open(str(path)) as file:
         assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
         return file.getframerate(), np.frombuffer(file.readframes(file.getnframes()), np.int16)
@@ -121,7 +121,7 @@ def write_wav(path: Path, rate: int, samples: Samples) -> None:
 def encode(
     path: Path, codec: str, rate: int, samples: Samples, *, options: dict[str, str] | None = None
 ) -> bytes:
-    """Write samples in another format, chosen by the suffix of ``path``. Returns the bytes written."""
+    """Write samples in the format given by the suffix of ``path``, and return the bytes written."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate if codec != "libopus" else 48_000, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
@@ -161,7 +161,7 @@ def _picture(path: Path) -> bytes:
 
 
 def _headers(folder: Path, rate: int, samples: Samples) -> dict[str, Expected]:
-    """Only what comes before the first sample."""
+    """Write files that end before the first sample."""
     mp3 = encode(folder / "header_only.mp3", "libmp3lame", rate, samples)
     flac = encode(folder / "header_only.flac", "flac", rate, samples)
     ogg = encode(folder / "header_only.ogg", "libopus", rate, samples)
@@ -197,7 +197,7 @@ def _flac_header_bytes(flac: bytes) -> int:
 
 
 def _ogg_header_bytes(ogg: bytes) -> int:
-    """An Ogg Opus stream has two header pages; the third page has sound."""
+    """Size of the header: an Ogg Opus stream has two header pages, and sound from the third page on."""
     second = ogg.index(b"OggS", 4)
     return ogg.index(b"OggS", second + 4)
 
@@ -210,7 +210,8 @@ def _damaged(folder: Path, rate: int, samples: Samples) -> dict[str, Expected]:
     (folder / "truncated.flac").write_bytes(flac[: len(flac) * 6 // 10])
     header = _flac_header_bytes(flac)
     (folder / "garbage_inside.flac").write_bytes(flac[:header] + noise(200_000))
-    m4a = encode(folder / "truncated.m4a", "aac", rate, samples)  # the index comes last and is lost
+    # The index is at the end of the file, so truncation removes it.
+    m4a = encode(folder / "truncated.m4a", "aac", rate, samples)
     (folder / "truncated.m4a").write_bytes(m4a[: len(m4a) * 6 // 10])
     front = encode(
         folder / "truncated_faststart.m4a", "aac", rate, samples, options={"movflags": "faststart"}
@@ -226,15 +227,17 @@ def _damaged(folder: Path, rate: int, samples: Samples) -> dict[str, Expected]:
 
 
 def _lying_wavs(folder: Path, rate: int, samples: Samples) -> dict[str, Expected]:
-    """The header says another number of bytes than follow it."""
+    """Write WAV files whose header states a wrong number of bytes."""
     write_wav(folder / "says_more.wav", rate, samples)
     honest = (folder / "says_more.wav").read_bytes()
     bytes_of_sound = len(honest) - 44
     claims = {
         "says_more.wav": (10 * bytes_of_sound, Expected(flags=frozenset({"truncated"}))),
         "says_less.wav": (bytes_of_sound * 6 // 10 & ~1, WHOLE),
-        "says_nothing.wav": (0, WHOLE),  # a recorder that streams and never goes back to its header
-        "says_unknown.wav": (0xFFFFFFFF, WHOLE),  # the same, as FFmpeg and SoX write it to a pipe
+        # Written by recorders that stream and never update their header.
+        "says_nothing.wav": (0, WHOLE),
+        # Written by FFmpeg and SoX to a pipe.
+        "says_unknown.wav": (0xFFFFFFFF, WHOLE),
     }
     for name, (claim, _) in claims.items():
         riff = min(claim + 36, 0xFFFFFFFF)

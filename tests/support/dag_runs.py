@@ -1,4 +1,4 @@
-"""Runs a DAG as a user would, ``airflow dags test``, and tells what became of it."""
+"""Run a DAG with ``airflow dags test``, and read its outcome from Airflow's database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DagRun:
-    """The outcome of one DAG run. Tasks of a group go by their own name, mapped ones with their index."""
+    """The outcome of one DAG run. Task names omit the group id; those of mapped tasks include the index."""
 
     returncode: int
     log: str
@@ -38,7 +38,7 @@ def run_dag(
     logical_date: str | None = None,
     timeout_seconds: float = 800,
 ) -> DagRun:
-    """One run of a DAG with every task in it, in a process of its own."""
+    """Run a DAG with all its tasks in a separate process."""
     logical_date = logical_date or datetime.datetime.now(datetime.UTC).isoformat()
     command = [sys.executable, "-m", "airflow", "dags", "test", dag_id, logical_date]
     command += ["--conf", json.dumps(dict(conf or {}))]
@@ -72,7 +72,7 @@ def _outcome(database: sqlite3.Connection, dag_id: str) -> tuple[dict[str, str],
         )
     }
     xcoms = {
-        # SQLite hands out a JSON number as a number.
+        # SQLite returns a JSON number as a number instead of text.
         f"{_name(task, index)}.{key}": json.loads(value) if isinstance(value, str) else value
         for task, index, key, value in database.execute(
             f"select task_id, map_index, key, value from xcom {where}", this_run
@@ -94,7 +94,7 @@ def _name(task_id: str, map_index: int) -> str:
 
 @contextmanager
 def watched_arguments() -> Iterator[set[str]]:
-    """Collects the command lines of all processes that run meanwhile, as ``ps`` would show them."""
+    """Collect the command lines of all processes that run inside the context, as ``ps`` would show them."""
     seen: set[str] = set()
     stop = threading.Event()
 
@@ -115,5 +115,6 @@ def _command_lines(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
         try:
             yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # the process has ended
+        # The process has ended.
+        except OSError:
             continue

@@ -1,7 +1,7 @@
-"""The real engine, in a process that dies of certain files: their names say where, and by which signal.
+"""The real engine, but files with certain names kill its process, at the stage and by the signal in the name.
 
-``read-SIGSEGV.wav`` ends the process when the file is read, ``decode-SIGKILL.wav`` when its first windows are
-decoded.
+``read-SIGSEGV.wav`` kills the process when the file is read, ``decode-SIGKILL.wav`` when its first windows
+are decoded.
 """
 
 from __future__ import annotations

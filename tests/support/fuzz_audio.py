@@ -1,9 +1,9 @@
-"""Damages files of every format at random and decodes them. A file may be refused, and nothing else.
+"""Damage files of every format at random and decode them. Decoding may only succeed or raise AudioError.
 
     python tests/support/fuzz_audio.py SPEECH.wav FIRST LAST
 
-One file for each number from FIRST to LAST. It says each number before it decodes that file, so that whoever
-started it knows which one killed it.
+It decodes one file for each number from FIRST to LAST - 1. It prints each number before decoding, so that a
+crash can be traced to its file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECONDS = 3
 
 
 def originals(speech: Path) -> list[bytes]:
-    """A file of each format and number of channels."""
+    """Return a file of each format and number of channels."""
     sound = samples_of(speech)[: SECONDS * RATE]
     return [
         encode(form, np.stack([sound * (1 + row) / channels for row in range(channels)]))
@@ -33,7 +33,7 @@ def originals(speech: Path) -> list[bytes]:
 
 
 def damaged(files: list[bytes], seed: int) -> bytes:
-    """One of the files, damaged in up to three ways."""
+    """Return one of the files, damaged in up to three ways."""
     chance = np.random.default_rng(seed)
     data = bytearray(files[int(chance.integers(len(files)))])
     for _ in range(int(chance.integers(1, 4))):
@@ -43,7 +43,7 @@ def damaged(files: list[bytes], seed: int) -> bytes:
 
 def _damage(data: bytearray, files: list[bytes], chance: np.random.Generator) -> None:
     size = max(len(data), 2)
-    # Half of the damage is to the first kilobyte, where the headers are.
+    # Half of the damage is confined to the first kilobyte, where the headers are.
     span = size if chance.integers(2) else min(size, 1024)
     at = int(chance.integers(span))
     length = int(chance.integers(1, 4096))
@@ -66,7 +66,7 @@ def _damage(data: bytearray, files: list[bytes], chance: np.random.Generator) ->
 
 
 def decode(data: bytes, split: bool) -> str:
-    """What came of it."""
+    """Decode a file and return the outcome: an error code, ``truncated`` or ``whole``."""
     try:
         audio = open_audio(io.BytesIO(data), split=split, max_duration_s=600)
         for samples, channel in audio.blocks():
@@ -78,7 +78,7 @@ def decode(data: bytes, split: bool) -> str:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command that the module's docstring describes."""
     files = originals(Path(sys.argv[1]))
     for seed in range(int(sys.argv[2]), int(sys.argv[3])):
         print(seed, end=" ", flush=True)

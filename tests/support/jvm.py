@@ -1,7 +1,7 @@
-"""Java for tests: Spark's virtual machines live for seconds, so a quick start counts more than fast code.
+"""Speed up Java for tests: their JVMs live for seconds, so start-up time matters more than fast code.
 
-A start of Spark costs 15 seconds of processor time, more than half of which is loading classes and compiling.
-With the quick compiler and an archive of loaded classes it costs 6.
+Starting Spark takes 15 seconds of CPU time, more than half of it for loading and compiling classes. With the
+quick compiler and an archive of loaded classes (class data sharing) it takes 6.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import filelock
 from spark_cluster import spark_binary
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "tests"
-# The least that loads what a job loads: a session, and a Pandas UDF over two partitions.
+# The smallest program that loads the same classes as a job: a session, and a Pandas UDF over two partitions.
 PROGRAM = """
 from pyspark.sql import SparkSession
 spark = SparkSession.builder.config("spark.ui.enabled", "false").getOrCreate()
@@ -28,14 +28,14 @@ spark.stop()
 
 
 def use_class_archive() -> None:
-    """Lets every virtual machine that is started from now on begin with Spark's classes loaded."""
+    """Make every JVM that is started from now on use the archive of Spark's classes."""
     options = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:SharedArchiveFile={_class_archive()}"
     os.environ["JAVA_TOOL_OPTIONS"] = options
 
 
 @cache
 def _class_archive() -> Path:
-    """The archive, made once for each Java and each Spark: it takes about 20 seconds."""
+    """Return the archive. Creating it takes about 20 seconds, once for each version of Java and Spark."""
     java = f"{os.environ['JAVA_HOME']}/bin/java" if os.environ.get("JAVA_HOME") else "java"
     version = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
     versions = f"{version} {importlib.metadata.version('pyspark')} {spark_binary('')}"

@@ -1,4 +1,4 @@
-"""Catalogs to keep tables in, and what runs want of them."""
+"""Catalogs for tests, and the changes that runs make to their tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHER = WhisperOptions(model="tiny").fingerprint()
 
 @dataclass(frozen=True)
 class Lake:
-    """Somewhere to keep tables. Each call of ``open`` is another client, as each run has its own."""
+    """A catalog. Each call of ``open`` returns a new client, because each run has its own."""
 
     open: Callable[[], Catalog]
 
@@ -46,7 +46,7 @@ def change(
     key: str | None = None,
     **row: Any,
 ) -> PartitionChange:
-    """What a run wants whose discovery saw the snapshot ``base``."""
+    """Return the change of a run whose discovery saw the snapshot ``base``."""
     uris, removed = list(uris), list(removed)
     manifest = make_manifest_rows(uris, partition=partition, change=why, audio_etag=etag, attempt=attempt)
     if rows is None:
@@ -67,7 +67,7 @@ def change(
 def row_keys(
     catalog: Catalog, partition: Mapping[str, str] = PARTITION
 ) -> list[tuple[str, str | None, str, int]]:
-    """(uri, etag, fingerprint, attempt) of every row of a partition, sorted."""
+    """Return (uri, etag, fingerprint, attempt) of every row of a partition, sorted."""
     rows = [row for batch in current_rows(catalog, TABLE, partition) for row in batch.to_pylist()]
     return sorted((r["audio_uri"], r["audio_etag"], r["fingerprint"], r["attempt"]) for r in rows)
 

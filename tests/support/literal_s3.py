@@ -1,4 +1,4 @@
-r"""An S3 that takes all keys literally, as Amazon's does and SeaweedFS does not: ``//``, ``..``, ``\x1b``."""
+r"""An S3 server that takes all keys literally (``//``, ``..``, ``\x1b``), like Amazon S3, unlike SeaweedFS."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class LiteralS3:
     keys: dict[str, bytes]
     page: int = 1000
     forbidden: tuple[str, ...] = ()
-    """What must not be listed: prefixes."""
+    """Prefixes whose listing is forbidden."""
     failures: list[int] = field(default_factory=list)
-    """Status codes of the next listings; those after them succeed, as does 200."""
+    """Status codes of the next listings. 200 succeeds, as do all later listings."""
     port: int = 0
     requests: list[str] = field(default_factory=list)
     hosts: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> dict[str, str]:
-        """For ``ObjectStorage(config)``: obstore's keys."""
+        """Configuration for ``ObjectStorage(config)``, with obstore's keys."""
         return {
             "aws_endpoint": f"http://127.0.0.1:{self.port}",
             "aws_access_key_id": "key",
@@ -38,7 +38,7 @@ class LiteralS3:
         }
 
     def listing(self, query: dict[str, str]) -> str:
-        """The answer to ListObjectsV2, in the order of the keys' bytes."""
+        """Return the response to ListObjectsV2, with keys in byte order."""
         url = query.get("encoding-type") == "url"
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         token = query.get("continuation-token")
@@ -91,7 +91,7 @@ def _etag(data: bytes) -> str:
 
 @contextmanager
 def literal_s3(keys: dict[str, bytes], page: int = 1000) -> Iterator[LiteralS3]:
-    """The server, with these objects; listings have pages of this size."""
+    """Run the server with these objects. Listings have pages of this size."""
     state = LiteralS3(keys, page)
 
     class Handler(http.server.BaseHTTPRequestHandler):

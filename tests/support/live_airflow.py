@@ -1,4 +1,4 @@
-"""A whole Airflow on this machine, as ``airflow standalone`` starts it, and what tests ask of its API."""
+"""Run a complete Airflow with ``airflow standalone``, and access its API."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from servers import free_ports
 
 USER, PASSWORD = "admin", "a-password-for-tests"
 READY_SECONDS = 180
-MOST_LISTED = 100  # by one request: [api] maximum_page_limit
-PATIENCE = 600  # seconds, for what takes one or two minutes where nothing else runs
+# Maximum number of items per request: [api] maximum_page_limit.
+MOST_LISTED = 100
+# Seconds to wait for runs that take one or two minutes on an idle machine.
+PATIENCE = 600
 COMPONENTS = ("scheduler", "triggerer", "dag-processor", "api-server")
 T = TypeVar("T")
 
 
 def wait_for(what: str, look: Callable[[], T], seconds: float, *, every: float = 0.5) -> T:
-    """Asks again and again until the answer is true, and returns it."""
+    """Call ``look`` repeatedly until its result is true, and return the result."""
     deadline = time.monotonic() + seconds
     while True:
         answer = look()
@@ -52,7 +54,7 @@ class LiveAirflow:
     _client: httpx.Client | None = field(default=None, repr=False)
 
     def start(self, command: str) -> None:
-        """Starts ``airflow COMMAND``; what it prints goes to a log of that name."""
+        """Start ``airflow COMMAND`` with its output in a log of that name."""
         with (self.logs / f"{command}.log").open("ab") as out:
             arguments = [sys.executable, "-m", "airflow", command]
             process = subprocess.Popen(
@@ -61,7 +63,7 @@ class LiveAirflow:
         self.processes.append(process)
 
     def kill(self, component: str) -> None:
-        """Kills a component as the kernel would for want of memory: at once, with nothing put in order."""
+        """Kill a component with SIGKILL, as the kernel does when memory runs out."""
         found = [p for p in self._own_processes() if _component(p) == component]
         assert found, f"no {component} is running"
         for process in found:
@@ -69,7 +71,7 @@ class LiveAirflow:
         psutil.wait_procs(found, timeout=10)
 
     def stop(self) -> None:
-        """Ends everything that was started, and everything that it has started."""
+        """Stop all started processes and their descendants."""
         for process in self.processes:
             process.send_signal(signal.SIGINT)
         _, left = psutil.wait_procs(self._own_processes(), timeout=15)
@@ -80,7 +82,7 @@ class LiveAirflow:
             started.wait()
 
     def _own_processes(self) -> list[psutil.Process]:
-        # By session, not by parentage: what a killed scheduler had started has another parent now.
+        # Find processes by session instead of by parent: children of a killed scheduler have another parent.
         sessions = {process.pid for process in self.processes}
         own = []
         for process in psutil.process_iter():
@@ -111,7 +113,7 @@ class LiveAirflow:
         return dict(answer.json())
 
     def wait_until_ready(self, dag_ids: list[str]) -> None:
-        """Until every component has a heartbeat and the DAGs are parsed."""
+        """Wait until every component has a heartbeat and the DAGs are parsed."""
 
         def ready() -> bool:
             assert self.processes[0].poll() is None, f"airflow standalone ended; see {self.logs}"
@@ -137,7 +139,7 @@ class LiveAirflow:
         )
 
     def runs(self, dag_id: str, **params: Any) -> list[dict[str, Any]]:
-        """Newest first."""
+        """Return the runs of a DAG, newest first."""
         found = self.get(f"dags/{dag_id}/dagRuns", order_by="-run_after", limit=MOST_LISTED, **params)
         return list(found["dag_runs"])
 
@@ -150,7 +152,7 @@ class LiveAirflow:
         )
 
     def states(self, dag_id: str, run_id: str) -> dict[str, str]:
-        """``{"discover": "success", "register[1]": "skipped"}``."""
+        """Return the state of each task: ``{"discover": "success", "register[1]": "skipped"}``."""
         return {
             task["task_id"].rpartition(".")[2]
             + (f"[{task['map_index']}]" if task["map_index"] >= 0 else ""): task["state"]
@@ -158,7 +160,7 @@ class LiveAirflow:
         }
 
     def finished(self, dag_id: str, run_id: str, seconds: float = PATIENCE) -> dict[str, Any]:
-        """The run, once it has come to an end."""
+        """Wait until a run has finished, and return it."""
 
         def look() -> dict[str, Any] | None:
             run = self.run(dag_id, run_id)
@@ -167,16 +169,16 @@ class LiveAirflow:
         return wait_for(f"run {run_id} of {dag_id}", look, seconds)
 
     def succeeded(self, dag_id: str, count: int) -> list[dict[str, Any]]:
-        """The runs of a DAG, newest first, once there are so many; empty until then.
+        """Return a DAG's runs, newest first, once ``count`` of them have succeeded; empty until then.
 
-        :raises AssertionError: when one has failed.
+        :raises AssertionError: if a run has failed.
         """
         runs = self.runs(dag_id)
         assert all(run["state"] != "failed" for run in runs), f"a run of {dag_id} failed; see {self.logs}"
         return runs if [run["state"] for run in runs].count("success") >= count else []
 
     def idle(self, *dag_ids: str) -> bool:
-        """Whether none of the DAGs has a run that waits or goes on."""
+        """Whether none of the DAGs has a queued or running run."""
         return not any(
             run["state"] in ("queued", "running") for dag_id in dag_ids for run in self.runs(dag_id)
         )
@@ -188,12 +190,12 @@ class LiveAirflow:
         )
 
     def returned(self, dag_id: str, run_id: str, task_id: str) -> Any:
-        """What a task has returned."""
+        """Return the return value of a task."""
         task = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
         return self.get(f"{task}/xcomEntries/return_value")["value"]
 
     def log(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
-        """All that the last try of a task has logged."""
+        """Return the complete log of a task's last try."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
         task = self.get(f"{path}/{map_index}" if map_index >= 0 else path)
         lines = self.get(f"{path}/logs/{task['try_number']}", map_index=map_index, full_content=True)[
@@ -203,7 +205,7 @@ class LiveAirflow:
 
 
 def _component(process: psutil.Process) -> str | None:
-    """Which part of Airflow a process is: ``python .../airflow scheduler``, not what it has forked."""
+    """The Airflow component that a process runs: ``python .../airflow scheduler``, but not its forks."""
     with suppress(psutil.Error):
         arguments = process.cmdline()
         if len(arguments) >= 2 and arguments[-1] in COMPONENTS and "airflow" in arguments[-2]:
@@ -215,10 +217,10 @@ def _component(process: psutil.Process) -> str | None:
 def airflow_standalone(
     home: Path, logs: Path, dags: Path, settings: Mapping[str, str]
 ) -> Iterator[LiveAirflow]:
-    """``airflow standalone`` with a database, ports and a password of its own; all of it ended at the end.
+    """Run ``airflow standalone`` with its own database, ports and password, and stop it at the end.
 
     :param logs: folder for the logs of the components and of the tasks.
-    :param settings: further environment variables.
+    :param settings: additional environment variables.
     """
     home.mkdir(parents=True)
     logs.mkdir(parents=True, exist_ok=True)
@@ -250,17 +252,18 @@ def airflow_standalone(
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_logs),
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(worker_logs),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-        # A restarted scheduler looks after five minutes for what the killed one has left behind, and takes a
-        # component for dead after 30 seconds.
+        # By default a restarted scheduler looks for the tasks of a killed one only every five minutes, and
+        # considers a component dead after 30 seconds.
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "20",
-        # The DAG files do not change, and parsing them takes seconds of processor time. But Airflow starts
-        # the watchers of a DAG only when it parses the file again after the DAG was unpaused.
+        # The DAG files do not change, and parsing them takes seconds of CPU time. They must still be parsed
+        # repeatedly: Airflow starts the watchers of a DAG only when it parses the file after the DAG was
+        # unpaused.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         **settings,
     }
-    # Not SQLite, Airflow's default: where two components write at once, one of them fails.
+    # Use PostgreSQL instead of SQLite, Airflow's default, in which concurrent writes of two components fail.
     with postgres_server() as database:
         environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database
         airflow = LiveAirflow(home, url, environment, logs)

@@ -1,4 +1,4 @@
-"""A live Airflow and the object store and table that its DAGs work on."""
+"""A live Airflow, and the object store and table that its DAGs use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLE = "speech.transcripts"
 
 @dataclass(frozen=True)
 class Site:
-    """An Airflow, the object store and the table that its DAGs work on."""
+    """An Airflow, and the object store and table that its DAGs use."""
 
     airflow: LiveAirflow
     s3: S3Server
@@ -27,7 +27,7 @@ class Site:
 
     @contextmanager
     def unpaused(self, *dag_ids: str) -> Iterator[None]:
-        """The DAGs may run: unpaused in this order, and paused again at the end."""
+        """Unpause the DAGs in this order, and pause them again at the end."""
         self.airflow.unpause(*dag_ids)
         try:
             yield
@@ -41,7 +41,7 @@ class Site:
         return RestCatalog("lake", **self.lake.properties).load_table(name)
 
     def rows(self, name: str = TABLE) -> list[dict[str, Any]]:
-        """All rows of a table; none while there is no table yet."""
+        """Return all rows of a table; none if the table does not exist yet."""
         from pyiceberg.exceptions import NoSuchTableError
 
         try:

@@ -1,4 +1,4 @@
-"""An engine that dies while it loads."""
+"""An engine whose process exits while it loads."""
 
 from __future__ import annotations
 

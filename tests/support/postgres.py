@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the metadata database of an Airflow, as production has one."""
+"""A PostgreSQL server for Airflow's metadata database, as in production."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from servers import free_ports
 
 USER = "airflow"
 SETTINGS = (
-    # What a test writes need not survive a power failure.
+    # The data of a test need not survive a power failure.
     "fsync=off",
     "synchronous_commit=off",
-    # Each thread of Airflow may hold connections.
+    # Each thread of Airflow may hold several connections.
     "max_connections=300",
     "listen_addresses=127.0.0.1",
-    # The workers of a killed scheduler live on and keep its connection open. If it was killed while it held
-    # the lock on the pools, nothing would ever be queued again.
+    # The workers of a killed scheduler keep running and keep its connection open. If it was killed while it
+    # held the lock on the pools, no task would ever be queued again.
     "idle_in_transaction_session_timeout=60s",
 )
 
 
 @contextmanager
 def postgres_server() -> Iterator[str]:
-    """A server with an empty database, which is gone at the end.
+    """Run a server with an empty database, and delete both at the end.
 
     :return: SQLAlchemy's URL of the database.
     """
-    # Not below pytest's folders: where root runs it they are root's alone, and the server refuses to be root.
+    # Do not use pytest's folders: if root runs pytest, only root can read them, but the server refuses to run
+    # as root.
     with tempfile.TemporaryDirectory(prefix="postgres-") as name:
         folder, (port,) = Path(name), free_ports(1)
         settings = (*SETTINGS, f"port={port}", f"unix_socket_directories={folder}")
@@ -49,10 +50,11 @@ def postgres_server() -> Iterator[str]:
 def _run(program: str, *arguments: str, cwd: Path) -> None:
     user = None
     if os.geteuid() == 0:
-        user = "postgres"  # Debian's package creates it
+        # Debian's package creates this user.
+        user = "postgres"
         shutil.chown(cwd, user)
     command = [str(_folder() / program), *arguments]
-    # Not captured through a pipe: the server that pg_ctl leaves behind would hold it open.
+    # Do not capture the output through a pipe: the server that pg_ctl starts would keep it open.
     with (cwd / "programs.log").open("ab") as out:
         done = subprocess.run(command, stdout=out, stderr=out, cwd=cwd, user=user, check=False)
     if done.returncode:
@@ -60,7 +62,7 @@ def _run(program: str, *arguments: str, cwd: Path) -> None:
 
 
 def _folder() -> Path:
-    """Where the server's programs are. Debian does not put them on the path."""
+    """Folder of the server's programs, which Debian does not put on the path."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), key=lambda path: float(path.parts[4]))
     on_path = shutil.which("pg_ctl")
     if not found and not on_path:

