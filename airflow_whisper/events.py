@@ -66,7 +66,8 @@ def pending_events(
         events = list(triggering)
         if events and inlet_events is not None and asset in inlet_events:
             first = min(event.timestamp for event in events)
-            events = list(inlet_events[asset].after(first.isoformat()))  # with the first
+            # `after` includes the first event itself.
+            events = list(inlet_events[asset].after(first.isoformat()))
         pending += events
     return pending
 

@@ -1,4 +1,7 @@
-r"""An S3 server that takes all keys literally (``//``, ``..``, ``\x1b``), like Amazon S3, unlike SeaweedFS."""
+r"""An S3 server that takes keys such as ``//``, ``..`` and ``\x1b`` literally, as Amazon S3 does.
+
+SeaweedFS does not.
+"""
 
 from __future__ import annotations
 
