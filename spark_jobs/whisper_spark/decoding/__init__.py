@@ -1,4 +1,5 @@
-"""Windows -> text: the loaded model, languages, prompts, the quality gate, and segments.
+"""Turns windows into text: the loaded model, language detection, prompts, the quality gate, and segments.
 
-Knows batches of windows, but not which file a window belongs to.
+Change here how a batch of windows is decoded, and what makes a text reliable. This package knows batches of
+windows, but neither files nor Spark; each change of the text must be measured with ``benchmarks/``.
 """

@@ -1,4 +1,4 @@
-"""Word times: where each token of a text lies in its window, from the model's own attention."""
+"""Word timestamps: the position of each token of a text in its window, from the model's cross-attention."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from whisper_spark.progress.counters import stage
 
 
 class Aligner:
-    """Gives texts their words, where the options ask for them."""
+    """Adds words to texts, if the options enable word timestamps."""
 
     def __init__(self, options: WhisperOptions, model: Model, prompts: Prompts) -> None:
         self._options = options
@@ -31,9 +31,12 @@ class Aligner:
         texts: Sequence[WindowText],
         chosen: Iterable[int],
     ) -> list[WindowText]:
-        """The texts, those at the chosen positions with their words and with what words show to be missing.
+        """The texts, with words for those at the chosen positions.
 
-        :param encoded: what the encoder gave for the windows.
+        Words show whether speech is missing from a text: ``incomplete`` and ``reliable`` are updated.
+
+        :param encoded: output of the encoder for the windows.
+        :param chosen: positions in ``texts``.
         """
         found = list(texts)
         if not self._options.word_timestamps:
@@ -45,7 +48,8 @@ class Aligner:
             else:
                 found[i] = self._judged(texts[i], [], windows[i])
         with stage("align"):
-            for language, indices in by_language.items():  # align() takes one start sequence for all rows
+            # One call per language, because align() takes the same start sequence for all rows.
+            for language, indices in by_language.items():
                 words = self._words(encoded.rows(indices), language, windows, texts, indices)
                 for i, own in zip(indices, words, strict=True):
                     found[i] = self._judged(texts[i], own, windows[i])

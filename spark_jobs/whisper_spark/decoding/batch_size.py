@@ -1,4 +1,4 @@
-"""How many windows of 30 seconds a batch holds: what suits the device, the model and the memory."""
+"""Chooses the batch size, in windows of 30 seconds, by device, model and memory."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from whisper_spark.decoding.passes import MAX_LENGTH, RETRY_BEAM
 
 log = logging.getLogger(__name__)
 
-# More brings no speed on an H100, whatever the model (benchmarks/RESULTS.md).
+# Larger batches are not faster on an H100 with any model (benchmarks/RESULTS.md).
 _GPU_BATCH = 64
 _CPU_BATCH = 4
 
-# Weights of medium and larger models, a window of which takes a quarter of a gigabyte for cross attention.
+# Least size of the weights of medium and larger models, which need 250 MB per window for cross-attention.
 _LARGE_BYTES = 1_000_000_000
 _CPU_BATCH_OF_LARGE = 2
 
-# Left for fragments, cuBLAS and whatever else runs on the GPU.
+# Share of the free memory to use; the rest is for fragmentation, cuBLAS and other processes on the GPU.
 _USABLE = 0.8
 
 
 def choose_batch_size(
     options: WhisperOptions, device: Device, shape: ModelShape, weights_bytes: int, free_bytes: int | None
 ) -> int:
-    """Windows of 30 seconds in a batch: what the options say, or what suits device, model and memory.
+    """Number of windows of 30 seconds in a batch: that of the options, or one for device, model and memory.
 
-    Never more than CTranslate2 computes right; one line in the log says so.
+    It never exceeds the largest batch that CTranslate2 computes correctly; reducing ``options.batch_size``
+    logs a warning.
 
     :param weights_bytes: size of ``model.bin``.
-    :param free_bytes: of the GPU with the model loaded; ``None``: unknown, or no GPU.
+    :param free_bytes: free memory of the GPU with the model loaded; ``None``: unknown, or no GPU.
     """
     asked, most = options.batch_size, shape.most_windows(FULL_FRAMES)
     if asked is not None and asked > most:
@@ -63,9 +64,10 @@ def _that_fits(options: WhisperOptions, device: Device, shape: ModelShape, free_
 
 
 def free_gpu_bytes(device: Device) -> int | None:
-    """Free memory of the GPU, in bytes; ``None`` where the driver does not say, or there is no GPU.
+    """Free memory of the GPU, in bytes; ``None`` when it is unknown, or there is no GPU.
 
-    CTranslate2 tells nothing about memory, so this asks CUDA's driver, which a loaded model has opened.
+    CTranslate2 has no API for this, so it is requested from the CUDA driver, which a loaded model has
+    initialised.
     """
     if device.kind != "cuda":
         return None

@@ -1,4 +1,4 @@
-"""The calls to CTranslate2: a loaded model, and the guard that no batch is larger than it computes right."""
+"""Calls CTranslate2, and refuses batches that are too large for it to compute correctly."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from whisper_spark.decoding.model_shape import ModelShape
 
 
 class BatchTooLargeError(RuntimeError):
-    """CTranslate2 would compute this batch wrong. Smaller parts of it are fine."""
+    """CTranslate2 would compute this batch incorrectly. It can be decoded in smaller parts."""
 
 
 class Model:
-    """A loaded model. Its methods may be called from several threads at once.
+    """A loaded model. Thread-safe.
 
     :param weights: ``ctranslate2.models.Whisper``.
+    :param shape: determines the largest batch.
     """
 
     def __init__(self, weights: Any, shape: ModelShape) -> None:
@@ -32,13 +33,13 @@ class Model:
         return Encoded(self._weights.encode(storage_view(batch)))
 
     def detect_language(self, encoded: Encoded) -> list[dict[str, float]]:
-        """Probability of each language, window by window."""
+        """Probability of each language, for each window."""
         self._check(encoded.windows, encoded.frames)
         results = self._weights.detect_language(encoded.on_device)
         return [{token[2:-2]: float(probability) for token, probability in row} for row in results]
 
     def generate(self, encoded: Encoded, prompts: list[list[int]], **settings: Any) -> list[Any]:
-        """A ``WhisperGenerationResult`` for each window; settings as for ``Whisper.generate``."""
+        """A ``WhisperGenerationResult`` for each window; ``settings`` are those of ``Whisper.generate``."""
         beams = max(settings.get("beam_size", 1), settings.get("num_hypotheses", 1))
         self._check(encoded.windows, encoded.frames, beams)
         return list(self._weights.generate(encoded.on_device, prompts, **settings))
@@ -49,7 +50,8 @@ class Model:
         """A ``WhisperAlignmentResult`` for each window.
 
         :param start: tokens before the text, the same for all windows.
-        :param frames: of each window, without padding.
+        :param tokens: text tokens of each window.
+        :param frames: number of frames of each window, without padding.
         """
         self._check(encoded.windows, encoded.frames)
         return list(self._weights.align(encoded.on_device, start, tokens, frames))

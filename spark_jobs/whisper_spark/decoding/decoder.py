@@ -1,8 +1,8 @@
-"""Windows of many files -> one batch -> text, scores and word times. Knows nothing of files.
+"""Decodes a batch of windows to texts with scores and word timestamps. Does not know files.
 
-Uses only CTranslate2's public API. Decoding is greedy first; every text is then judged. Windows that greedy
-decoding is unsure of go through beam search with the text before them, and those that fail the gate are
-decoded again from scratch. ``docs/how-it-decodes.md`` says why.
+Uses only CTranslate2's public API. Decoding is greedy first, and the quality gate checks every text. Windows
+with a low average log probability are refined by beam search with the text before them, and those that fail
+the gate are decoded again from scratch. ``docs/how-it-decodes.md`` explains why.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ from whisper_spark.progress.counters import stage
 
 
 class WindowDecoder:
-    """A loaded model. Its methods may be called from several threads at once.
+    """A loaded model that decodes windows. Thread-safe.
 
-    ``batch_size`` says how many windows of 30 seconds suit a batch, or more shorter ones in their place.
-
-    :param folder: the model, see :func:`~whisper_spark.decoding.model.find_model`.
-    :raises ModelError: when it cannot be loaded, or lacks a token that the options need.
+    :param folder: folder of the model, see :func:`~whisper_spark.decoding.model.find_model`.
+    :ivar batch_size: number of windows of 30 seconds in a batch; more fit if they are shorter.
+    :raises ModelError: when the model cannot be loaded, or lacks a token that the options need.
     """
 
     def __init__(self, options: WhisperOptions, folder: Path, device: Device) -> None:
@@ -75,33 +74,34 @@ class WindowDecoder:
 
     @property
     def multilingual(self) -> bool:
-        """Whether the model knows more than English."""
+        """Whether the model is multilingual, rather than English-only."""
         return self._model.multilingual
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of the features of a window of 30 seconds."""
+        """Size of the features of a window of 30 seconds, in bytes."""
         return self._model.bands * FULL_FRAMES * 4
 
     def encode(self, windows: Sequence[Window], frames: int) -> Encoded:
         """Run the encoder.
 
-        :param frames: that it is to see, at least as many as each window has; the same for a whole batch, so
-            that what is heard in one window never depends on its neighbours.
+        :param frames: length of its input, at least that of each window. It is part of the batch key, so that
+            the text of a window never depends on the other windows in its batch.
         """
         batch = np.zeros((len(windows), self._model.bands, frames), np.float32)
         for row, window in zip(batch, windows, strict=True):
             row[:, : window.frames] = window.features
         if self.device.kind == "cuda":
             return self._model.encode(batch)
-        # A CPU gains nothing from a wide encoder, and its attention takes 72 MB a window of whisper-base.
+        # One window at a time: batches are not faster on a CPU, and attention takes 72 MB per window of
+        # whisper-base.
         rows = [self._model.encode(row[np.newaxis]).on_host for row in batch]
         return Encoded.of(np.concatenate(rows))
 
     # --- language
 
     def language_probabilities(self, encoded: Encoded) -> list[dict[str, float]]:
-        """Probability of each language, window by window."""
+        """Probability of each language, for each window."""
         return self._model.detect_language(encoded)
 
     def languages_of_files(
@@ -109,12 +109,12 @@ class WindowDecoder:
     ) -> list[FileLanguage]:
         """The language of each file.
 
-        :param encoded: what :meth:`encode` gave for ``windows``.
+        :param encoded: output of :meth:`encode` for ``windows``.
         :param files: the windows of each file, as positions in ``windows``.
         """
 
         def first_texts(trials: Sequence[tuple[int, str]]) -> list[WindowText]:
-            """In batches for which there is memory."""
+            """Decode the trials in batches that fit into memory."""
             most = max(len(windows), self.batch_size)
             texts: list[WindowText] = []
             for first in range(0, len(trials), most):
@@ -123,7 +123,8 @@ class WindowDecoder:
                 texts += self._decoded(encoded.rows(chosen), own, languages, self._first)
             return texts
 
-        voters = sorted(i for file in files for i in file)  # of the other windows the language is known
+        # The language of all other windows is known.
+        voters = sorted(i for file in files for i in file)
         rows = self.language_probabilities(encoded.rows(voters))
         detected = dict(zip(voters, rows, strict=True))
         return languages_of_files(files, detected, [w.map.speech_seconds for w in windows], first_texts)
@@ -137,14 +138,14 @@ class WindowDecoder:
         languages: Sequence[str],
         known: Mapping[int, WindowText],
     ) -> list[WindowText]:
-        """Text, scores and words of each window.
+        """The first text of each window, with scores and words.
 
-        What :meth:`is_unsure` has no words, and is to be refined. What is not ``reliable`` is to be decoded
-        again; it has words if these are the reason.
+        A text for which :meth:`is_unsure` is true has no words, and its window is refined next. A text that
+        is not ``reliable`` is decoded again; it has words only if these made it unreliable.
 
-        :param encoded: what :meth:`encode` gave for ``windows``.
+        :param encoded: output of :meth:`encode` for ``windows``.
         :param languages: a Whisper language code for each window.
-        :param known: what :meth:`languages_of_files` has decoded already, by position in ``windows``.
+        :param known: texts that :meth:`languages_of_files` has decoded already, by position in ``windows``.
         """
         found = {i: text for i, text in known.items() if text.language == languages[i]}
         missing = [i for i in range(len(windows)) if i not in found]
@@ -158,7 +159,7 @@ class WindowDecoder:
         return self._aligner.with_words(encoded, windows, texts, final)
 
     def is_unsure(self, text: WindowText) -> bool:
-        """Whether the first text of a window is to be refined: greedy decoding was not sure of it."""
+        """Whether the first text of a window has to be refined, because its log probability is low."""
         if self._refining is None:
             return False
         alone = text.number == 0 or not self.options.condition_on_previous_text
@@ -171,14 +172,14 @@ class WindowDecoder:
         texts: Sequence[WindowText],
         before: Sequence[Sequence[int]],
     ) -> list[WindowText]:
-        """The better of the first text and one by beam search, which is told the text before the window.
+        """The better of the first text of each window and one by beam search with the previous text.
 
-        Beam search costs several times as much as greedy decoding and hardly ever changes a text that
-        greedy decoding is sure of. Knowing what was said before spares more errors than the beam does.
+        Beam search takes several times as long as greedy decoding, and rarely changes a text with a high
+        probability. The text before the window avoids more errors than the beam does.
 
-        :param encoded: what the encoder gave for these windows, of shape (windows, positions, width).
-        :param texts: what :meth:`transcribe` gave.
-        :param before: tokens of the text before each window, equally many for all of them.
+        :param encoded: output of the encoder for these windows, of shape (windows, positions, width).
+        :param texts: the first texts, from :meth:`transcribe`.
+        :param before: tokens of the text before each window; the same number for each window.
         """
         rows = Encoded.of(encoded)
         languages = [text.language for text in texts]
@@ -196,18 +197,20 @@ class WindowDecoder:
     def retry(
         self, windows: Sequence[Window], suspects: Sequence[WindowText], contexts: Sequence[int]
     ) -> list[WindowText]:
-        """Decode suspects again, more and more patiently, and give the best of all texts with its words.
+        """Decode windows that failed the quality gate again. Returns the best text of each, with words.
 
-        First with the 30 seconds that Whisper was trained on, then by beam search, with timestamps, and at
-        rising temperatures, until a text passes the gate, two texts agree, or the window proves silent.
+        The passes are: greedily with the 30 seconds that Whisper was trained on, by beam search, with
+        timestamps, and at rising temperatures. They end when a text passes the gate, two texts agree, or a
+        text counts as silence.
 
         :param suspects: the texts so far.
-        :param contexts: frames that the encoder saw when it gave them.
+        :param contexts: length of the encoder's input for these texts, in frames.
         """
         texts = list(suspects)
         encoded = self.encode(windows, FULL_FRAMES)
         open_ = list(range(len(texts)))
-        short = [i for i in open_ if contexts[i] < FULL_FRAMES]  # the others would give the same again
+        # Windows that had the full context already would give the same text again.
+        short = [i for i in open_ if contexts[i] < FULL_FRAMES]
         settled = self._try_again(encoded, windows, texts, short, self._first)
         for decoding in retry_passes(self.options):
             open_ = [i for i in open_ if not texts[i].reliable and i not in settled]
@@ -223,7 +226,7 @@ class WindowDecoder:
         chosen: Sequence[int],
         decoding: DecodingPass,
     ) -> set[int]:
-        """Replace the chosen texts by better ones. Returns those that are silent or confirmed."""
+        """Decode the chosen windows again, and keep better texts. Returns the silent or confirmed ones."""
         if not chosen:
             return set()
         rows, own = encoded.rows(chosen), [windows[i] for i in chosen]
@@ -266,7 +269,7 @@ class WindowDecoder:
             length_penalty=options.length_penalty,
             repetition_penalty=options.repetition_penalty,
             no_repeat_ngram_size=options.no_repeat_ngram_size,
-            # CTranslate2 allows half of it, or what the prompt leaves if that is less.
+            # CTranslate2 generates at most half as many tokens, and no more than the prompt leaves room for.
             max_length=min(max(caps) + max(*caps, len(prompts[0])), MAX_LENGTH),
             return_scores=True,
             return_no_speech_prob=True,
@@ -282,19 +285,20 @@ class WindowDecoder:
     def _hypotheses(
         self, sampled: bool, encoded: Encoded, prompts: list[list[int]], **settings: Any
     ) -> list[Any]:
-        """What ``generate`` of the model gives; the best of several when sampling."""
+        """The results of ``generate``; when sampling, the best of ``best_of`` for each window."""
         if not sampled:
             return self._model.generate(encoded, prompts, **settings)
         if self.device.kind == "cuda":
             settings["num_hypotheses"] = self.options.best_of
             return self._model.generate(encoded, prompts, **settings)
-        # One after the other: together they would take so many times the memory, and hardly less time.
+        # One after the other: at once they would take best_of times the memory, and about the same time.
         tries = [self._model.generate(encoded, prompts, **settings) for _ in range(self.options.best_of)]
         return [max(rows, key=lambda row: row.scores[0]) for rows in zip(*tries, strict=True)]
 
     def _judged(self, result: Any, window: Window, language: str, cap: int, temperature: float) -> WindowText:
         tokenizer = self._prompts.tokenizer(language)
-        ids = result.sequences_ids[0][:cap]  # the batch was allowed what its longest window needs
+        # The limit of the whole batch is that of its longest window.
+        ids = result.sequences_ids[0][:cap]
         score = result.scores[0] * len(ids) ** self.options.length_penalty / (len(ids) + 1)
         tokens = tuple(token for token in ids if token < tokenizer.eot)
         text = tokenizer.decode(tokens).strip()

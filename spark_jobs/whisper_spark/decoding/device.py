@@ -1,4 +1,4 @@
-"""Where the model runs: which GPU this process may use, or how many cores."""
+"""Chooses the device that runs the model: a GPU that this process may use, or cores of the CPU."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ log = logging.getLogger(__name__)
 
 
 class UnusableDeviceError(RuntimeError):
-    """The device loads the model but does not produce usable transcripts."""
+    """The requested device is not available, or does not produce usable transcripts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where the model runs.
+    """The device that runs the model.
 
     :param kind: ``"cuda"`` or ``"cpu"``.
-    :param index: number of the GPU on this host; 0 on a CPU.
-    :param workers: decoders that share one copy of the weights.
-    :param threads: threads of each decoder.
+    :param index: index of the GPU among those that this process sees; 0 for a CPU.
+    :param workers: number of decoders that share one copy of the weights.
+    :param threads: number of threads of each decoder.
     """
 
     kind: str
@@ -36,16 +36,17 @@ class Device:
 
     @property
     def name(self) -> str:
-        """For logs and messages."""
+        """Name for logs and messages."""
         return (
             f"GPU {self.index}" if self.kind == "cuda" else f"CPU ({self.workers} x {self.threads} threads)"
         )
 
 
 def choose_device(options: WhisperOptions) -> Device:
-    """The GPU that Spark gave this task, or any GPU, or the CPU, as ``options.device`` asks.
+    """The GPU that Spark assigned to this task, else any GPU, else the CPU, as ``options.device`` allows.
 
-    :raises UnusableDeviceError: when a GPU is asked for and none can be used.
+    :raises UnusableDeviceError: when ``device="cuda"`` and no GPU can be used, or the one that Spark assigned
+        is not visible.
     """
     if options.device != "cpu":
         gpus = _usable_gpus()
@@ -67,15 +68,16 @@ def _usable_gpus() -> int:
 
     try:
         return int(ctranslate2.get_cuda_device_count())
-    except RuntimeError as error:  # a driver too old for this CUDA runtime, for instance
+    except RuntimeError as error:
+        # For instance, the driver is too old for this CUDA runtime.
         log.warning("CTranslate2 cannot use the GPU: %s", error)
         return 0
 
 
 def _preload_cublas() -> None:
-    """Make libcublas.so.12 known when it came as a Python package: CTranslate2 opens it by name only.
+    """Load libcublas.so.12 from the package ``nvidia-cublas-cu12``: CTranslate2 opens it by name only.
 
-    On hosts with CUDA 13 this package is the only libcublas.so.12 there is.
+    On hosts with CUDA 13, this package is the only source of libcublas.so.12.
     """
     import ctypes
     import importlib.util
@@ -96,15 +98,17 @@ def _assigned_gpu(gpus: int) -> int:
     addresses = context.resources().get("gpu")
     if addresses is not None and addresses.addresses:
         return _visible_index(str(addresses.addresses[0]), gpus)
-    return int(context.partitionId()) % gpus  # Spark does not manage the GPUs: spread over those there are
+    # Spark does not manage the GPUs: distribute the tasks over them.
+    return int(context.partitionId()) % gpus
 
 
 def _visible_index(address: str, gpus: int) -> int:
-    """CUDA's number for the GPU that Spark calls ``address``: it counts only those that this process sees."""
+    """CUDA's index of the GPU with Spark's address. CUDA counts only the GPUs that this process sees."""
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     if address in visible:
         return visible.index(address)
-    if gpus == 1:  # in a container that was given just this one
+    # In a container with a single GPU, its index is 0 whatever its address on the host.
+    if gpus == 1:
         return 0
     if address.isdigit() and int(address) < gpus:
         return int(address)
@@ -115,7 +119,7 @@ def _visible_index(address: str, gpus: int) -> int:
 
 
 def available_cores() -> int:
-    """Cores that Spark gave this task, or those of the machine that this process may use."""
+    """Number of cores that Spark assigned to this task; without Spark, those that this process may use."""
     context = _task_context()
     if context is not None:
         return int(context.cpus())
@@ -123,7 +127,8 @@ def available_cores() -> int:
 
 
 def _task_context() -> Any:
-    if "pyspark" not in sys.modules:  # never import Spark just to learn that it is not there
+    # Without pyspark loaded there is no task, and importing it would be slow.
+    if "pyspark" not in sys.modules:
         return None
     from pyspark import TaskContext
 

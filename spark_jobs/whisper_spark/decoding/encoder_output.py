@@ -1,4 +1,4 @@
-"""What the encoder gave for a batch of windows, and how to get at some of them."""
+"""The output of the encoder for a batch of windows, and selecting rows from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from whisper_spark.audio.features import Features
 
 
 def storage_view(array: Features) -> Any:
-    """An array as CTranslate2 wants it."""
+    """An array as a ``ctranslate2.StorageView``."""
     import ctranslate2
 
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(array))
@@ -21,8 +21,8 @@ def storage_view(array: Features) -> Any:
 class Encoded:
     """Output of the encoder, of shape (windows, positions, width).
 
-    It stays where the encoder left it. CTranslate2 cannot pick rows of it there, so the first pick copies all
-    of it to the host, once: 100 MB for a full batch of whisper-base on a GPU.
+    It stays on the device. CTranslate2 cannot select rows there, so the first selection copies the whole
+    output to the host: 100 MB for a full batch of whisper-base on a GPU.
 
     :param on_device: ``ctranslate2.StorageView``.
     """
@@ -32,33 +32,34 @@ class Encoded:
 
     @property
     def windows(self) -> int:
-        """How many windows."""
+        """Number of windows."""
         return int(self.on_device.shape[0])
 
     @property
     def frames(self) -> int:
-        """Frames of 10 ms that the encoder saw of each: two for each position."""
+        """Length of the encoder's input for each window, in frames of 10 ms: two per position."""
         return 2 * int(self.on_device.shape[1])
 
     @classmethod
     def of(cls, rows: Features) -> Encoded:
-        """What has been on the host before."""
+        """Output that is on the host already."""
         return cls(storage_view(rows))
 
     @cached_property
     def on_host(self) -> Features:
-        """All of it in NumPy."""
+        """The whole output as a NumPy array."""
         import ctranslate2
 
         view = self.on_device
         if view.device != "cpu":
             view = view.to_device(ctranslate2.Device.cpu)
-        if view.dtype == ctranslate2.DataType.bfloat16:  # NumPy has no such type
+        # NumPy has no bfloat16.
+        if view.dtype == ctranslate2.DataType.bfloat16:
             view = view.to(ctranslate2.DataType.float32)
         return np.asarray(view)
 
     def rows(self, indices: Sequence[int]) -> Encoded:
-        """Those of some windows, by position."""
+        """The output for some windows, by position."""
         if list(indices) == list(range(self.windows)):
             return self
         return Encoded.of(self.on_host[list(indices)])

@@ -1,6 +1,8 @@
-"""The language of a file: its first windows vote, and where that leaves doubt, the likelier text decides.
+"""Determines the language of a file from its first windows.
 
-Pure functions: the decoder lends its results.
+If detection is uncertain, the texts in the candidate languages are compared.
+
+Pure functions: the decoder passes in its results.
 """
 
 from __future__ import annotations
@@ -12,16 +14,16 @@ from dataclasses import dataclass
 
 from whisper_spark.decoding.window_text import WindowText
 
-# Below 0.9 a detected language is checked against up to four candidates of at least 0.02. Each one's score is
-# the average log probability of its tokens (-2 for a text that fails the quality gate) and a tenth of that of
-# the language itself. Tuned on 130 telephone prompts in five languages with whisper-base.
+# If the most probable language is below 0.9, up to four candidates of at least 0.02 are compared. The score
+# of each is the average log probability of its text (-2 for a text that fails the quality gate) plus a tenth
+# of the log probability of the language. Tuned on 130 telephone prompts in five languages with whisper-base.
 _SURE = 0.9
 _CANDIDATES = 4
 _LEAST_CANDIDATE = 0.02
 _LANGUAGE_WEIGHT = 0.1
 _FAILED = -2.0
 
-# So that windows without any detected speech have a vote, too.
+# Added to the weight of each window, so that windows without detected speech also count.
 _LEAST_WEIGHT_S = 0.01
 
 
@@ -30,8 +32,9 @@ class FileLanguage:
     """The language of a file.
 
     :param language: Whisper language code.
-    :param probability: that detection gave it.
-    :param texts: of its windows, by position in their batch, where they were needed to decide.
+    :param probability: probability of the language by detection.
+    :param texts: texts of its windows by position in the batch, if they were decoded to determine the
+        language.
     """
 
     language: str
@@ -47,15 +50,15 @@ def languages_of_files(
 ) -> list[FileLanguage]:
     """The language of each file.
 
-    :param files: the windows of each file, as positions in their batch.
+    :param files: the windows of each file, as positions in the batch.
     :param detected: probability of each language, by position.
     :param speech_s: seconds of speech of each window of the batch.
-    :param first_texts: decodes windows, given by position, in given languages.
+    :param first_texts: decodes pairs of a window, by position, and a language.
     """
     weights = [seconds + _LEAST_WEIGHT_S for seconds in speech_s]
     rankings = [vote([detected[i] for i in file], [weights[i] for i in file]) for file in files]
     candidates = [_candidates(ranking) for ranking in rankings]
-    # Candidates of many files together: one window at a time costs more than twice as much.
+    # Candidates of all files in one call: one window at a time would take more than twice as long.
     trials = [
         (i, name) for file, names in zip(files, candidates, strict=True) for name in names for i in file
     ]
@@ -67,7 +70,7 @@ def languages_of_files(
 
 
 def vote(rows: Sequence[Mapping[str, float]], weights: Sequence[float]) -> list[tuple[str, float]]:
-    """Languages and their probability over windows of different weight, the most probable first."""
+    """Languages with their weighted average probability over windows, the most probable first."""
     total = sum(weights) or 1.0
     sums: dict[str, float] = {}
     for row, weight in zip(rows, weights, strict=True):
@@ -77,7 +80,7 @@ def vote(rows: Sequence[Mapping[str, float]], weights: Sequence[float]) -> list[
 
 
 def _candidates(ranking: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Languages that a file may be in, with their probabilities; none when there is no doubt."""
+    """Candidate languages of a file with their probabilities; empty when the language is certain."""
     likely = {name: p for name, p in ranking[:_CANDIDATES] if p >= _LEAST_CANDIDATE}
     return {} if ranking[0][1] >= _SURE or len(likely) < 2 else likely
 
@@ -95,7 +98,7 @@ def _decided(
     scores = {name: _LANGUAGE_WEIGHT * math.log(p) for name, p in candidates.items()}
     for name, i in itertools.product(candidates, file):
         text = heard[i, name]
-        # Loops are likely, which says nothing. A word heard twice is in the language it was heard in.
+        # The probability of a looping text means nothing. A doubled word still is in its language.
         heard_something = text.text and (text.reliable or text.doubled)
         sureness = text.avg_logprob if heard_something else _FAILED
         scores[name] += sureness * weights[i] / total

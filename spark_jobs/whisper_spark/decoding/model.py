@@ -1,4 +1,4 @@
-"""Find the model, make sure that it is the one the options name, and load it."""
+"""Finds the model, verifies its checksum, and loads it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["ModelError", "find_model", "load_weights"]
 
 
 def find_model(options: WhisperOptions, storage: Mapping[str, str] | None = None) -> Path:
-    """Folder that holds the model: as given, or fetched once for this user of the host.
+    """The folder of the model. A model in an object store or on the hub is downloaded once per user and host.
 
     :param storage: obstore configuration for a model in an object store.
-    :raises ModelError: when the model is not there, incomplete, or not the one ``model_sha256`` names.
+    :raises ModelError: when the model is missing or incomplete, or does not match ``model_sha256``.
     """
     if options.model.lower().startswith("file:/"):
         folder = local_model(options.model)
@@ -45,7 +45,8 @@ def _hub_model(options: WhisperOptions) -> Path:
 
     try:
         return Path(download_model(options.model, revision=options.revision, cache_dir=None))
-    except Exception as error:  # the hub client raises a dozen kinds, some of them private
+    except Exception as error:
+        # The hub client raises many kinds of exceptions, some of which are private.
         raise ModelError(
             f"cannot get model {options.model!r} from the hub ({type(error).__name__}: {error}). Executors "
             "without internet need a folder or an object-store URI as model"
@@ -67,11 +68,11 @@ def _verify(folder: Path, expected: str) -> None:
 def load_weights(folder: Path, options: WhisperOptions, device: Device) -> Any:
     """The model as a ``ctranslate2.models.Whisper``.
 
-    Call it only in the process that uses it: a model does not survive a fork.
+    Call it only in the process that uses the model, because a model does not work after a fork.
 
     :raises ModelError: when CTranslate2 cannot load it.
     """
-    # MKL would keep what every thread has ever needed: 130 MB of 900 with whisper-base on two cores.
+    # MKL would keep the buffers of every thread: 130 of 900 MB with whisper-base on two cores.
     os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
     import ctranslate2
 

@@ -1,7 +1,8 @@
-"""Models from object stores: checked, fetched once for each user of a host, and kept until they are old.
+"""Downloads models from object stores to a cache, once per user and host.
 
-A cache of ``models/URI/CONTENT/`` folders: new weights under the same URI are another copy. Only the user, or
-root, may have made what is loaded from it, because a model decides what the transcripts say.
+The cache consists of folders ``models/URI/CONTENT/``, where both names are hashes: new weights at the same
+URI get another folder. Cached files must belong to the user or root, because anyone who can change a model
+can change the transcripts.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from whisper_spark.storage.objects import ObjectStorage, StorageError, folder_ur
 log = logging.getLogger(__name__)
 
 NEEDED = ("model.bin", "config.json", "tokenizer.json")
-"""Files without which nothing is a model."""
+"""Files that every model must have."""
 
-# What CTranslate2 and faster-whisper read; anything else beside them is not fetched.
+# Files that CTranslate2 and faster-whisper read. Other files are not downloaded.
 _WANTED = (*NEEDED, "preprocessor_config.json", "vocabulary.*", "shared_vocabulary.*")
 
-# Bytes. The largest tokenizer.json of a Whisper model has 2.5 MB.
+# Maximum size in bytes of all files but model.bin. The largest tokenizer.json of a Whisper model has 2.5 MB.
 _LARGEST_TEXT = 64 * 1024 * 1024
 
-# Seconds after which a copy goes that no process has asked for, once there is a newer one.
+# A copy that no process has requested for this many seconds is deleted when a newer one is downloaded.
 _KEEP_SECONDS = 24 * 3600
 
 
@@ -47,11 +48,11 @@ class _ModelFile:
 
 
 def fetched_model(uri: str, config: Mapping[str, str] | None) -> Path:
-    """Folder with a copy of a model that lies in an object store.
+    """A local folder with a copy of a model from an object store.
 
-    :param uri: of the folder of the model.
+    :param uri: URI of the folder of the model.
     :param config: see :class:`~whisper_spark.storage.objects.ObjectStorage`.
-    :raises ModelError: when there is no model, it is not complete or cannot be fetched, or has no place.
+    :raises ModelError: when the model is missing or incomplete, cannot be downloaded, or cannot be stored.
     """
     from filelock import FileLock
 
@@ -69,7 +70,7 @@ def fetched_model(uri: str, config: Mapping[str, str] | None) -> Path:
             if not folder.is_dir():
                 _remove_old(versions)
                 _fetch(uri, files, storage, folder)
-            # Says that it is in use.
+            # Marks the copy as in use, see _remove_old.
             os.utime(folder)
     except (StorageError, OSError) as error:
         raise ModelError(f"cannot fetch the model at {uri}: {error}") from error
@@ -77,9 +78,9 @@ def fetched_model(uri: str, config: Mapping[str, str] | None) -> Path:
 
 
 def local_model(uri: str) -> Path:
-    """The folder that a ``file://`` URI names, used as it is.
+    """The folder of a ``file://`` URI, which is used without a copy.
 
-    :raises ModelError: when one of its files is a link that leads out of it.
+    :raises ModelError: when one of its files is a link to a target outside of the folder.
     """
     try:
         folder = Path(folder_uri(uri).removeprefix("file://"))
@@ -96,9 +97,9 @@ def local_model(uri: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where fetched models live: ``WHISPER_SPARK_CACHE``, else the user's cache, else a temporary folder.
+    """The folder of the cache: in ``WHISPER_SPARK_CACHE``, else the user's cache, else a temporary folder.
 
-    :raises ModelError: when none of them can be written, or each belongs to somebody else.
+    :raises ModelError: when each of them is not writable, or belongs to another user.
     """
     user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
     candidates = [
@@ -113,7 +114,7 @@ def cache_folder() -> Path:
             try:
                 folder = private_folder(Path(parent) / f"whisper_spark{suffix}")
             except (OSError, ModelError) as error:
-                # YARN containers often have a HOME that does not exist.
+                # Not fatal: YARN containers, for example, often have a HOME that does not exist.
                 reasons.append(str(error))
                 continue
             if os.access(folder, os.W_OK):
@@ -127,14 +128,15 @@ def cache_folder() -> Path:
 
 
 def private_folder(folder: Path) -> Path:
-    """The folder, made if it is not there, into which nobody but this user and root can write.
+    """Create a folder if it does not exist, and check that only this user and root can write into it.
 
-    :raises ModelError: when it belongs to somebody else, is a link, or others could write into it.
-    :raises OSError: when it cannot be made.
+    :raises ModelError: when it belongs to another user, is a link, or is writable by others.
+    :raises OSError: when it cannot be created.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
-    if not hasattr(os, "getuid"):  # Windows, where a user's folders are private
+    # On Windows the folders of a user are private.
+    if not hasattr(os, "getuid"):
         return folder
     if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (0, os.getuid()):
         raise ModelError(f"{folder} is a link or belongs to another user, who could have put a model into it")
@@ -147,7 +149,7 @@ def private_folder(folder: Path) -> Path:
 
 
 def _listed(uri: str, storage: ObjectStorage) -> list[_ModelFile]:
-    """What there is of a model, after a look at names and sizes."""
+    """The files of a model in an object store, after a check of their names and sizes."""
     try:
         rows = [row for batch in storage.list(uri) for row in batch.to_pylist()]
     except StorageError as error:
@@ -189,7 +191,7 @@ def _fetch(uri: str, files: Sequence[_ModelFile], storage: ObjectStorage, folder
 
 
 def _remove_old(versions: Path) -> None:
-    """Removes earlier copies that nobody uses, and what a process that was killed left. Needs the lock."""
+    """Delete old copies that are not in use, and partial downloads of killed processes. Requires the lock."""
     before = time.time() - _KEEP_SECONDS
     for folder in versions.iterdir():
         if folder.is_dir() and (folder.name.startswith("fetch-") or folder.stat().st_mtime < before):

@@ -1,4 +1,4 @@
-"""The size of a model, and what follows: how many windows are computed right at once, and their memory."""
+"""The dimensions of a model, and from these the largest correct batch and the memory per window."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import BinaryIO
 
 from whisper_spark.audio.features import FULL_FRAMES
 
-# On a GPU, CTranslate2 numbers the elements of a tensor with 32 bits (``index_t`` in src/cuda/helpers.h and
-# ``row * classes`` in src/ops/softmax_gpu.cu of 4.8.5). Beyond, it reads and writes at wrong places, and says
-# nothing: 128 windows of a model with 20 heads gave 28 % word errors instead of 10.5.
+# On a GPU, CTranslate2 indexes the elements of a tensor with 32 bits (``index_t`` in src/cuda/helpers.h and
+# ``row * classes`` in src/ops/softmax_gpu.cu of 4.8.5). With more elements it accesses wrong addresses
+# without an error: 128 windows of a model with 20 heads gave 28 % word errors instead of 10.5 %.
 _MOST_ELEMENTS = 2**32 - 1
 
-# Frames of 10 ms for each position of the encoder's output (openai/whisper: a convolution of stride 2).
+# Frames of 10 ms per position of the encoder's output (openai/whisper: a convolution of stride 2).
 _FRAMES_PER_POSITION = 2
 
-# Feed-forward layers are so many times as wide as the others (openai/whisper, ``n_mlp``).
+# Ratio of the width of feed-forward layers to that of the model (openai/whisper, ``n_mlp``).
 _FEED_FORWARD = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What the size of a batch depends on.
+    """The dimensions of a model that determine the batch size.
 
-    :param heads: attention heads of a layer.
-    :param width: numbers for each position.
-    :param decoder_layers: layers of the decoder.
+    :param heads: number of attention heads of a layer.
+    :param width: size of the vector at each position.
+    :param decoder_layers: number of layers of the decoder.
     """
 
     heads: int
@@ -37,14 +37,14 @@ class ModelShape:
     decoder_layers: int
 
     def most_windows(self, frames: int, *, beams: int = 1) -> int:
-        """The largest batch that is computed right, in windows; at least one.
+        """The largest batch that is computed correctly, in windows; at least 1.
 
-        Of all tensors, the scores of the encoder's attention are the largest (heads x positions x positions
-        for each window), or the feed-forward layers where contexts are short. The decoder's attention has one
-        query for each beam instead of each position.
+        The largest tensor is that of the encoder's attention scores (heads x positions x positions per
+        window), or with short inputs that of a feed-forward layer. The decoder's attention has one query per
+        beam instead of per position.
 
-        :param frames: that the encoder sees of each window, 10 ms each.
-        :param beams: of the search, or texts that are drawn for each window.
+        :param frames: length of the encoder's input, in frames of 10 ms.
+        :param beams: beams of the search, or number of texts sampled per window.
         """
         positions = -(-frames // _FRAMES_PER_POSITION)
         attention = self.heads * positions * max(positions, beams)
@@ -52,14 +52,15 @@ class ModelShape:
         return max(1, _MOST_ELEMENTS // max(attention, feed_forward))
 
     def window_bytes(self, *, beams: int, tokens: int, number_bytes: int) -> int:
-        """Bytes that a window of 30 seconds takes on a GPU at the worst moment, without the weights.
+        """Peak memory of a window of 30 seconds on a GPU, in bytes, without the weights.
 
-        While encoding these are the scores of one layer's attention, before and after softmax, and the
-        feed-forward layer; while decoding keys and values of all layers, of what was heard and what was said.
+        While encoding, these are the attention scores of one layer, before and after softmax, and the
+        feed-forward layer. While decoding, these are keys and values of cross-attention and self-attention in
+        all layers.
 
-        :param beams: of the search.
-        :param tokens: of prompt and text.
-        :param number_bytes: bytes of a number.
+        :param beams: beams of the search.
+        :param tokens: number of tokens of prompt and text.
+        :param number_bytes: size of a number, in bytes.
         """
         positions = FULL_FRAMES // _FRAMES_PER_POSITION
         encoding = 2 * self.heads * positions**2 + 2 * positions * _FEED_FORWARD * self.width
@@ -68,11 +69,11 @@ class ModelShape:
 
 
 LARGEST = ModelShape(heads=20, width=1280, decoder_layers=32)
-"""large-v1 to large-v3 and turbo: the largest that openai/whisper has."""
+"""The shape of large-v1 to large-v3, the largest models of openai/whisper."""
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """The shape of a model, from ``model.bin``; :data:`LARGEST` where that cannot be read."""
+    """The shape of a model, from ``model.bin``; :data:`LARGEST` if it cannot be read."""
     heads = width = 0
     layers: set[str] = set()
     with contextlib.suppress(OSError, ValueError, struct.error), (folder / "model.bin").open("rb") as file:
@@ -84,15 +85,15 @@ def read_shape(folder: Path) -> ModelShape:
             elif name.startswith("decoder/layer_"):
                 layers.add(name.split("/")[1])
         if heads and width and layers:
-            # One of the names is decoder/layer_norm.
+            # decoder/layer_norm matches the prefix, but is not a layer.
             return ModelShape(heads, width, len(layers - {"layer_norm"}))
     return LARGEST
 
 
 def _variables(file: BinaryIO) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
-    """Name, shape and, for scalars, bytes of the variables in a ``model.bin``.
+    """Name and shape of the variables in a ``model.bin``, with the bytes of scalars.
 
-    The format is that of ``ctranslate2.specs.ModelSpec.save``.
+    ``ctranslate2.specs.ModelSpec.save`` defines the format.
     """
 
     def number(kind: str) -> int:
@@ -101,11 +102,13 @@ def _variables(file: BinaryIO) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
     def string() -> str:
         return file.read(number("H"))[:-1].decode()
 
-    number("I"), string(), number("I")  # version of the format; name and revision of the architecture
+    # Version of the format; name and revision of the architecture.
+    number("I"), string(), number("I")
     for _ in range(number("I")):
         name = string()
         shape = tuple(number("I") for _ in range(number("B")))
-        number("B")  # type
+        # Type of the variable.
+        number("B")
         size = number("I")
         value = file.read(size) if not shape else b""
         if shape:

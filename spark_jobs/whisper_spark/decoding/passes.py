@@ -1,4 +1,4 @@
-"""The ways to decode a window: greedily first, then with beams, and again for what cannot be believed."""
+"""The decoding passes: greedy first, then beam search, then the retries after a failed quality gate."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import dataclass
 from whisper_spark.contract import WhisperOptions
 
 MAX_LENGTH = 448
-"""Tokens that Whisper's decoder can hold, prompt included (openai/whisper ``n_text_ctx``)."""
+"""Context length of Whisper's decoder in tokens, including the prompt (openai/whisper ``n_text_ctx``)."""
 
 MAX_NEW_TOKENS = MAX_LENGTH // 2
-"""Tokens of text for one window (openai/whisper ``sample_len``)."""
+"""Maximum number of text tokens for one window (openai/whisper ``sample_len``)."""
 
 RETRY_BEAM = 5
-"""Beams for windows that failed the quality gate, at least (openai/whisper's default)."""
+"""Minimum number of beams for windows that failed the quality gate (openai/whisper's default)."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingPass:
-    """One way to decode.
+    """The settings of one decoding pass.
 
-    :param beam_size: beams of the search; 1 decodes greedily.
-    :param temperature: above 0 tokens are drawn by chance, and there is no search.
-    :param timestamps: the model writes timestamps between the words, as it was trained to do.
+    :param beam_size: beams of the search; 1 is greedy decoding.
+    :param temperature: above 0, tokens are sampled, without beam search.
+    :param timestamps: whether the model generates timestamp tokens between the words, as it was trained to
+        do.
     """
 
     beam_size: int
@@ -32,13 +33,13 @@ class DecodingPass:
 
 
 def first_pass(options: WhisperOptions) -> DecodingPass:
-    """How every window is decoded first."""
+    """The first pass, for all windows."""
     greedy = options.greedy_log_prob_threshold is not None
     return DecodingPass(1 if greedy else options.beam_size, options.temperature[0])
 
 
 def refining_pass(options: WhisperOptions) -> DecodingPass | None:
-    """How windows are decoded that the first pass was unsure of; ``None`` when that would be no better."""
+    """The pass for windows whose first text is uncertain; ``None`` if it would be no better."""
     first = first_pass(options)
     if first.temperature or first.beam_size >= options.beam_size:
         return None
@@ -46,7 +47,7 @@ def refining_pass(options: WhisperOptions) -> DecodingPass | None:
 
 
 def retry_passes(options: WhisperOptions) -> Iterator[DecodingPass]:
-    """How windows are decoded that failed the quality gate, when the full context alone did not help."""
+    """The passes for windows that failed the quality gate, also with the full context."""
     if not first_pass(options).temperature:
         beams = max(RETRY_BEAM, options.beam_size)
         yield DecodingPass(beams)
@@ -56,10 +57,10 @@ def retry_passes(options: WhisperOptions) -> Iterator[DecodingPass]:
 
 
 def token_cap(seconds: float, *, timestamps: bool = False) -> int:
-    """Tokens that this much speech can need.
+    """Maximum number of tokens for a window with this many seconds of audio.
 
-    Fast speech in scripts that Whisper spells byte by byte reaches 20 tokens a second; a loop would run on
-    to 224 and take longer than everything else in the batch. A pair of timestamps for each second comes on
-    top.
+    Fast speech in scripts that Whisper encodes byte by byte reaches 20 tokens per second. Without this limit
+    a loop would generate 224 tokens and take longer than the rest of the batch. With timestamps, two more
+    tokens per second are allowed.
     """
     return min(MAX_NEW_TOKENS, 24 + int((22 if timestamps else 20) * seconds))

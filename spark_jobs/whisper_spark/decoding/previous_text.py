@@ -1,23 +1,25 @@
-"""The text before a window, which Whisper was trained to be told: openai/whisper's
-``condition_on_previous_text``, made for windows that are decoded out of order."""
+"""The text before a window, for its prompt: openai/whisper's ``condition_on_previous_text``.
+
+In contrast to openai/whisper, windows are decoded out of order here.
+"""
 
 from __future__ import annotations
 
 from whisper_spark.decoding.window_text import WindowText
 
 LONGEST = 60
-"""Tokens of previous text that a window is given at most. Whisper takes up to 223 (openai/whisper
-``n_text_ctx // 2 - 1``), but beam search slows down with every one of them; RESULTS.md has figures."""
+"""Maximum number of tokens of previous text in a prompt. Whisper takes up to 223 (openai/whisper
+``n_text_ctx // 2 - 1``), but each of them slows down beam search; ``benchmarks/RESULTS.md`` has figures."""
 
-# The windows of a batch need equally many: fewer than LONGEST come in multiples of this.
+# The number of tokens is a multiple of this, because the windows of a batch must have the same number.
 _STEP = 20
 
 
 class PreviousText:
     """The first texts of the windows of one channel of a file.
 
-    What a window is given depends on these alone, not on when it is decoded again: results are the same
-    in every order. A text that failed the quality gate is never passed on.
+    The previous text of a window depends only on these first texts, so results do not depend on the order of
+    decoding. A text that failed the quality gate is never used.
     """
 
     def __init__(self) -> None:
@@ -25,9 +27,9 @@ class PreviousText:
         self._known = 0
 
     def add(self, number: int, text: WindowText | None) -> None:
-        """The first text of a window; ``None``: there is none that can be passed on.
+        """Add the first text of a window; ``None`` if it has none.
 
-        :param number: counts the windows of the channel, from 0.
+        :param number: index of the window in its channel, from 0.
         """
         self._texts[number] = text if text is not None and text.reliable else None
         while self._known in self._texts:
@@ -38,9 +40,9 @@ class PreviousText:
         return self._known >= number
 
     def tokens(self, number: int, language: str) -> tuple[int, ...]:
-        """Tokens of the text before a window, as far as it is in the same language.
+        """Tokens of the previous text in the same language, at most :data:`LONGEST`.
 
-        :param number: the window.
+        :param number: index of the window in its channel.
         :param language: Whisper language code of the window.
         """
         tokens: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""What the decoder is told before it begins: language and task, hot words, and the text so far."""
+"""Builds the prompts of the decoder: language and task, hot words, initial prompt, and previous text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from whisper_spark.decoding.passes import MAX_LENGTH
 log = logging.getLogger(__name__)
 
 LONGEST_PROMPT = MAX_LENGTH // 2 - 1
-"""Tokens of hot words and previous text (openai/whisper ``n_text_ctx // 2 - 1``)."""
+"""Maximum number of tokens of hot words and previous text (openai/whisper ``n_text_ctx // 2 - 1``)."""
 
 
 class Prompts:
-    """The prompts and tokenizers of a model. Its methods may be called from several threads at once.
+    """The prompts and tokenizers of a model. Thread-safe.
 
     :param tokenizer: the model's ``tokenizers.Tokenizer``.
-    :param multilingual: the model knows more than English.
+    :param multilingual: whether the model is multilingual.
     """
 
     def __init__(self, options: WhisperOptions, tokenizer: Any, *, multilingual: bool) -> None:
@@ -37,8 +37,8 @@ class Prompts:
     def tokens(self, language: str, *, timestamps: bool = False, before: Sequence[int] = ()) -> list[int]:
         """The prompt of one window.
 
-        :param timestamps: the model is to write timestamps.
-        :param before: tokens of the text before the window; the last ones count.
+        :param timestamps: whether the model generates timestamps.
+        :param before: tokens of the text before the window; the last ones that fit are used.
         """
         tokenizer = self.tokenizer(language)
         room = min(len(before), LONGEST_PROMPT - len(self._given))
@@ -53,11 +53,12 @@ class Prompts:
         return Tokenizer(self._tokenizer, self._multilingual, task=self._options.task, language=language)
 
     def _given_tokens(self) -> list[int]:
-        """Hot words and initial prompt, in the place where Whisper expects the text so far."""
+        """Tokens of hot words and initial prompt, which take the place of previous text in the prompt."""
         tokenizer = self.tokenizer("en")
         texts = [text.strip() for text in (self._options.hotwords, self._options.initial_prompt) if text]
         tokens = [token for text in texts for token in tokenizer.encode(" " + text)]
-        tokens = [token for token in tokens if token < tokenizer.eot]  # special ones would end the prompt
+        # Without special tokens, which would end the prompt.
+        tokens = [token for token in tokens if token < tokenizer.eot]
         if len(tokens) > LONGEST_PROMPT:
             log.warning(
                 "hotwords and initial_prompt are %d tokens long; Whisper sees the last %d of them",

@@ -1,7 +1,7 @@
-"""Warning signs of a bad transcript: what puts a flag of :data:`contract.QUALITY_FLAGS` on a row.
+"""Computes the quality flags of a transcript, see :data:`contract.QUALITY_FLAGS`.
 
-Pure functions over one transcript. A flag is a reason to look, never a verdict: the row is published all the
-same unless the pipeline's owner decides otherwise.
+Pure functions over one transcript. A flag is a warning: the row is published unless a check of the pipeline
+is configured to block it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from whisper_spark.contract import QUALITY_FLAGS, WINDOW_SECONDS, Segment, Transcript, WhisperOptions
 
 MIN_SPEECH_S = 1.0
-"""Seconds of detected speech from which an empty text is suspicious. Below, a cough or a click that the voice
-detector took for a voice is the likelier reason."""
+"""Seconds of detected speech from which an empty text is suspicious. With less, the voice detector more
+likely took a cough or a click for speech."""
 
 MIN_LANGUAGE_PROBABILITY = 0.5
 """faster-whisper's own default of ``language_detection_threshold``."""
@@ -24,39 +24,40 @@ MAX_CHARS_PER_S = 40.0
 """``max_char_rate`` of ``WhisperHallucinationStage`` in NVIDIA NeMo Curator. Fast English is about 25."""
 
 SUSPICIOUS_CHARS_PER_S = 25.0
-"""From here on a window is decoded again: what Whisper hears twice comes at twice the rate of speech."""
+"""Characters per second above which a window is decoded again: text that Whisper repeats has twice the rate
+of speech."""
 
 MAX_CHARS_PER_S_CJK = 15.0
-"""The same for scripts that write a syllable or a word as one character. Fast Mandarin, Japanese and Korean
-stay below 10 syllables a second."""
+"""The limit for scripts that write a syllable or a word as one character. Fast Mandarin, Japanese and Korean
+stay below 10 syllables per second."""
 
 MIN_TOKENS_PER_S = 1.0
-"""Tokens for a second of detected speech below which something was skipped. Conversation has 3 to 5."""
+"""Tokens per second of detected speech below which text is probably missing. Conversation has 3 to 5."""
 
 SLOW_SPEECH_MIN_S = 5.0
-"""Seconds of detected speech from which :data:`MIN_TOKENS_PER_S` means anything."""
+"""Seconds of detected speech from which :data:`MIN_TOKENS_PER_S` is applied."""
 
 LONG_WORD_LETTERS = 25
 """``long_word_threshold`` of NeMo Curator's ``WhisperHallucinationStage``."""
 
 LONG_WORD_LETTERS_COMPOUNDING = 35
-"""The same for languages that write compounds as one word (NeMo Curator)."""
+"""The limit for languages that write compounds as one word (NeMo Curator)."""
 
 COMPOUNDING_LANGUAGES = frozenset({"fi", "hu", "et", "de", "nl", "da", "sv", "no", "nb", "nn", "is"})
 
 MIN_REPETITION_BYTES = 48
-"""UTF-8 bytes from which a compression ratio means a loop. Below, a number read out ("five five five, five
-five five five") compresses as well as a loop does."""
+"""Minimum length in UTF-8 bytes of a text whose compression ratio is checked. A shorter text, such as a
+spoken number ("five five five, five five five five"), may compress as well as a loop."""
 
 REPEATS = {1: 8, 2: 5}
-"""How often in a row a phrase of so many words makes a loop. People do say "no no no no", "bye bye bye bye"
-and seven equal digits of a phone number."""
+"""Number of consecutive repetitions from which a phrase counts as a loop, by its number of words. People do
+say "no no no no", "bye bye bye bye" and seven equal digits of a phone number."""
 
 REPEATS_LONGER = 4
-"""The same for phrases of three words and more."""
+"""The number of repetitions for phrases of three words and more."""
 
 MAX_PHRASE_WORDS = 40
-"""Longest phrase looked for. Loops of Whisper repeat a sentence at most."""
+"""Longest phrase to search for, in words. Loops of Whisper repeat a sentence at most."""
 
 # Thai, Lao, Tibetan, Burmese, Khmer, kana, Han: no spaces between words.
 _HAN_AND_KANA = "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -71,9 +72,9 @@ _EDGE_PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
 def quality_flags(transcript: Transcript, options: WhisperOptions) -> tuple[str, ...]:
     """The warnings that apply to a transcript, in the order of ``contract.QUALITY_FLAGS``.
 
-    Flags that ``transcript`` has already are kept: only the decoder knows ``truncated``, ``missed_speech``
-    and ``token_limit``, and a ``no_speech`` from the decoder (the model heard no speech where the voice
-    detector did) overrules ``empty_text_over_speech``. Error rows get no others.
+    Flags that ``transcript`` already has are kept: only the engine can set ``truncated``, ``missed_speech``
+    and ``token_limit``, and ``no_speech`` from the engine (the model detected no speech although the voice
+    detector did) takes precedence over ``empty_text_over_speech``. Error rows get no other flags.
     """
     flags = set(transcript.quality_flags)
     if transcript.status == "ok":
@@ -83,18 +84,18 @@ def quality_flags(transcript: Transcript, options: WhisperOptions) -> tuple[str,
 
 
 def compression_ratio(text: str) -> float:
-    """How many times shorter zlib makes the text, as in openai/whisper (``whisper/utils.py``); 0 for no text.
+    """The zlib compression ratio of a text, as in openai/whisper (``whisper/utils.py``); 0 for an empty text.
 
-    English speech gives about 1.5 over 30 seconds; loops give more than 2.4.
+    30 seconds of English speech have a ratio of about 1.5; loops have more than 2.4.
     """
     data = text.encode()
     return len(data) / len(zlib.compress(data))
 
 
 def phrase_words(text: str) -> list[str]:
-    """The words of a text as :func:`repeated_phrase` wants them: no case, no punctuation at their ends.
+    """The words of a text for :func:`repeated_phrase`: case-folded, without punctuation at their ends.
 
-    Scripts without spaces between words come character by character.
+    Scripts without spaces between words are split into characters.
     """
     words: list[str] = []
     for token in text.casefold().split():
@@ -107,12 +108,13 @@ def phrase_words(text: str) -> list[str]:
 
 
 def repeated_phrase(words: Sequence[str]) -> bool:
-    """Whether one phrase comes so many times in a row that nobody speaks like that.
+    """Whether a phrase is repeated more often than in natural speech.
 
-    :param words: in order, comparable with ``==``; see :func:`phrase_words`.
+    :param words: the words of the text in order, see :func:`phrase_words`.
     """
     for length in range(1, min(MAX_PHRASE_WORDS, len(words) // 2) + 1):
-        # A phrase said k times is k - 1 times its length of words that equal the word one phrase earlier.
+        # If a phrase occurs k times in a row, (k - 1) * length consecutive words equal the word one phrase
+        # earlier.
         needed = (REPEATS.get(length, REPEATS_LONGER) - 1) * length
         run = 0
         for word, earlier in zip(itertools.islice(words, length, None), words, strict=False):
@@ -125,17 +127,17 @@ def repeated_phrase(words: Sequence[str]) -> bool:
 def unlikely_rate(
     text: str, speech_s: float | None, *, detected: bool, most: float = MAX_CHARS_PER_S
 ) -> bool:
-    """Whether nobody speaks that fast, or so slowly that something must be missing.
+    """Whether a text is too long for its speech, or so short that text must be missing.
 
-    :param speech_s: seconds of speech.
-    :param most: characters a second, for scripts with a letter a sound.
-    :param detected: by a voice detector; otherwise ``speech_s`` counts the pauses too, and only too much
-        text is telling.
+    :param speech_s: seconds of speech; ``None``: unknown.
+    :param detected: whether a voice detector measured the speech. Otherwise ``speech_s`` includes pauses, and
+        only too much text is detected.
+    :param most: maximum number of characters per second, for scripts that write sounds as letters.
     """
     if speech_s is None:
         return False
     syllabic = len(_SYLLABIC.findall(text)) > len(text) / 2
-    # A rate over less than a second says more about where the voice detector cut than about the text.
+    # At least one second, because a rate over less depends mostly on where the voice detector cut.
     if len(text) / max(speech_s, 1.0) > (MAX_CHARS_PER_S_CJK if syllabic else most):
         return True
     return detected and speech_s > SLOW_SPEECH_MIN_S and _about_tokens(text) / speech_s < MIN_TOKENS_PER_S
@@ -163,7 +165,10 @@ def _flags_of_text(transcript: Transcript, text: str, options: WhisperOptions) -
 
 
 def _low_confidence(segments: Iterable[Segment], threshold: float | None) -> bool:
-    """Segments weigh by their length in characters, which stands for their number of tokens."""
+    """Whether the average log probability is below the threshold.
+
+    Segments are weighted by their number of characters, which approximates their number of tokens.
+    """
     weighted = [(len(s.text.strip()), s.avg_logprob) for s in segments if s.text.strip()]
     if threshold is None or not weighted:
         return False
@@ -171,7 +176,7 @@ def _low_confidence(segments: Iterable[Segment], threshold: float | None) -> boo
 
 
 def _repetitive(transcript: Transcript, threshold: float | None) -> bool:
-    # Two speakers who answer each other make no loop: look at each channel by itself.
+    # Check each channel separately: the answers of two speakers are not a loop.
     by_channel: dict[int | None, list[Segment]] = {}
     for segment in transcript.segments:
         by_channel.setdefault(segment.channel, []).append(segment)
@@ -179,13 +184,13 @@ def _repetitive(transcript: Transcript, threshold: float | None) -> bool:
         return True
     if threshold is None:
         return False
-    # The threshold was chosen for 30 s of speech. Longer text compresses better without being a loop.
+    # The threshold is meant for 30 s of speech. A longer text compresses better without being a loop.
     passages = itertools.chain.from_iterable(map(_passages, by_channel.values()))
     return any(len(text.encode()) >= MIN_REPETITION_BYTES and ratio > threshold for text, ratio in passages)
 
 
 def _passages(segments: Iterable[Segment]) -> Iterator[tuple[str, float]]:
-    """Text and compression ratio of each segment, and of each stretch of segments that fits a window."""
+    """Text and compression ratio of each segment, and of each group of segments that fits into 30 seconds."""
     stretch: list[Segment] = []
     for segment in segments:
         yield segment.text, segment.compression_ratio
@@ -201,7 +206,7 @@ def _text_of(segments: Iterable[Segment]) -> str:
 
 
 def _about_tokens(text: str) -> float:
-    """Whisper's tokens hold about four bytes of text; digits are read out one by one."""
+    """Estimated number of tokens: one per four bytes of text, and one per digit."""
     digits = sum(character.isdigit() for character in text)
     return digits + (len(text.encode()) - digits) / 4
 

@@ -1,6 +1,6 @@
-"""The quality gate: whether the text of a window can be believed, and which of several tries is best.
+"""The quality gate: whether the text of a window is reliable, and which of several texts is best.
 
-Pure functions over one window. What a whole transcript looks like is judged in ``quality.py``.
+Pure functions over one window. ``quality.py`` checks whole transcripts.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from whisper_spark.decoding.quality import (
 from whisper_spark.decoding.window_text import WindowText
 
 AGREEMENT = 0.9
-"""Share of words in which two tries must agree to confirm each other."""
+"""Share of words that two texts of a window must have in common to confirm each other."""
 
-# The threshold of beam search for windows that stand alone, in parts of that for others: a search that is not
-# told what was said before spares fewer errors (benchmarks/RESULTS.md: with -0.2, 450 prompts take 139
-# seconds and make 530 word errors, with -0.12 they take 154 and make 524).
+# Factor of the beam search threshold for windows without previous text, where beam search avoids fewer errors
+# (benchmarks/RESULTS.md: with a threshold of -0.2, 450 prompts take 139 seconds and have 530 word errors,
+# with -0.12 they take 154 seconds and have 524).
 _ALONE = 1.5
 
 MISSED_SPEECH_S = 1.0
-"""Seconds of detected speech without a word, on top of the longest pause that counts as speech, that make a
-text incomplete. Of 1,122 windows of prompts, calls and an hour (benchmarks/RESULTS.md) two had more than 0.8
-seconds, 2.5 and 1.2, and both lacked words."""
+"""Seconds of detected speech without a word, in addition to the longest pause that counts as speech, from
+which a text is incomplete. Of 1,122 windows of prompts, calls and a recording of one hour
+(benchmarks/RESULTS.md) two had more than 0.8 seconds (2.5 and 1.2), and both lacked words."""
 
 LEAST_WORD_S = 0.3
-"""Seconds that a word takes which is said three times and more. In less, nobody says it so often."""
+"""Minimum length in seconds of a word that is spoken three times or more in a row."""
 
 MOST_TOKENS_PER_SECOND = 8.0
-"""Of detected speech. Conversation has 3 to 5; a loop fills a window with many more."""
+"""Maximum number of tokens per second of detected speech. Conversation has 3 to 5, loops have many more."""
 
 
 def is_reliable(text: WindowText, speech_s: float, options: WhisperOptions) -> bool:
-    """Whether a text passes: no loop, no cap hit, no improbable rate, and sure enough of itself.
+    """Whether a text passes: no loop, token limit not reached, plausible rate, high enough probability.
 
     :param speech_s: seconds of detected speech in the window.
     """
@@ -57,10 +57,10 @@ def is_reliable(text: WindowText, speech_s: float, options: WhisperOptions) -> b
 
 
 def is_doubled(text: str, speech_s: float) -> bool:
-    """Whether a whole text is one phrase that was heard more often than it was said.
+    """Whether a whole text is a repeated phrase that was probably spoken less often.
 
-    Short contexts do that to a word that stands alone. Whoever does say "bye bye" says it twice to the full
-    context, too.
+    With short contexts, Whisper doubles single words. If "bye bye" really was spoken, it is also the text
+    with the full context.
 
     :param speech_s: seconds of detected speech.
     """
@@ -75,19 +75,20 @@ def _is_repeated(words: Sequence[str], times: int) -> bool:
 
 
 def has_no_length(words: Sequence[Word]) -> bool:
-    """Whether alignment found no time for most words of a text: what is not in the audio has no place in it.
+    """Whether most words of a text have no length in the alignment, because they are not in the audio.
 
-    Half of the words are not enough: short prompts of two words often have one without length.
+    Half of the words is not enough: in short prompts of two words, one often has no length.
     """
     return 2 * sum(word.end <= word.start for word in words) > len(words)
 
 
 def misses_speech(words: Sequence[Word], chunk_map: ChunkMap, options: WhisperOptions) -> bool:
-    """Whether somebody speaks for longer than :data:`MISSED_SPEECH_S` where no word lies.
+    """Whether more than :data:`MISSED_SPEECH_S` of detected speech has no word in the text.
 
-    :param words: of one window, in order, with times in the file.
+    :param words: words of one window, in order, with times in the file.
     """
-    if not options.vad:  # nobody knows where speech is
+    # Without voice detection it is not known where speech is.
+    if not options.vad:
         return False
     limit = MISSED_SPEECH_S + options.vad_min_silence_ms / 1000
     for chunk in chunk_map.chunks:
@@ -102,9 +103,9 @@ def misses_speech(words: Sequence[Word], chunk_map: ChunkMap, options: WhisperOp
 
 
 def is_unsure(text: WindowText, options: WhisperOptions, *, alone: bool = False) -> bool:
-    """Whether greedy text deserves a beam search.
+    """Whether the average log probability of a greedy text is so low that it is refined by beam search.
 
-    :param alone: the search would not be told the text before the window.
+    :param alone: whether beam search would have no previous text.
     """
     threshold = options.greedy_log_prob_threshold
     if not text.text or threshold is None:
@@ -113,9 +114,9 @@ def is_unsure(text: WindowText, options: WhisperOptions, *, alone: bool = False)
 
 
 def is_silence(text: WindowText, options: WhisperOptions) -> bool:
-    """openai/whisper's rule: probably no speech, and what was heard is not credible.
+    """Whether a window is silent, by openai/whisper's rule: likely no speech, and an improbable text.
 
-    Words without any length are not, however sure the model is of them.
+    A text whose words have no length counts as improbable, whatever its log probability.
     """
     if options.no_speech_threshold is None or text.no_speech_prob <= options.no_speech_threshold:
         return False
@@ -125,16 +126,16 @@ def is_silence(text: WindowText, options: WhisperOptions) -> bool:
 
 
 def credibility(text: WindowText, options: WhisperOptions) -> tuple[bool, bool, bool, float]:
-    """Sorts the tries at one window: the largest is the best."""
+    """A sort key for the texts of one window: the best text has the largest key."""
     threshold = options.compression_ratio_threshold or float("inf")
     looping = text.capped or text.compression_ratio > threshold
     return text.reliable, not looping, bool(text.text), text.avg_logprob
 
 
 def confirmed(text: WindowText, earlier: WindowText, speech_s: float) -> bool:
-    """Whether two tries heard the same, at a rate that people speak at.
+    """Whether two passes gave the same text, at a plausible rate.
 
-    What only sounds like a loop ends the retries so: lists, numbers, menus.
+    This ends the retries for speech that resembles a loop: lists, numbers, menus.
     """
     if not text.text or text.capped or len(text.tokens) > MOST_TOKENS_PER_SECOND * speech_s:
         return False
@@ -142,11 +143,11 @@ def confirmed(text: WindowText, earlier: WindowText, speech_s: float) -> bool:
 
 
 def is_echo(text: WindowText, first: WindowText, before: str) -> bool:
-    """Whether a text repeats what was said before it, and the first try did not hear that.
+    """Whether a text only repeats the previous text, and the first text of the window does not.
 
-    :param text: decoded with the text before it in the prompt, which a model may copy.
-    :param first: decoded without.
-    :param before: what stood in the prompt.
+    :param text: decoded with the previous text in the prompt, which a model may copy.
+    :param first: decoded without the previous text.
+    :param before: the previous text in the prompt.
     """
     words = phrase_words(text.text)
     if not words:

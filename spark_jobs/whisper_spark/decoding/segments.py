@@ -1,4 +1,4 @@
-"""Token alignments -> words with times in the file -> segments fit for subtitles."""
+"""Turns token alignments into words with times in the file, and words into segments of subtitle length."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ PAUSE_SECONDS = 0.6
 
 _SENTENCE_END = (".", "?", "!", "。", "？", "！", "…", "؟", "।")
 _CLAUSE_END = (*_SENTENCE_END, ",", ";", ":", "、", "，", "；", "：", "،")
-# A full stop behind these ends no sentence.
+# Abbreviations, whose full stop does not end a sentence.
 _ABBREVIATIONS = frozenset("mr. mrs. ms. dr. prof. st. vs. sr. sra. jr. mme. sig. dott. e.g. i.e.".split())
 _PREPENDED = "\"'“¿([{-«"
 _APPENDED = "\"'.。,，!！?？:：”)]}、»…"
 
 
 def words_of_window(alignment: Any, tokens: Sequence[int], tokenizer: Any, chunk_map: ChunkMap) -> list[Word]:
-    """Words of one window with times in the file, in order, none overlapping the next.
+    """The words of one window with times in the file, in order and without overlaps.
 
     :param alignment: a ``ctranslate2.models.WhisperAlignmentResult``.
     :param tokens: the text tokens that were aligned.
     :param tokenizer: faster-whisper's tokenizer, set to the language of the text.
     """
     texts, groups = tokenizer.split_to_word_tokens([*tokens, tokenizer.eot])
-    groups = groups[:-1]  # the last one is the end-of-text token
+    # Without the end-of-text token.
+    groups = groups[:-1]
     if not groups or not alignment.alignments:
         return []
     starts = _token_starts(alignment.alignments, len(tokens))
@@ -52,7 +53,7 @@ def words_of_window(alignment: Any, tokens: Sequence[int], tokenizer: Any, chunk
 
 
 def _token_starts(alignments: Sequence[tuple[int, int]], tokens: int) -> list[float]:
-    """Start of each token and of the end-of-text token, in seconds of the window."""
+    """Start of each token and of the end-of-text token, in seconds from the start of the window."""
     starts = [-1.0] * (tokens + 1)
     for token, position in alignments:
         if token <= tokens and starts[token] < 0:
@@ -66,7 +67,7 @@ def _token_starts(alignments: Sequence[tuple[int, int]], tokens: int) -> list[fl
 
 
 def _merge_punctuation(words: list[Word]) -> list[Word]:
-    """Punctuation belongs to the word it touches; by itself it would be a word of no length."""
+    """Merge punctuation with the adjacent word; on its own it would be a word without length."""
     merged: list[Word] = []
     opening: Word | None = None
     for word in words:
@@ -117,7 +118,7 @@ def _in_order(words: list[Word]) -> list[Word]:
 
 
 def split_into_segments(words: Sequence[Word]) -> list[list[Word]]:
-    """Group words into segments: at pauses and ends of sentences, never longer than a subtitle may be."""
+    """Group words into segments that end at pauses and sentence ends, and are not longer than a subtitle."""
     groups: list[list[Word]] = []
     current: list[Word] = []
     for word, following in itertools.zip_longest(words, words[1:]):
@@ -151,7 +152,7 @@ def _fits(words: list[Word]) -> bool:
 
 
 def _best_cut(words: list[Word]) -> int:
-    """Where to cut: behind a comma, at the longest pause, near the middle."""
+    """Index of the best split: after a comma, at a long pause, near the middle."""
     middle = (words[0].start + words[-1].end) / 2
     span = max(words[-1].end - words[0].start, 0.01)
 
@@ -165,12 +166,12 @@ def _best_cut(words: list[Word]) -> int:
 
 
 def join_texts(texts: Iterable[str], spaced: bool = True) -> str:
-    """Segments as one text; ``spaced`` is False for scripts that do not put spaces between words."""
+    """Join the texts of segments; ``spaced`` is false for scripts without spaces between words."""
     return (" " if spaced else "").join(text for text in texts if text)
 
 
 def numbered(segments: Iterable[Segment]) -> tuple[Segment, ...]:
-    """Segments of all channels in order of time, with ids from 0."""
+    """Segments of all channels, ordered by time, with ids from 0."""
     from dataclasses import replace
 
     ordered = sorted(segments, key=lambda s: (s.start, s.channel or 0, s.end))

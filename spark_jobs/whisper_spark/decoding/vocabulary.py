@@ -1,7 +1,7 @@
-"""The tokens of a model, and whether they are what the options and the weights need.
+"""Loads the tokenizer of a model, and checks that it matches the weights and the options.
 
-A wrong token is no error for CTranslate2: it gives nonsense, or ends the process. So all of this is checked
-when a model is loaded.
+With a wrong token CTranslate2 raises no error: it returns nonsense or crashes. So everything is checked when
+a model is loaded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ log = logging.getLogger(__name__)
 _SPECIAL = ("<|startoftranscript|>", "<|endoftext|>", "<|startofprev|>", "<|notimestamps|>")
 _TASKS = ("<|transcribe|>", "<|translate|>")
 
-# A tokenizer of another model differs in most tokens; a few may have been renamed when a model was tuned.
+# Share of tokens that may differ: fine-tuning may rename a few, but the tokenizer of another model differs in
+# most.
 _MOST_RENAMED = 0.01
 
 _REMEDY = "Copy tokenizer.json from the model that the weights were converted from"
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The ``tokenizers.Tokenizer`` of a model.
+    """Load the ``tokenizers.Tokenizer`` of a model.
 
     :raises ModelError: when ``tokenizer.json`` cannot be read, or belongs to another model.
     """
@@ -35,7 +36,8 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises no class of its own
+    except Exception as error:
+        # tokenizers has no exception class of its own.
         raise ModelError(f"cannot read tokenizer.json in {folder}: {error}. {_REMEDY}") from error
     ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     missing = [token for token in _SPECIAL if token not in ids]
@@ -46,7 +48,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _vocabulary(folder: Path) -> Sequence[str]:
-    """The tokens that the weights were converted with; none where the file is not there."""
+    """The vocabulary that was stored with the weights; empty if there is no such file."""
     try:
         if (folder / "vocabulary.json").is_file():
             tokens = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
@@ -71,11 +73,11 @@ def _check_same(ids: Mapping[str, int], vocabulary: Sequence[str], folder: Path)
 
 
 def check_options(options: WhisperOptions, tokenizer: Any, *, multilingual: bool) -> None:
-    """Whether a model has the tokens that the options need.
+    """Check that a model has the tokens that the options need.
 
-    :param tokenizer: what :func:`load_tokenizer` gave.
-    :param multilingual: the model knows more than English.
-    :raises ModelError: when it has not; the message says what to change.
+    :param tokenizer: result of :func:`load_tokenizer`.
+    :param multilingual: whether the model is multilingual.
+    :raises ModelError: when a token is missing; the message says what to change.
     """
     language = options.language
     if not multilingual and (options.multilingual or language not in (None, "en")):

@@ -1,4 +1,4 @@
-"""What was heard in one window."""
+"""The text of one window, with its scores."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from whisper_spark.contract import Word
 
 @dataclass(frozen=True, slots=True)
 class WindowText:
-    """What was said in one window.
+    """The text of one window, with its scores.
 
-    :param channel: of the window, see :class:`~whisper_spark.audio.windows.Window`.
-    :param number: of the window among those of its channel.
-    :param tokens: text tokens, without special ones.
-    :param avg_logprob: log probability of a token, on average.
-    :param no_speech_prob: probability that nothing was said.
-    :param capped: all tokens that were allowed are used up.
-    :param reliable: passed the quality gate.
-    :param doubled: would have passed it, were the whole text not one phrase twice.
-    :param start: first moment of speech in it, in seconds of the file.
-    :param end: last moment of speech in it, in seconds of the file.
-    :param words: with times in the file; ``None`` when word timestamps are off.
-    :param incomplete: the words leave out detected speech; unknown, and ``False``, without words.
+    :param channel: channel of the window, see :class:`~whisper_spark.audio.windows.Window`.
+    :param number: index of the window among those of its channel.
+    :param tokens: text tokens, without special tokens.
+    :param avg_logprob: average log probability of a token.
+    :param no_speech_prob: probability that the window contains no speech.
+    :param capped: whether the text reached the maximum number of tokens.
+    :param reliable: whether the text passed the quality gate.
+    :param doubled: whether it failed the gate only because the whole text is a repeated phrase.
+    :param start: start of the speech in the window, in seconds from the start of the file.
+    :param end: end of the speech in the window, in seconds from the start of the file.
+    :param words: words with times in the file; ``None`` when word timestamps are off.
+    :param incomplete: whether detected speech has no words; ``False`` without words.
     """
 
     channel: int
