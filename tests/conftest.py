@@ -22,8 +22,8 @@ from speech import Clip, prompts, speech_root
 from speech import librivox as librivox_clips
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a test needs beyond Python, by the fixtures that it uses. A test that starts such a thing by hand
-# carries the marker itself. `make quick` runs what has none of these markers.
+# Markers of tests by the fixtures that they use. A test that starts such a service without a fixture sets the
+# marker itself. `make quick` runs the tests without these markers.
 MARKERS = {
     "s3": "server",
     "site": "airflow",
@@ -31,9 +31,9 @@ MARKERS = {
     "spark": "jvm",
     "cluster": "jvm",
 }
-# What such a test costs, roughly.
+# Approximate duration in seconds of a test with each marker.
 SECONDS = {"airflow": 10, "jvm": 10, "model": 2, "server": 0.2}
-# Values of parametrised fixtures that stand for the fixture ``s3``, which they ask for by name.
+# Parameter values with which tests request the fixture ``s3`` by name.
 SERVER_PARAMETERS = {"s3", "rest"}
 _HOME = pytest.StashKey[Path]()
 
@@ -45,8 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Airflow reads its configuration when it is first imported, which collection already does. So its home is
-    # settled here, before any test module is loaded, and never the home of the person who runs the tests.
+    # Airflow reads its configuration when it is first imported, which happens during collection. Set its home
+    # here, before any test module is imported, so that tests never use the home of the user who runs them.
     home = Path(config.rootpath, ".cache", "tests", f"airflow-{os.getpid()}")
     for name in [n for n in os.environ if n.startswith(("AIRFLOW_", "AWS_"))]:
         del os.environ[name]
@@ -62,7 +62,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in sorted(_needs(item)):
             item.add_marker(marker)
-    # `make test` gives whole files to two processes: the long ones first, or one would be left at the end.
+    # `make test` distributes whole files to two processes. Start long files first, so that no single file is
+    # left running at the end.
     seconds = {item.path: 0 for item in items}
     for item in items:
         seconds[item.path] += sum(SECONDS.get(mark.name, 0) for mark in item.iter_markers())
@@ -86,7 +87,7 @@ def _needs(item: pytest.Item) -> set[str]:
 
 
 def airflow_environment(home: Path) -> dict[str, str]:
-    """Variables of an Airflow that shares nothing with any other on this machine."""
+    """Environment variables that separate this Airflow from others on this machine."""
     return {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
@@ -100,7 +101,7 @@ def airflow_environment(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def model_dir() -> Path:
-    """whisper-base for CTranslate2: 145 MB, multilingual, joined from the packages once."""
+    """Folder of whisper-base for CTranslate2 (145 MB, multilingual), assembled from the packages once."""
     return assemble()
 
 
@@ -111,7 +112,7 @@ def _speech_root() -> Path:
 
 @pytest.fixture(scope="session")
 def speech(_speech_root: Path) -> list[Clip]:
-    """Telephone prompts in en, es, fr, it and ru: at least three words each, 8 kHz, always in this order."""
+    """Telephone prompts in en, es, fr, it and ru, in this order: at least three words each, 8 kHz."""
     return prompts(_speech_root)
 
 
@@ -138,7 +139,7 @@ def airflow_home(pytestconfig: pytest.Config) -> Path:
 
 
 def _migrated_database(folder: Path) -> Path:
-    """Airflow's database before anything is in it: made once for each set of installed packages."""
+    """Airflow's empty database, created once for each set of installed packages."""
     installed = sorted(f"{d.name} {d.version}" for d in importlib.metadata.distributions())
     database = folder / f"migrated-{hashlib.sha256(repr(installed).encode()).hexdigest()[:16]}.db"
     with filelock.FileLock(f"{database}.lock"):
@@ -159,7 +160,7 @@ def _migrated_database(folder: Path) -> Path:
 
 @pytest.fixture
 def catalog_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The embedded catalog in a folder of this test's own, ``.warehouse``."""
+    """Configure the embedded catalog in a folder of this test only, the attribute ``warehouse``."""
     warehouse = tmp_path / "warehouse"
     monkeypatch.setenv("AIRFLOW_WHISPER_WAREHOUSE", str(warehouse))
     return SimpleNamespace(warehouse=warehouse)

@@ -1,6 +1,6 @@
-"""Histories of a partition, played through the real operators, and what the table must hold after each.
+"""Play histories of a partition through the real operators, and check the table after each step.
 
-The engine is a stand-in, because what a model hears does not matter here; storage, Spark, catalog and
+The engine is a stand-in, because the text of a transcript does not matter here. Storage, Spark, catalog and
 operators are real. See :class:`World`.
 """
 
@@ -48,7 +48,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Put:
-    """Upload or replace a file. ``text`` is what the engine makes of it, ``BROKEN`` makes a final error."""
+    """Upload or replace a file. ``text`` becomes its transcript; ``BROKEN`` becomes a final error."""
 
     name: str
     text: str
@@ -65,7 +65,7 @@ class Remove:
 
 @dataclass(frozen=True)
 class Fail:
-    """From now on a file fails for a reason that may pass; its etag stays."""
+    """Make a file fail with a transient error from now on, without changing its etag."""
 
     name: str
     source: str = "calls"
@@ -73,7 +73,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Pass:
-    """That reason is gone."""
+    """End the transient error of :class:`Fail`."""
 
     name: str
     source: str = "calls"
@@ -88,10 +88,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """Run the four tasks over a source; ``until`` is the last one, as if Airflow was stopped after it.
+    """Run the four tasks for a source, up to the task ``until``, as if Airflow was stopped after it.
 
-    ``stop_after``: the engine is lost after so many files, so that the job fails.
-    ``pattern``: leaves audio out, as a filter does.
+    ``stop_after``: number of files after which the engine is lost, so that the job fails.
+    ``pattern``: the operator's filter, which may exclude audio.
     """
 
     source: str = "calls"
@@ -103,24 +103,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Resume:
-    """Retry the oldest run that is not finished, from the transcription on."""
+    """Retry the oldest unfinished run, from transcription on."""
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """Clear the register task of the newest finished run: it runs once more."""
+    """Clear the register task of the newest finished run, so that it runs again."""
 
 
 @dataclass(frozen=True)
 class Race:
-    """Two runs of one source at the same time, discovered before either publishes."""
+    """Run one source twice concurrently, with both discoveries before the first commit."""
 
     source: str = "calls"
 
 
 @dataclass(frozen=True)
 class Expire:
-    """A lifecycle rule or maintenance removes something: all of staging, or all snapshots but the newest."""
+    """Delete all of staging, as by a lifecycle rule, or all snapshots but the newest, as by maintenance."""
 
     what: Literal["staging", "snapshots"]
 
@@ -133,7 +133,7 @@ Step = Put | Remove | Fail | Pass | Options | Run | Resume | Repeat | Race | Exp
 
 @dataclass(frozen=True)
 class Discovered:
-    """A run that was discovered: its manifest, and what discovery was asked."""
+    """A discovered run: the URI of its manifest, and the files whose rows it may change."""
 
     manifest: str
     uris: frozenset[str]
@@ -141,18 +141,18 @@ class Discovered:
 
 class _TaskInstance:
     def xcom_push(self, key: str, value: Any) -> None:
-        """Airflow keeps it; nothing here asks for it."""
+        """Do nothing, because the tests do not read XComs."""
 
 
 @dataclass
 class World:
-    """Two sources of one partition, a table, and everything that can happen to them.
+    """Two sources of one partition, a table, and all steps that can be applied to them.
 
-    The sources are ``"calls"`` and ``"more"``; a run of any other name finds no such source.
+    The sources are ``"calls"`` and ``"more"``. A run with any other name finds no source.
 
-    :param session: Spark, shared by all histories.
-    :param folder: of this history alone.
-    :param table: of this history alone.
+    :param session: Spark session, shared by all histories.
+    :param folder: folder of this history only.
+    :param table: table of this history only.
     """
 
     session: SparkSession
@@ -163,9 +163,9 @@ class World:
     unfinished: list[Discovered] = field(default_factory=list)
     finished: list[Discovered] = field(default_factory=list)
     again: int = 0
-    """How often a file may have been transcribed in vain so far: lost engines, lost staging, races."""
+    """How often a file may have been transcribed unnecessarily: by lost engines, lost staging and races."""
     failed: set[str] = field(default_factory=set)
-    """Files that failed for a reason that may pass, at any time."""
+    """Files that have ever failed with a transient error."""
 
     def __post_init__(self) -> None:
         for source in ("calls", "more"):
@@ -175,15 +175,15 @@ class World:
         return self.folder / name / "dt=2026-11-01"
 
     def play(self, step: Step) -> None:
-        """One step, with everything that must hold after it.
+        """Apply one step, and check everything that must hold after it.
 
-        :raises AssertionError: when it does not.
+        :raises AssertionError: if a check fails.
         """
         handler = getattr(self, f"_{type(step).__name__.lower()}")
         handler(step)
 
     def converge(self) -> None:
-        """Nothing goes wrong any more: two rounds later the table is the function of what is there."""
+        """End all failures, and check that two rounds of runs make the table match the sources."""
         for source in ("calls", "more"):
             for flag in self.source(source).glob(".*"):
                 if flag.suffix == ".fails" or flag.name == ".stop-after":
@@ -208,7 +208,7 @@ class World:
     def _put(self, step: Put) -> None:
         path = self.source(step.source) / step.name
         path.write_text(step.text)
-        # A new upload has a new etag, which for local files is made of time and size.
+        # A new upload needs a new etag, which for local files is derived from time and size.
         self.clock += 1
         os.utime(path, (self.clock, self.clock))
 
@@ -245,7 +245,7 @@ class World:
             assert self.rows() == before, "the table changed before anything was registered"
 
     def _work(self, run: Discovered, until: str = "register") -> str:
-        """Goes on with a run. Returns the last task that succeeded, or ``"lost"``: another run was first."""
+        """Continue a run. Return the last task that succeeded, or ``"lost"`` if another run was first."""
         if until == "discover":
             return "discover"
         try:
@@ -281,7 +281,8 @@ class World:
         run, before = self.unfinished[0], self.rows()
         try:
             done = self._work(run)
-        except ObjectNotFound:  # staging has expired: there is nothing to go on with
+        # Staging has expired, so the run cannot continue.
+        except ObjectNotFound:
             self.unfinished.remove(run)
             return
         after = self.rows()
@@ -302,7 +303,8 @@ class World:
         except (ObjectNotFound, AirflowFailException, AirflowSkipException):
             pass
         except Exception as error:
-            if not re.search("clear|run the", str(error)):  # a message says what to do
+            # Every expected error says in its message what to do.
+            if not re.search("clear|run the", str(error)):
                 raise
         assert (self.rows(), self._snapshot()) == (before, snapshot), "registering again changed the table"
 
@@ -330,7 +332,7 @@ class World:
     # --- tasks
 
     def _discover(self, step: Run) -> Discovered | None:
-        """``None``: nothing to do, or refused."""
+        """Run discovery. Return ``None`` if there is nothing to do or it fails as expected."""
         before, listing = self.rows(), self._listing(step.source)
         source = self.source(step.source)
         operator = DiscoverAudioOperator(
@@ -389,12 +391,12 @@ class World:
             {"ti": _TaskInstance()}  # type: ignore[typeddict-item]
         )
 
-    # --- what is there, and what must be
+    # --- actual and expected state
 
     def rows(self) -> dict[str, Row]:
-        """The partition, by URI.
+        """Return the rows of the partition by URI.
 
-        :raises AssertionError: when a file has two rows.
+        :raises AssertionError: if a file has two rows.
         """
         columns = ["audio_uri", "audio_etag", "status", "error_code", "attempt", "text", "fingerprint", "dt"]
         rows = [
@@ -410,7 +412,7 @@ class World:
         return current_snapshot_id(open_catalog(None), self.table)
 
     def _listing(self, source: str) -> dict[str, tuple[str, str]]:
-        """Etag and words of each audio file of a source."""
+        """Return etag and text of each audio file of a source."""
         storage = ObjectStorage()
         files = [path for path in self.source(source).glob("*") if not path.name.startswith(".")]
         return {f"file://{p}": (storage.info(f"file://{p}").etag or "", p.read_text()) for p in files}
@@ -420,7 +422,7 @@ class World:
         return Counter(line for log in logs if log.exists() for line in log.read_text().splitlines())
 
     def _check_replaced(self, step: Run, before: dict[str, Row], listing: dict[str, tuple[str, str]]) -> None:
-        """A run that was registered left the function of what was there, and of nothing else."""
+        """Check that a registered run made the table match its source, and changed no other rows."""
         after, folder = self.rows(), f"file://{self.source(step.source)}/"
         for uri in before.keys() | after.keys():
             row, old = after.get(uri), before.get(uri)
@@ -470,7 +472,7 @@ def _wanted(text: str) -> tuple[str, str | None]:
 
 
 def _uris(manifest_uri: str, storage: ObjectStorage) -> frozenset[str]:
-    """The files that a run may change: those of its manifest, and those whose rows it removes."""
+    """Return the files whose rows a run may change: those in its manifest, and those it removes."""
     from whisper_spark.storage.parquet import open_parquet
 
     run, _ = read_manifest(manifest_uri, storage)
