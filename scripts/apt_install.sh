@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# apt_install.sh PACKAGE... : installs Debian packages as root or through passwordless sudo. Without either it says
-# what to run, and fails.
+# apt_install.sh PACKAGE...: installs Debian packages as root or with passwordless sudo. Without either it fails and
+# prints the command to run.
 set -euo pipefail
 
 fail() {

@@ -15,7 +15,7 @@ if ! { [ -x .venv/bin/python ] && supported .venv/bin/python; }; then
     exit 1
   fi
   if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    # Debian ships these two modules in a package of their own.
+    # Debian ships these two modules in a separate package.
     package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
     if ! scripts/apt_install.sh "$package"; then
       echo "Python's venv module is missing: run: sudo apt-get install $package" >&2
@@ -29,6 +29,6 @@ fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 .venv/bin/python -m uv pip install --python .venv/bin/python --constraints constraints.txt --group dev --editable '.[all]'
 
-# Where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process would compile all that it imports:
-# half a minute for Airflow. A few files are templates that do not compile.
+# With PYTHONDONTWRITEBYTECODE, as in many containers, every process would compile all modules that it imports, which
+# takes half a minute for Airflow. Compile them once; a few files are templates and fail to compile.
 .venv/bin/python -m compileall -q -j 0 -x '/tests?/' .venv/lib >/dev/null || true

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Succeeds when spark-submit will find Java 17 or newer, installing it from Debian when it would not.
+# Makes sure that spark-submit finds Java 17 or newer, and installs it from Debian if necessary.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,8 @@ java_is_new_enough() {
 
 java_is_new_enough && exit 0
 if [ -z "${JAVA_HOME:-}" ]; then
-  for package in openjdk-17-jre-headless openjdk-21-jre-headless; do  # Debian 12 has the first, 13 the second
+  # Debian 12 has Java 17, Debian 13 has Java 21.
+  for package in openjdk-17-jre-headless openjdk-21-jre-headless; do
     if scripts/apt_install.sh "$package" && java_is_new_enough; then exit 0; fi
   done
 fi

@@ -9,7 +9,7 @@ uv() { .venv/bin/python -m uv "$@"; }
 
 if [ "$name" = lowest ]; then
   python=3.11 constraints=.cache/lowest.txt
-  # Those of the tools are not ours to test: they come at their pinned versions.
+  # The lowest versions of the tools need no test, so the tools get their pinned versions.
   uv pip compile --quiet --resolution lowest-direct --python-version $python --no-annotate --no-header \
     --no-emit-index-url --extra all pyproject.toml -o $constraints >&2
 else

@@ -87,7 +87,8 @@ class SourceWatch:
 
         :return: ``source``, ``partition``, ``files`` and ``bytes`` of each; empty until there are
             ``min_files`` or one of them is older than ``max_wait``.
-        :raises StorageError: :raises InvalidConnectionError: as :meth:`poll`.
+        :raises StorageError: if the store cannot be listed.
+        :raises InvalidConnectionError: if a connection cannot be used.
         """
         now = clock()
         self._look(now)

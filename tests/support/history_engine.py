@@ -1,8 +1,8 @@
-"""A stand-in for the model, for histories: what happens to a file is written beside it, not in its bytes.
+"""A stand-in engine for histories, controlled by hidden files beside the audio, so that etags do not change.
 
-A file ``a.wav`` becomes the text that it holds. The hidden file ``.a.wav.fails`` makes it fail for a reason
-that may pass, although its etag stays the same; ``.stop-after`` in the folder ends the whole engine after so
-many files, as a lost GPU does. ``.heard`` gets a line for each file that was worked on.
+The transcript of a file ``a.wav`` is its content. The hidden file ``.a.wav.fails`` makes it fail with a
+transient error. ``.stop-after`` in the folder contains the number of files after which the engine fails, as
+with a lost GPU. The engine appends a line to ``.heard`` for each transcribed file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from whisper_spark.progress.counters import Progress
 from whisper_spark.storage.objects import ObjectChanged, ObjectNotFound, StorageError
 
 BROKEN = "not audio"
-"""What a file holds that can never be transcribed."""
+"""Content of a file that can never be transcribed."""
 
 
 class DeviceLostError(RuntimeError):
-    """What stops an engine before all files are done."""
+    """The error with which the engine stops early."""
 
 
 def get_engine(options: WhisperOptions, storage: Any = None) -> HistoryEngine:

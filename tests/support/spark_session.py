@@ -17,10 +17,10 @@ from whisper_spark.spark.conf import spark_defaults
 
 @contextmanager
 def local_session(conf: Mapping[str, str], engine: str) -> Iterator[SparkSession]:
-    """A session with the defaults of the job, stopped at the end.
+    """Start a session with the job's defaults, and stop it at the end.
 
     :param conf: Spark properties, at least ``spark.master``.
-    :param engine: module in this folder that holds the stand-in engine.
+    :param engine: name of the module in this folder that contains the stand-in engine.
     """
     own = {
         "spark.task.cpus": "1",
@@ -41,5 +41,5 @@ def local_session(conf: Mapping[str, str], engine: str) -> Iterator[SparkSession
             yield session
         finally:
             session.stop()
-            # py4j logs the end of its connections at exit, after pytest has closed the log.
+            # At exit, after pytest has closed the log, py4j would log the end of its connections.
             logging.getLogger("py4j").setLevel(logging.WARNING)
