@@ -42,7 +42,6 @@ def error(code: str) -> Expected:
 
 
 WHOLE = Expected()
-PART = Expected(text="part")
 TRUNCATED = Expected(flags=frozenset({"truncated"}), text="part")
 NOTHING_SAID = Expected(flags=frozenset({"no_speech"}), text="none")
 
