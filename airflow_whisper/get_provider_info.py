@@ -44,6 +44,7 @@ def get_provider_info() -> dict[str, object]:
                     "airflow_whisper.operators.transcribe",
                     "airflow_whisper.operators.validate",
                     "airflow_whisper.operators.register",
+                    "airflow_whisper.operators.maintain",
                 ],
             }
         ],
@@ -51,6 +52,9 @@ def get_provider_info() -> dict[str, object]:
             {"integration-name": "Whisper", "python-modules": ["airflow_whisper.sensors.audio"]},
         ],
         "triggers": [
-            {"integration-name": "Whisper", "python-modules": ["airflow_whisper.triggers.audio"]},
+            {
+                "integration-name": "Whisper",
+                "python-modules": ["airflow_whisper.triggers.audio", "airflow_whisper.triggers.sensor"],
+            },
         ],
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_whisper.templates import is_final, optional, text
+from airflow_whisper.templates import TextTemplates, is_final, optional, text
 from whisper_spark.contract import check_partition
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
 
 
-class MaintainTableOperator(BaseOperator):
+class MaintainTableOperator(TextTemplates, BaseOperator):
     """Compact small data files, merge manifests, and expire old snapshots with the files only they need.
 
     .. code-block:: python
@@ -43,6 +43,7 @@ class MaintainTableOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("table", "catalog_conn_id", "partition")
+    text_fields = frozenset(template_fields)
     ui_color = "#e2e3e5"
 
     def __init__(
@@ -129,7 +130,7 @@ class MaintainTableOperator(BaseOperator):
         return sum(compact_partition(catalog, self.table, p, min_files=self.min_files) for p in found)
 
 
-class PurgeStagingOperator(BaseOperator):
+class PurgeStagingOperator(TextTemplates, BaseOperator):
     """Delete old runs from staging: their manifests, staged transcripts, and reports.
 
     .. code-block:: python
@@ -151,6 +152,7 @@ class PurgeStagingOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("staging", "table", "partition", "staging_conn_id")
+    text_fields = frozenset(template_fields)
     ui_color = "#e2e3e5"
 
     def __init__(

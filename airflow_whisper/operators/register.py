@@ -9,7 +9,7 @@ from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_whisper.links import ReportLink, TableLink, push_report
-from airflow_whisper.templates import optional
+from airflow_whisper.templates import is_final, optional
 from whisper_spark.contract import partition_path
 from whisper_spark.contract.text import visible
 
@@ -84,9 +84,9 @@ class RegisterTranscriptsOperator(BaseOperator):
         self.require_report = require_report
         self.table_url = table_url
         self._registered: tuple[Run, Registered] | None = None
-        if isinstance(manifest, str) and "{{" not in manifest:
+        if isinstance(manifest, str) and is_final(manifest):
             check_uri("manifest", manifest)
-        if isinstance(report, str) and "{{" not in report:
+        if isinstance(report, str) and is_final(report):
             check_uri("report", report)
 
     def execute(self, context: Context) -> dict[str, Any]:

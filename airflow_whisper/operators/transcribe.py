@@ -25,7 +25,7 @@ from airflow_whisper.hooks.spark_submit import (
 )
 from airflow_whisper.links import SparkUILink
 from airflow_whisper.operators.run_manifest import read_own_manifest
-from airflow_whisper.templates import optional
+from airflow_whisper.templates import is_final, optional
 from whisper_spark.contract import WhisperOptions, speed_options
 from whisper_spark.contract.text import visible
 from whisper_spark.storage.objects import folder_uri
@@ -179,9 +179,9 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         self._submission: Submission | None = None
         self._task_instance: Any = None
         self._application_id: str | None = None
-        if "{{" not in str(deploy_mode):
+        if is_final(deploy_mode):
             check_deploy_mode(deploy_mode)
-        if isinstance(options, Mapping | str) and "{{" not in str(options):
+        if isinstance(options, Mapping | str) and is_final(options):
             _speed_options(WhisperOptions(), options)
 
     # The parent returns None.

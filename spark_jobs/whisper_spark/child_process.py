@@ -98,5 +98,6 @@ def run(module: str, descriptors: Sequence[int]) -> None:
     faulthandler.enable()
     try:
         importlib.import_module(module).serve(*(Connection(number) for number in descriptors))
-    except (EOFError, OSError):
+    except (EOFError, ConnectionError):
+        # The parent has closed the sockets. Any other error ends this process with a traceback.
         return

@@ -153,6 +153,11 @@ def _asf_bytes(head: bytes) -> int:
     return int.from_bytes(properties[24:32], "little")
 
 
+# Containers have a handful of chunks. A recording that was allocated and never written is all zeros, which
+# read as millions of empty ones.
+_MOST_CHUNKS = 10_000
+
+
 def _data_end(file: Bytes, position: int, name: int, order: Literal["little", "big"], header: int) -> int:
     """End of the chunk "data", in containers whose chunks have lengths of 64 bits; 0 when it is not known.
 
@@ -161,7 +166,9 @@ def _data_end(file: Bytes, position: int, name: int, order: Literal["little", "b
     :param header: size of the name and length of a chunk, if its length includes them, else 0. Chunks that
         include them are aligned to 8 bytes.
     """
-    while len(chunk := file.at(position, name + 8)) == name + 8:
+    for _ in range(_MOST_CHUNKS):
+        if len(chunk := file.at(position, name + 8)) < name + 8:
+            break
         size = int.from_bytes(chunk[name:], order)
         if chunk.startswith(b"data"):
             return 0 if size >= 1 << 62 else position + (0 if header else name + 8) + size
@@ -179,7 +186,9 @@ def wav_data(file: Bytes) -> tuple[int, int] | None:
     if not head.startswith((b"RIFF", b"RF64")) or head[8:] != b"WAVE":
         return None
     position, long = 12, 0
-    while len(chunk := file.at(position, 24)) >= 8:
+    for _ in range(_MOST_CHUNKS):
+        if len(chunk := file.at(position, 24)) < 8:
+            break
         size = int.from_bytes(chunk[4:8], "little")
         if chunk[:4] == b"ds64":
             long = int.from_bytes(chunk[16:24], "little")

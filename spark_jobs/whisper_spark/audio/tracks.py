@@ -169,7 +169,7 @@ class Track:
         if gap:
             self._timeline.end += gap
             missing = round(self._timeline.end * SAMPLE_RATE) - self._samples
-            yield from self._blocks(silence(missing))
+            yield from self._blocks(silence(max(missing, 0)))
         self._chunk = _Chunk(frame, self._scale, self.outlet.mixer)
         self.channels = max(self.channels, self._chunk.channels)
         self._timeline.end += frame.samples / frame.sample_rate

@@ -92,12 +92,13 @@ class IsolatedEngine:
                 engine = engine_of(self._engine)(self._options, self._model_storage or None)
                 yield from engine.transcribe(queue.rest(), storage, progress)
                 return
+            given = queue.given
             run = _Pass(process, queue, progress)
             yield from run.transcripts(order)
             if run.end is None:
                 return
             culprit = queue.give_up_on_process()
-            blameless = 0 if culprit or queue.suspects else blameless + 1
+            blameless = 0 if queue.given > given else blameless + 1
             if not run.loaded or blameless > _MOST_BLAMELESS_ENDS:
                 raise EngineProcessError(_without_culprit(run.end, run.loaded))
             if culprit is not None:
@@ -144,6 +145,7 @@ class FileQueue:
         self._taking = threading.Lock()
         self._state = threading.Condition()
         self._process = 0
+        self.given = 0
         self._under_way: list[AudioFile] = []
         self._suspects: deque[AudioFile] = deque()
         # Files that were taken from the iterator for a process that had ended meanwhile.
@@ -188,6 +190,7 @@ class FileQueue:
         return None
 
     def _given(self, file: AudioFile) -> AudioFile:
+        self.given += 1
         self._under_way.append(file)
         return file
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -48,6 +49,9 @@ _LEAST_AHEAD_BYTES = 32 * 1024 * 1024
 # Number of finished files that may wait for the caller. While more of them wait, no further files are
 # started.
 _MOST_DONE = 256
+
+# All readers together get so many seconds to end.
+_READERS_END_SECONDS = 60.0
 
 # Seconds that the device waits for a batch to fill up. A longer wait leaves it idle when the store is slow.
 _PATIENCE_SECONDS = 0.2
@@ -121,9 +125,10 @@ class Pipeline:
                 reader.close()
             for thread in decoders:
                 thread.join()
+            # A read from a store that does not answer takes until its timeout.
+            deadline = time.monotonic() + _READERS_END_SECONDS
             for thread in readers:
-                # A read from a store that does not answer takes until its timeout.
-                thread.join(timeout=60)
+                thread.join(max(deadline - time.monotonic(), 0))
 
     def _thread(self, target: Callable[[], None], name: str) -> threading.Thread:
         def guarded() -> None:

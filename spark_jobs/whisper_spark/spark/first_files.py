@@ -68,6 +68,6 @@ def common_error(tasks: Collection[Snapshot]) -> str | None:
     """The transient error that every finished file of the tasks has, or ``None``."""
     codes = {code for task in tasks for code in task.errors}
     failed = sum(sum(task.errors.values()) for task in tasks)
-    if len(codes) != 1 or failed < sum(task.files for task in tasks) or not codes <= TRANSIENT_ERRORS:
+    if len(codes) != 1 or failed != sum(task.files for task in tasks) or not codes <= TRANSIENT_ERRORS:
         return None
     return codes.pop()

@@ -18,6 +18,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from http import HTTPStatus
+from http.client import HTTPException
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_plus, urlencode
 from xml.etree import ElementTree
@@ -137,9 +139,10 @@ def _fetch(uri: str, address: str, config: Mapping[str, str]) -> ElementTree.Ele
         except ElementTree.ParseError as error:
             raise StorageError(f"cannot list {uri}: the store's answer is not XML: {error}") from None
         except urllib.error.HTTPError as error:
-            if error.code < 500 or attempt == _TRIES:
+            passes = error.code >= 500 or error.code == HTTPStatus.TOO_MANY_REQUESTS
+            if not passes or attempt == _TRIES:
                 raise error_of_status(uri, error.code, error.read().decode(errors="replace")) from None
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             if attempt == _TRIES:
                 raise StorageError(f"cannot list {uri}: {type(error).__name__}") from None
         time.sleep(2**attempt / 4)

@@ -14,6 +14,7 @@ from audio_matrix import FORMATS, RATE, Format, decoded, encode, spans
 
 from whisper_spark.audio.container import Bytes
 from whisper_spark.audio.decode import AudioError, open_audio
+from whisper_spark.audio.length import wav_data
 
 SDP = b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n"
 PLAYLISTS = {
@@ -184,3 +185,17 @@ def test_places_before_the_beginning_are_errors_of_the_file() -> None:
     assert stretch.seek(2) == 2
     assert stretch.read(100) == b"4567"
     assert stretch.read(100) == b""
+
+
+def test_wav_that_was_allocated_and_never_written_is_not_read_chunk_by_chunk() -> None:
+    class Counting(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.reads += 1
+            return super().read(size)
+
+    data = b"RIFF\xff\xff\xff\x7fWAVE" + bytes(8 << 20)
+    stream = Counting(data)
+    assert wav_data(Bytes(stream, 0, len(data))) is None
+    assert stream.reads < 50_000

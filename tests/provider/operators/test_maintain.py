@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from lakes import TABLE, change, data_files, uris
 from transcripts import PARTITION, stage_run
 
@@ -54,6 +55,15 @@ def test_table_is_compacted_merged_and_its_history_forgotten() -> None:
     table = catalog.load_table(TABLE)
     assert (len(table.snapshots()), len(data_files(table))) == (1, 1)
     assert uris(catalog) == [f"{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize("kind", [MaintainTableOperator, PurgeStagingOperator])
+def test_partition_stays_text_where_templates_render_to_objects(kind: type[Any]) -> None:
+    needed = {"staging": "/staging"} if kind is PurgeStagingOperator else {}
+    with DAG("native", schedule=None, render_template_as_native_obj=True):
+        task = kind(task_id="care", table=TABLE, partition={"dt": "{{ v }}"}, **needed)
+    task.render_template_fields({"v": "2026_11_01"})
+    assert task.partition == {"dt": "2026_11_01"}
 
 
 def test_nothing_is_done_without_need() -> None:
