@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from airflow_whisper.scratch import ScratchDatabase
-from whisper_spark.contract import CHANGES, FINAL_ERRORS
+from whisper_spark.contract import CHANGES, FINAL_ERRORS, STAYING
 from whisper_spark.storage.objects import folder_uri
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 # Rows in one row group of a manifest, which is also about what a reader holds in memory.
 ROW_GROUP = 10_000
-
-# Names of the counts of rows that do not change.
-STAYING = ("unchanged", "kept_stale", "kept_removed", "kept_left_out", "kept_elsewhere")
 
 _TABLES = """
 CREATE TABLE listing (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER);

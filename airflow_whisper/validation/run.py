@@ -28,14 +28,11 @@ from airflow_whisper.validation.staged import (
     opened_files,
 )
 from airflow_whisper.validation.summary import Summary
-from whisper_spark.contract import QUALITY_FLAGS, Run, partition_path
+from whisper_spark.contract import QUALITY_FLAGS, STAYING, Run, partition_path
 from whisper_spark.staging.result import RunResult
 
 if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
-
-# Discovery's counts of rows in the table that this run does not change.
-_STAYING = ("unchanged", "kept_stale", "kept_removed", "kept_left_out", "kept_elsewhere")
 
 
 def validate_run(
@@ -149,7 +146,7 @@ def _checks(
         check_error_rate(
             rows=summary.files,
             errors=summary.errors,
-            unchanged=sum(run.counts.get(kind, 0) for kind in _STAYING),
+            unchanged=sum(run.counts.get(kind, 0) for kind in STAYING),
             unchanged_errors=run.counts.get("unchanged_errors", 0),
             limit=max_error_rate,
             examples=[f"{row['audio_uri']}: {row['error_code']}" for row in summary.first_errors],

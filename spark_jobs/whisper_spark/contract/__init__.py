@@ -13,6 +13,7 @@ from whisper_spark.contract.codes import (
     FINAL_ERRORS,
     QUALITY_FLAGS,
     SAMPLE_RATE,
+    STAYING,
     TRANSIENT_ERRORS,
     WINDOW_SECONDS,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "FINAL_ERRORS",
     "QUALITY_FLAGS",
     "SAMPLE_RATE",
+    "STAYING",
     "TRANSIENT_ERRORS",
     "WINDOW_SECONDS",
     "Run",

@@ -32,6 +32,9 @@ CHANGES: tuple[str, ...] = ("new", "changed", "stale", "retry")
 """Why a file is in a manifest. ``new``: not in the table; ``changed``: the etag differs; ``stale``: its row
 was made with other options; ``retry``: its row is a transient error, and tries are left."""
 
+STAYING: tuple[str, ...] = ("unchanged", "kept_stale", "kept_removed", "kept_left_out", "kept_elsewhere")
+"""Why a row of the partition stays as it is, in the counts of a run."""
+
 QUALITY_FLAGS: dict[str, str] = {
     "no_speech": "the file contains no speech; the text is empty",
     "truncated": "not all of the file could be decoded",
