@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from airflow.sdk import TaskGroup, XComArg
 
@@ -32,9 +32,9 @@ def transcribe_partition(
     pattern: str | None = None,
     extensions: Sequence[str] | str | None = None,
     partition_from_modified: Mapping[str, str] | None = None,
-    on_removed: str = "keep",
-    on_stale: str = "retranscribe",
-    on_missing_source: str = "fail",
+    on_removed: Literal["keep", "delete"] | str = "keep",
+    on_stale: Literal["retranscribe", "keep"] | str = "retranscribe",
+    on_missing_source: Literal["fail", "skip"] | str = "fail",
     max_attempts: int = 3,
     max_removed_rate: float | str = 0.5,
     max_error_rate: float | str = 0.05,
@@ -108,7 +108,8 @@ def transcribe_partition(
     """
     staging_conn_id = _first_conn_id(staging_conn_id, source_conn_id)
     common: dict[str, Any] = {"staging_conn_id": staging_conn_id}
-    # The operator declares literals for these; here they are plain strings, because they may be templates.
+    # The operator declares only the literals. Here any string is possible, because it may be a template; the
+    # literals are for editors.
     choices: dict[str, Any] = {
         "on_removed": on_removed,
         "on_stale": on_stale,

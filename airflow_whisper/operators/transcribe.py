@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
@@ -32,6 +32,7 @@ from whisper_spark.storage.objects import folder_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from requests.auth import AuthBase
 
     from whisper_spark.contract import Run
     from whisper_spark.staging.result import RunResult
@@ -60,9 +61,10 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     Every ten seconds the task log shows the job's progress: files, hours of audio, speed, the fill level of
     the device's queue, and the time left, for each running Spark task and in total.
 
-    Accepts every argument of ``SparkSubmitOperator``; those below differ or are new. The operator sends the
-    job's code along. Besides Python, executors need pyspark, faster-whisper, pandas, pyarrow and obstore, in
-    an image or through ``archives="env.tar.gz#environment"``.
+    Accepts every argument of ``BaseOperator`` and of ``SparkSubmitOperator``; the documentation of the latter
+    describes those that are not listed below. The operator sends the job's code along. Besides Python,
+    executors need pyspark, faster-whisper, pandas, pyarrow and obstore, in an image or through
+    ``archives="env.tar.gz#environment"``.
 
     One Spark task runs one engine with all cores of its executor. Set ``executor_cores``; without it a
     standalone cluster or YARN starts an engine for each core. ``device="cuda"`` in the options requests one
@@ -134,25 +136,70 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         staging_conn_id: str | None = None,
         model_conn_id: str | None = None,
         conn_id: str = "spark_default",
-        application: str = "",
-        send_package: bool = True,
-        archives: str | None = None,
-        java_class: str | None = None,
-        repositories: str | None = None,
-        total_executor_cores: int | None = None,
+        conf: dict[str, Any] | None = None,
+        deploy_mode: Literal["client", "cluster"] | str | None = None,
+        num_executors: int | None = None,
         executor_cores: int | None = None,
         executor_memory: str | None = None,
+        total_executor_cores: int | None = None,
         driver_memory: str | None = None,
-        num_executors: int | None = None,
+        application: str = "",
+        application_args: list[Any] | None = None,
+        send_package: bool = True,
+        archives: str | None = None,
+        files: str | None = None,
+        py_files: str | None = None,
+        jars: str | None = None,
+        packages: str | None = None,
+        exclude_packages: str | None = None,
+        repositories: str | None = None,
+        java_class: str | None = None,
+        driver_class_path: str | None = None,
+        properties_file: str | None = None,
+        env_vars: dict[str, Any] | None = None,
         spark_binary: str | None = None,
+        verbose: bool = False,
         yarn_queue: str | None = None,
-        deploy_mode: str | None = None,
+        keytab: str | None = None,
+        principal: str | None = None,
+        proxy_user: str | None = None,
+        use_krb5ccache: bool = False,
+        post_submit_commands: list[str] | None = None,
+        status_poll_interval: int = 1,
+        track_driver_via_k8s_api: bool = False,
+        yarn_track_via_rm_api: bool = False,
+        yarn_rm_auth: AuthBase | None = None,
         name: str = "airflow-whisper",
         durable: bool = False,
         history_server: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(application=application, name=name, durable=durable, **kwargs)
+        super().__init__(
+            application=application,
+            application_args=application_args,
+            conf=conf,
+            files=files,
+            py_files=py_files,
+            jars=jars,
+            packages=packages,
+            exclude_packages=exclude_packages,
+            driver_class_path=driver_class_path,
+            properties_file=properties_file,
+            env_vars=env_vars,
+            verbose=verbose,
+            keytab=keytab,
+            principal=principal,
+            proxy_user=proxy_user,
+            use_krb5ccache=use_krb5ccache,
+            post_submit_commands=post_submit_commands,
+            status_poll_interval=status_poll_interval,
+            track_driver_via_k8s_api=track_driver_via_k8s_api,
+            yarn_track_via_rm_api=yarn_track_via_rm_api,
+            yarn_rm_auth=yarn_rm_auth,
+            name=name,
+            durable=durable,
+            **kwargs,
+        )
         self.manifest = manifest
         self.options = options
         self.source_conn_id = source_conn_id

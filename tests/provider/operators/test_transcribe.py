@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import inspect
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from airflow.exceptions import AirflowException
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk.exceptions import AirflowFailException
 from servers import S3Server
 from spark_cluster import SparkCluster, spark_binary, staged_table, standalone_cluster, write_run
@@ -287,6 +289,23 @@ def test_all_arguments_that_are_text_are_templates(monkeypatch: pytest.MonkeyPat
     hook = operator._get_hook()
     assert hook._conn_id == "calls_spark"
     assert hook._archives == "s3://b.tar.gz"
+
+
+def test_arguments_of_spark_submit_are_spelled_for_editors_and_reach_the_hook() -> None:
+    def arguments(operator: type) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(operator.__init__).parameters)
+
+    theirs, ours = arguments(SparkSubmitOperator), arguments(WhisperTranscribeOperator)
+    # Airflow's configuration holds the defaults of the first two; the third is deprecated.
+    of_their_own = {"openlineage_inject_parent_job_info", "openlineage_inject_transport_info"}
+    assert set(theirs) - set(ours) == {*of_their_own, "reconnect_on_retry"}
+    differ = {name for name in set(theirs) & set(ours) if theirs[name].default != ours[name].default}
+    assert differ == {"name", "durable"}
+    # No text field of the parent may be forgotten on the way to it.
+    texts = {name: f"my-{name}" for name in theirs if "str |" in str(theirs[name].annotation)}
+    operator = WhisperTranscribeOperator(task_id="t", manifest="m", **(texts | {"deploy_mode": "client"}))
+    for name, value in (texts | {"deploy_mode": "client"}).items():
+        assert getattr(operator, name) == value
 
 
 @pytest.mark.parametrize(
