@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.validation.checks import MAX_OFFENDERS, Check, Offences, count_text
-from whisper_spark.contract import ERROR_CODES, QUALITY_FLAGS, Run, partition_path, transcript_schema
+from whisper_spark.contract import (
+    ERROR_CODES,
+    QUALITY_FLAGS,
+    Run,
+    earlier_transcript_schema,
+    partition_path,
+    transcript_schema,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,9 +91,12 @@ class RowChecks:
 
 
 def schema_problem(schema: pa.Schema, partition_keys: Sequence[str]) -> str | None:
-    """Describe how a staged file's schema differs from the contract; ``None`` if it does not."""
+    """Describe how a staged file's schema differs from the contract; ``None`` if it does not.
+
+    The schema of an earlier release is accepted: an upgrade may come between the job and its validation.
+    """
     expected = transcript_schema(partition_keys)
-    if schema.equals(expected):
+    if schema.equals(expected) or schema.equals(earlier_transcript_schema(partition_keys)):
         return None
     for column in expected:
         if column.name not in schema.names:

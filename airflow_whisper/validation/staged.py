@@ -15,7 +15,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from airflow_whisper.validation.row_checks import schema_problem
-from whisper_spark.contract import Run, manifest_schema, partition_path, run_folder
+from whisper_spark.contract import (
+    Run,
+    in_current_schema,
+    manifest_schema,
+    partition_path,
+    run_folder,
+    transcript_schema,
+)
 from whisper_spark.staging.result import RunResult, StagedFile, StagingError, read_result
 from whisper_spark.storage.objects import ObjectNotFound, normalise_uri
 
@@ -153,13 +160,14 @@ class OpenedFile:
     missing: bool = False
     problem: str | None = None
     parquet: Any = None
+    schema: Any = None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows, in the schema of ``contract.transcript_schema``.
 
         :raises DamagedError: if they cannot be read completely.
         """
-        return _batches(self.parquet)
+        return (in_current_schema(batch, self.schema) for batch in _batches(self.parquet))
 
 
 def opened_files(staged: Sequence[StagedFile], run: Run, storage: ObjectStorage) -> Iterator[OpenedFile]:
@@ -186,7 +194,7 @@ def _opened(uri: str, file: BinaryIO, rows: int, partition_keys: Sequence[str]) 
     if found != rows:
         # Do not read the rows: a forged number in the footer must not determine memory and time.
         problem = problem or f"{found} rows, expected {rows}"
-    return OpenedFile(uri, found, problem=problem, parquet=parquet)
+    return OpenedFile(uri, found, problem=problem, parquet=parquet, schema=transcript_schema(partition_keys))
 
 
 def _size_problem(metadata: pq.FileMetaData) -> str | None:

@@ -26,7 +26,14 @@ from whisper_spark.contract.run import (
     partition_path,
     run_folder,
 )
-from whisper_spark.contract.transcript import Segment, Transcript, Word, transcript_schema
+from whisper_spark.contract.transcript import (
+    Segment,
+    Transcript,
+    Word,
+    earlier_transcript_schema,
+    in_current_schema,
+    transcript_schema,
+)
 
 __all__ = [
     "CHANGES",
@@ -43,6 +50,8 @@ __all__ = [
     "WhisperOptions",
     "Word",
     "check_partition",
+    "earlier_transcript_schema",
+    "in_current_schema",
     "manifest_schema",
     "parse_partition_path",
     "partition_path",

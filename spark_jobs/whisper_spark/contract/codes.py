@@ -46,6 +46,7 @@ QUALITY_FLAGS: dict[str, str] = {
     "unlikely_speech_rate": "more than 40 characters or fewer than 1 token for a second of speech",
     "uncertain_language": "language probability below 0.5",
     "long_words": "a word too long to be one",
+    "uncertain_speakers": "it is not certain who speaks in a part of the speech, or how many there are",
     "token_limit": "the text of a window reached the maximum number of tokens",
 }
 """The closed set of quality flags, which warn about a transcript, and what each one means."""

@@ -32,6 +32,15 @@ _MOST_TOKENS = 2**20
 # Options whose blank text means None: an unset template variable renders as blank.
 _PROMPTS = ("initial_prompt", "hotwords")
 
+_SPEAKER_MODELS = (
+    "Good ones are the ONNX files of WeSpeaker, such as 'Wespeaker/wespeaker-voxceleb-resnet34-LM' (code "
+    "Apache-2.0, weights CC BY 4.0), and of 3D-Speaker, CAM++ and ERes2Net (Apache-2.0)"
+)
+_DIARIZE_NEEDS = {
+    "word_timestamps": "the times of words tell who said them",
+    "vad": "speakers are told apart in detected speech",
+}
+
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("vad_threshold", 0.01, 0.99),
     ("vad_min_silence_ms", 0, 30_000),
@@ -47,6 +56,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("compression_ratio_threshold", 0.1, 1_000.0),
     ("log_prob_threshold", -100.0, 0.0),
     ("no_speech_threshold", 0.0, 1.0),
+    ("min_speakers", 1, 100),
+    ("max_speakers", 1, 100),
     ("max_duration_s", 1.0, 31_536_000.0),
     ("batch_size", 1, 1_024),
     ("cpu_threads", 1, 1_024),
@@ -128,6 +139,7 @@ def check_values(values: Mapping[str, Any]) -> None:
     :raises ValueError: for the first invalid value.
     """
     _check_model(values["model"], values["revision"], values["model_sha256"])
+    _check_speakers(values)
     _check_language(values["model"], values["language"], values["multilingual"])
     if values["compute_type"] not in COMPUTE_TYPES:
         raise ValueError(
@@ -149,10 +161,38 @@ def _check_model(model: str, revision: str | None, sha256: str | None) -> None:
             f"{', '.join(sorted(KNOWN_MODELS))}, a hub repository 'org/name', an absolute path, "
             "or a URI such as 's3://bucket/models/base/'"
         )
+    _check_revision("revision", revision)
+    _check_sha256("model_sha256", sha256, "model.bin")
+
+
+def _check_revision(name: str, revision: str | None) -> None:
     if revision is not None and not revision.strip():
-        raise ValueError("revision must be a branch, tag or commit, or None, not an empty string")
+        raise ValueError(f"{name} must be a branch, tag or commit, or None, not an empty string")
+
+
+def _check_sha256(name: str, sha256: str | None, of: str) -> None:
     if sha256 is not None and not _SHA256.fullmatch(sha256):
-        raise ValueError("model_sha256 must be 64 lower-case hex digits: the SHA-256 of model.bin")
+        raise ValueError(f"{name} must be 64 lower-case hex digits: the SHA-256 of {of}")
+
+
+def _check_speakers(values: Mapping[str, Any]) -> None:
+    model, least, most = values["speaker_model"], values["min_speakers"], values["max_speakers"]
+    if model is not None and not (_URI.match(model) or _HUB_REPO.fullmatch(model) or _is_path(model)):
+        raise ValueError(
+            f"unknown speaker_model {shown(model)}: use a hub repository 'org/name', an absolute path, or a "
+            f"URI such as 's3://bucket/models/speakers/'. {_SPEAKER_MODELS}"
+        )
+    _check_revision("speaker_model_revision", values["speaker_model_revision"])
+    _check_sha256("speaker_model_sha256", values["speaker_model_sha256"], "the .onnx file")
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"min_speakers={shown(least)} is larger than max_speakers={shown(most)}")
+    if not values["diarize"]:
+        return
+    if model is None:
+        raise ValueError(f"diarize=True needs speaker_model: no model is shipped. {_SPEAKER_MODELS}")
+    for name, why in _DIARIZE_NEEDS.items():
+        if not values[name]:
+            raise ValueError(f"diarize=True needs {name}=True: {why}")
 
 
 def _check_language(model: str, language: str | None, multilingual: bool) -> None:

@@ -20,6 +20,15 @@ __all__ = ["COMPUTE_TYPES", "KNOWN_MODELS", "LANGUAGES", "WhisperOptions"]
 # Raise it whenever a default below changes, because defaults are left out of the fingerprint.
 _FINGERPRINT_VERSION = 3
 
+# Options that have no effect unless ``diarize`` is on.
+_SPEAKER_OPTIONS = (
+    "min_speakers",
+    "max_speakers",
+    "speaker_model",
+    "speaker_model_revision",
+    "speaker_model_sha256",
+)
+
 
 def _speed(default: Any) -> Any:
     """A field that affects only speed, not the text, and is therefore not part of the fingerprint."""
@@ -58,6 +67,17 @@ class WhisperOptions:
     :param channels: ``"mix"`` averages all channels of the default track; ``"split"`` transcribes each
         channel of all tracks separately and sets ``channel`` in each segment, for calls with one speaker per
         channel.
+    :param diarize: tell speakers apart: segments and words get ``speaker``, and segments end where the
+        speaker changes. Needs ``speaker_model``, ``word_timestamps`` and ``vad``.
+    :param min_speakers: least number of speakers in a file, or in each channel with ``channels="split"``;
+        ``None``: one.
+    :param max_speakers: largest number of speakers; ``None``: as many as are heard.
+    :param speaker_model: the ONNX model that turns speech into speaker embeddings: a folder or an
+        object-store URI that holds one ``.onnx`` file, or a repository on the model hub, see
+        ``docs/speakers.md``. Without ``diarize`` this and the options around it have no effect.
+    :param speaker_model_revision: branch, tag or commit of a hub repository.
+    :param speaker_model_sha256: expected SHA-256 of the ``.onnx`` file in hex. It then also identifies the
+        model in :meth:`fingerprint`.
     :param initial_prompt: text in the desired style and spelling, given to every window. Whisper sees the
         last 223 tokens of hot words and prompt together.
     :param hotwords: words to prefer, given to every window as part of the prompt.
@@ -119,6 +139,12 @@ class WhisperOptions:
     vad_speech_pad_ms: int = 400
     chunk_length: float = 20.0
     channels: Literal["mix", "split"] = "mix"
+    diarize: bool = False
+    min_speakers: int | None = None
+    max_speakers: int | None = None
+    speaker_model: str | None = None
+    speaker_model_revision: str | None = None
+    speaker_model_sha256: str | None = None
     initial_prompt: str | None = None
     hotwords: str | None = None
     beam_size: int = 3
@@ -168,6 +194,11 @@ class WhisperOptions:
         if self.model_sha256:
             changed.pop("model")
             changed.pop("revision", None)
+        if self.speaker_model_sha256:
+            changed.pop("speaker_model", None)
+            changed.pop("speaker_model_revision", None)
+        if not self.diarize:
+            changed = {name: value for name, value in changed.items() if name not in _SPEAKER_OPTIONS}
         canonical = json.dumps([_FINGERPRINT_VERSION, changed], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word. ``start`` and ``end`` are seconds from the start of the file."""
+    """One word. ``start`` and ``end`` are seconds from the start of the file.
+
+    ``speaker`` is set by ``diarize``, see :class:`Segment`.
+    """
 
     start: float
     end: float
     word: str
     probability: float
+    speaker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Segment:
     """One segment of a transcript. ``start`` and ``end`` are seconds from the start of the file.
 
     ``channel`` is the index of the channel when channels are split, else ``None``. ``words`` is ``None``
-    when word timestamps are off.
+    when word timestamps are off. With ``diarize``, ``speaker`` is ``"SPEAKER_00"``, ``"SPEAKER_01"``, ... in
+    order of appearance in the file, or ``None`` when the speaker is unknown.
     """
 
     id: int
@@ -43,6 +48,7 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     words: tuple[Word, ...] | None = None
+    speaker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Transcript:
     """The outcome for one audio file: a transcript, or an error. One row of the table.
 
     ``duration_s`` and ``speech_s`` are seconds of audio and of detected speech; ``transcribed_at`` is UTC.
+    ``speakers`` is the number of speakers; ``None`` without ``diarize``, and when they cannot be told apart.
     """
 
     audio_uri: str
@@ -71,6 +78,7 @@ class Transcript:
     fingerprint: str = ""
     engine_version: str = ""
     transcribed_at: datetime | None = None
+    speakers: int | None = None
 
     def to_row(self) -> dict[str, Any]:
         """This transcript as plain lists and dicts that match :func:`transcript_schema`."""
@@ -107,6 +115,7 @@ def transcript_schema(partition_keys: typing.Iterable[str] = ()) -> pa.Schema:
             pa.field("end", pa.float64()),
             pa.field("word", pa.string()),
             pa.field("probability", pa.float64()),
+            pa.field("speaker", pa.string()),
         ]
     )
     segment = pa.struct(
@@ -121,6 +130,7 @@ def transcript_schema(partition_keys: typing.Iterable[str] = ()) -> pa.Schema:
             pa.field("compression_ratio", pa.float64()),
             pa.field("no_speech_prob", pa.float64()),
             pa.field("words", pa.list_(pa.field("element", word))),
+            pa.field("speaker", pa.string()),
         ]
     )
     return pa.schema(
@@ -144,6 +154,50 @@ def transcript_schema(partition_keys: typing.Iterable[str] = ()) -> pa.Schema:
             pa.field("fingerprint", pa.string()),
             pa.field("engine_version", pa.string()),
             pa.field("transcribed_at", pa.timestamp("us", tz="UTC")),
+            pa.field("speakers", pa.int32()),
             *(pa.field(key, pa.string(), nullable=False) for key in partition_keys),
         ]
     )
+
+
+# Fields that releases added after the first, at every level of the row.
+_ADDED_FIELDS = frozenset({"speaker", "speakers"})
+
+
+def earlier_transcript_schema(partition_keys: typing.Iterable[str] = ()) -> pa.Schema:
+    """Schema of the rows that earlier releases staged: without the columns and nested fields added since."""
+    import pyarrow as pa
+
+    fields = transcript_schema(partition_keys)
+    return pa.schema(
+        [field.with_type(_earlier_type(field.type)) for field in fields if field.name not in _ADDED_FIELDS]
+    )
+
+
+def _earlier_type(type_: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    if pa.types.is_list(type_):
+        return pa.list_(type_.value_field.with_type(_earlier_type(type_.value_type)))
+    if pa.types.is_struct(type_):
+        kept = (field for field in type_ if field.name not in _ADDED_FIELDS)
+        return pa.struct([field.with_type(_earlier_type(field.type)) for field in kept])
+    return type_
+
+
+def in_current_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows in the current schema: what an earlier release did not write is null.
+
+    :param schema: see :func:`transcript_schema`.
+    """
+    import pyarrow as pa
+
+    if batch.schema.equals(schema):
+        return batch
+    columns = [
+        batch.column(field.name).cast(field.type)
+        if field.name in batch.schema.names
+        else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

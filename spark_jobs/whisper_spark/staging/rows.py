@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from whisper_spark.contract import Run, Transcript, transcript_schema
+from whisper_spark.contract import Run, Transcript, in_current_schema, transcript_schema
 from whisper_spark.staging.result import StagedFile, staged_file_uri, staged_files
 from whisper_spark.storage.parquet import open_parquet
 
@@ -250,10 +250,8 @@ def read_rows(
         for batch in parquet.iter_batches(batch_size=1024):
             here = wanted[taken : bisect.bisect_left(wanted, first + batch.num_rows)]
             if here:
-                table = pa.Table.from_batches(
-                    [batch.take(pa.array([row - first for row in here], pa.int64()))]
-                )
-                yield from table.select(schema.names).cast(schema).to_batches()
+                chosen = batch.take(pa.array([row - first for row in here], pa.int64()))
+                yield in_current_schema(chosen, schema)
             taken += len(here)
             first += batch.num_rows
 

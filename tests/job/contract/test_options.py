@@ -54,6 +54,21 @@ from whisper_spark.contract.options import KNOWN_MODELS
         ({"hotwords": "\ud800"}, "hotwords must be text"),
         ({"hotwords": "{{ params.words }}"}, r"template.*options=\{'hotwords': '\{\{ ... \}\}'"),
         ({"language": "{% if x %}en{% endif %}"}, "Airflow renders none inside WhisperOptions"),
+        (
+            {"diarize": True},
+            "speaker_model: no model is shipped.*WeSpeaker.*CC BY 4.0.*3D-Speaker.*Apache-2.0",
+        ),
+        ({"speaker_model": "resnet34"}, "unknown speaker_model 'resnet34'.*WeSpeaker"),
+        ({"diarize": "yes"}, "diarize must be bool"),
+        ({"diarize": True, "speaker_model": "/m", "vad": False}, "diarize=True needs vad=True"),
+        (
+            {"diarize": True, "speaker_model": "/m", "word_timestamps": False},
+            "diarize=True needs word_timestamps=True",
+        ),
+        ({"min_speakers": 3, "max_speakers": 2}, "min_speakers=3 is larger than max_speakers=2"),
+        ({"max_speakers": 0}, "max_speakers must be between 1 and 100"),
+        ({"speaker_model_sha256": "abc"}, "speaker_model_sha256 must be 64 .* of the .onnx file"),
+        ({"speaker_model_revision": ""}, "speaker_model_revision must be a branch"),
     ],
 )
 def test_a_wrong_option_fails_at_once_and_says_what_is_accepted(wrong: dict, says: str) -> None:
@@ -193,6 +208,43 @@ def test_moving_a_model_that_is_named_by_its_hash_keeps_transcripts_fresh() -> N
         WhisperOptions(model="/a", model_sha256=sha256),
         WhisperOptions(model="s3://b/a", model_sha256=sha256),
     )
+    assert here.fingerprint() == there.fingerprint()
+
+
+SPEAKERS = WhisperOptions(model="base", diarize=True, speaker_model="/models/speakers")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"diarize": False},
+        {"min_speakers": 2},
+        {"max_speakers": 2},
+        {"speaker_model": "org/other"},
+        {"speaker_model_revision": "v2"},
+        {"speaker_model_sha256": "0" * 64},
+    ],
+)
+def test_what_changes_speakers_changes_the_fingerprint(change: dict) -> None:
+    assert dataclasses.replace(SPEAKERS, **change).fingerprint() != SPEAKERS.fingerprint()
+
+
+def test_options_for_speakers_do_not_make_transcripts_stale_while_diarize_is_off() -> None:
+    sha256 = "0" * 64
+    off = WhisperOptions(
+        model="base",
+        min_speakers=1,
+        max_speakers=2,
+        speaker_model="/m",
+        speaker_model_revision="v2",
+        speaker_model_sha256=sha256,
+    )
+    assert off.fingerprint() == WhisperOptions(model="base").fingerprint()
+
+
+def test_moving_a_speaker_model_that_is_named_by_its_hash_keeps_transcripts_fresh() -> None:
+    here = dataclasses.replace(SPEAKERS, speaker_model_sha256="0" * 64)
+    there = dataclasses.replace(here, speaker_model="org/name", speaker_model_revision="v2")
     assert here.fingerprint() == there.fingerprint()
 
 

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transcripts import make_transcript_rows
 
 from whisper_spark import Segment, Transcript, WhisperOptions, Word
-from whisper_spark.contract import Run, run_folder, transcript_schema
+from whisper_spark.contract import Run, earlier_transcript_schema, run_folder, transcript_schema
 from whisper_spark.job import parser, speed_options
 from whisper_spark.spark.conf import local_cores, slots, spark_defaults, task_count
 from whisper_spark.staging.result import (
@@ -28,7 +29,7 @@ from whisper_spark.staging.result import (
     read_result,
     staged_files,
 )
-from whisper_spark.staging.rows import StagedRows, read_index, read_rows, task_index
+from whisper_spark.staging.rows import StagedRows, read_index, read_rows, task_index, write_table
 from whisper_spark.storage.credentials import from_property, redaction_regex, to_properties
 from whisper_spark.storage.objects import ObjectStorage, StorageError
 
@@ -180,7 +181,13 @@ def test_staged_rows_have_the_schema_of_the_table(run: Run) -> None:
     assert table.schema.equals(transcript_schema(PARTITION))
     row = table.to_pylist()[0]
     assert (row["dt"], row["hour"]) == ("2026-11-01", "13")
-    assert row["segments"][0]["words"][1] == {"start": 0.5, "end": 1.0, "word": " there", "probability": 0.8}
+    assert row["segments"][0]["words"][1] == {
+        "start": 0.5,
+        "end": 1.0,
+        "word": " there",
+        "probability": 0.8,
+        "speaker": None,
+    }
 
 
 def test_names_tell_row_counts_and_other_files_are_no_rows(run: Run) -> None:
@@ -204,6 +211,17 @@ def test_rows_are_read_by_position(run: Run) -> None:
     batches = read_rows(storage, file.uri, [2999, 0, 1023, 1024], PARTITION)
     read = [uri for batch in batches for uri in batch.column("audio_uri").to_pylist()]
     assert read == ["00000", "01023", "01024", "02999"]
+
+
+def test_rows_of_an_earlier_release_are_reused_with_the_new_columns_empty(run: Run) -> None:
+    storage = ObjectStorage()
+    rows = make_transcript_rows(["a", "b"], partition=PARTITION)
+    earlier = pa.Table.from_pylist(rows.to_pylist(), schema=earlier_transcript_schema(PARTITION))
+    uri = f"{run.rows_uri}/part-0-0-2.parquet"
+    write_table(storage, uri, earlier)
+    (batch,) = read_rows(storage, uri, [1], PARTITION)
+    assert batch.schema.equals(transcript_schema(PARTITION))
+    assert batch.to_pylist() == rows.to_pylist()[1:]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\xff" * 100 + b"PAR1", None], ids=str)

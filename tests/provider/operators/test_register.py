@@ -22,8 +22,9 @@ from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
 from airflow_whisper.table.errors import RegistrationError, TableMismatchError
 from airflow_whisper.table.publish import register_run, result_of
-from airflow_whisper.table.read import current_rows
-from whisper_spark.contract import Run, transcript_schema
+from airflow_whisper.table.read import current_rows, partition_rows
+from airflow_whisper.validation.run import validate_run
+from whisper_spark.contract import Run, earlier_transcript_schema, transcript_schema
 from whisper_spark.storage.objects import ObjectStorage
 from whisper_spark.storage.parquet import open_parquet, read_run
 
@@ -111,6 +112,18 @@ def test_run_that_only_deletes_empties_the_partition(tmp_path: Path) -> None:
     result = register(run)
     assert (result["rows"], result["removed"]) == (0, 2)
     assert uris() == []
+
+
+def test_rows_that_an_earlier_release_staged_are_validated_and_registered(tmp_path: Path) -> None:
+    rows = make_transcript_rows(["a", "b"])
+    earlier = pa.Table.from_pylist(rows.to_pylist(), schema=earlier_transcript_schema(PARTITION))
+    run = stage_run(tmp_path, ["a", "b"], rows=earlier)
+    report = validate_run(run, ObjectStorage(), max_error_rate=0.0)
+    assert report.passed, report.failed
+    assert register_run(run, ObjectStorage(), open_catalog(None)) is not None
+    batches = partition_rows(open_catalog(None), TABLE, PARTITION)
+    found = {row["audio_uri"]: row for batch in batches for row in batch.to_pylist()}
+    assert found == {row["audio_uri"]: row for row in rows.to_pylist()}
 
 
 def test_stray_files_in_staging_are_not_registered(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from airflow_whisper.table.errors import (
 from airflow_whisper.table.read import current_rows, current_snapshot_id
 from airflow_whisper.table.replace import replace_rows
 from airflow_whisper.table.schema import check_table_name, ensure_table
-from whisper_spark.contract import transcript_schema
+from whisper_spark.contract import Segment, Word, earlier_transcript_schema, transcript_schema
 
 
 @pytest.mark.parametrize("name", ["transcripts", "", ".transcripts", "speech.", "speech. transcripts"])
@@ -106,17 +106,18 @@ def test_table_may_have_optional_columns_of_its_own(lake: Lake) -> None:
     table = catalog.load_table(TABLE)
     with table.update_schema() as update:
         update.add_column("reviewer", StringType())
-        update.add_column(("segments", "element", "speaker"), StringType())
+        update.add_column(("segments", "element", "mood"), StringType())
         update.move_first("reviewer")
     replace_rows(catalog, TABLE, change(["a", "b"]))
     rows = catalog.load_table(TABLE).scan().to_arrow().to_pylist()
     assert [row["reviewer"] for row in rows] == [None, None]
-    assert rows[0]["segments"][0]["speaker"] is None
+    assert rows[0]["segments"][0]["mood"] is None
     assert rows[0]["segments"][0]["words"][1] == {
         "start": 0.9,
         "end": 2.5,
         "word": " words",
         "probability": 0.8,
+        "speaker": None,
     }
 
 
@@ -126,15 +127,35 @@ def test_columns_of_a_newer_version_are_added(lake: Lake, monkeypatch: pytest.Mo
 
     def newer(partition_keys: Iterable[str] = ()) -> pa.Schema:
         schema = transcript_schema(partition_keys)
-        return schema.insert(3, pa.field("speakers", pa.int32()))
+        return schema.insert(3, pa.field("topics", pa.int32()))
 
     monkeypatch.setattr(tables, "transcript_schema", newer)
-    rows = make_transcript_rows(["a"], audio_etag="e2").append_column("speakers", pa.array([2], pa.int32()))
+    rows = make_transcript_rows(["a"], audio_etag="e2").append_column("topics", pa.array([2], pa.int32()))
     base = current_snapshot_id(catalog, TABLE)
     replace_rows(catalog, TABLE, change(["a"], why="changed", etag="e2", base=base, rows=rows))
     after = {r["audio_uri"]: r for r in catalog.load_table(TABLE).scan().to_arrow().to_pylist()}
-    assert {uri: row["speakers"] for uri, row in after.items()} == {"a": 2, "b": None}
+    assert {uri: row["topics"] for uri, row in after.items()} == {"a": 2, "b": None}
     assert after["b"]["segments"][0]["words"][0]["word"] == "The"  # rewritten under the new schema, whole
+
+
+def test_tables_of_earlier_releases_get_the_columns_for_speakers(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = lake.open()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(tables, "transcript_schema", earlier_transcript_schema)
+        table = ensure_table(catalog, TABLE, ["dt"])
+    new = {"speakers", "segments.element.speaker", "segments.element.words.element.speaker"}
+    assert not new & set(table.schema().column_names)
+    words = (Word(0.1, 0.9, "The", 0.9, "SPEAKER_01"),)
+    segment = Segment(0, None, 0.1, 0.9, "The", "en", -0.2, 1.1, 0.01, words, "SPEAKER_01")
+    rows = make_transcript_rows(["a"], speakers=2, segments=(segment,))
+    replace_rows(catalog, TABLE, change(["a"], rows=rows))
+    table = catalog.load_table(TABLE)
+    assert new < set(table.schema().column_names)
+    (row,) = table.scan().to_arrow().to_pylist()
+    assert row["speakers"] == 2
+    assert row["segments"][0]["speaker"] == row["segments"][0]["words"][0]["speaker"] == "SPEAKER_01"
 
 
 def test_int_columns_may_be_wider_than_ours(sqlite: Lake) -> None:

@@ -20,6 +20,7 @@ from whisper_spark.contract import (
     Transcript,
     WhisperOptions,
     Word,
+    earlier_transcript_schema,
     transcript_schema,
 )
 
@@ -75,6 +76,12 @@ def row_check(name: str, *rows: dict[str, Any]) -> Check:
 
 def test_schema_of_the_contract_passes() -> None:
     assert schema_problem(transcript_schema(PARTITION), tuple(PARTITION)) is None
+
+
+def test_schema_of_an_earlier_release_passes() -> None:
+    earlier = earlier_transcript_schema(PARTITION)
+    assert not earlier.equals(transcript_schema(PARTITION))
+    assert schema_problem(earlier, tuple(PARTITION)) is None
 
 
 def test_wrong_schema_is_described() -> None:
