@@ -50,7 +50,9 @@ def list_by_kind(
     start = len(folder)
 
     def unreadable_audio(uri: str) -> None:
-        if unreadable and audio_filter.kind(uri[start:]) == "audio":
+        # Components such as ".." are why the name cannot be read, and do not mark a hidden folder.
+        name = "/".join(part for part in uri[start:].split("/") if part.strip("."))
+        if unreadable and audio_filter.kind(name) == "audio":
             unreadable(uri)
 
     for batch in read_ahead(storage.list(folder, unreadable=unreadable_audio)):

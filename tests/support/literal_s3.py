@@ -1,6 +1,8 @@
 r"""An S3 server that takes keys such as ``//``, ``..`` and ``\x1b`` literally, as Amazon S3 does.
 
-SeaweedFS does not.
+SeaweedFS does not. The server also stands in for Google Cloud Storage, for which there is no server with its
+XML API: listings have the same form there, as https://cloud.google.com/storage/docs/xml-api/get-bucket-list
+describes.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class LiteralS3:
     port: int = 0
     requests: list[str] = field(default_factory=list)
     hosts: list[str] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
+    """The header of this name of each request."""
 
     @property
     def config(self) -> dict[str, str]:
@@ -39,6 +43,11 @@ class LiteralS3:
             "aws_secret_access_key": "secret",
             "aws_region": "us-east-1",
         }
+
+    @property
+    def google_config(self) -> dict[str, str]:
+        """Configuration for ``ObjectStorage(config)`` that takes the server for Google Cloud Storage."""
+        return {"google_base_url": f"http://127.0.0.1:{self.port}", "google_skip_signature": "true"}
 
     def listing(self, query: dict[str, str]) -> str:
         """Return the response to ListObjectsV2, with keys in byte order."""
@@ -102,6 +111,7 @@ def literal_s3(keys: dict[str, bytes], page: int = 1000) -> Iterator[LiteralS3]:
             url = urlsplit(self.path)
             state.requests.append(self.path)
             state.hosts.append(self.headers["Host"])
+            state.authorizations.append(self.headers["Authorization"])
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
             key = unquote(url.path.removeprefix("/bucket").removeprefix("/"))
             if "list-type" in query and not key:

@@ -12,6 +12,7 @@ from whisper_spark.storage import local_files, raw_keys
 from whisper_spark.storage.backend import ObjectInfo, plain_etag
 from whisper_spark.storage.clients import object_store
 from whisper_spark.storage.errors import ObjectForbidden, StorageError, error_of
+from whisper_spark.storage.list_relay import relayed_store
 from whisper_spark.storage.range_file import RangeFile
 from whisper_spark.storage.uris import is_plain
 
@@ -40,11 +41,32 @@ class _NotPlain(Exception):  # noqa: N818 - reads as what happened
     """A listing contains keys that obstore refuses or alters."""
 
 
+class _Twins:
+    """Finds keys that a listing contains twice: obstore lists the objects ``x`` and ``x/`` both as ``x``.
+
+    Object stores list keys in their order, so only keys that start with ``x`` lie between the two.
+    """
+
+    def __init__(self) -> None:
+        # Each of these keys starts with the one before it.
+        self._open: list[str] = []
+
+    def is_second(self, key: str) -> bool:
+        """Whether the listing has already contained this key."""
+        while self._open and not key.startswith(self._open[-1]):
+            self._open.pop()
+        if self._open and self._open[-1] == key:
+            return True
+        self._open.append(key)
+        return False
+
+
 class Bucket:
     """A :class:`~whisper_spark.storage.backend.Backend` in S3, Google Cloud Storage or Azure.
 
     In S3, keys that obstore refuses (see :func:`~whisper_spark.storage.uris.is_plain`) are listed and read
-    with :mod:`whisper_spark.storage.raw_keys`. In other stores they make a listing fail.
+    with :mod:`whisper_spark.storage.raw_keys`. In other stores they cannot be read, and a listing leaves them
+    out with :mod:`whisper_spark.storage.list_relay`.
     """
 
     def __init__(self, scheme: str, name: str, config: Mapping[str, str]) -> None:
@@ -58,16 +80,31 @@ class Bucket:
         self, prefix: str, chunk_size: int, unreadable: Callable[[str], None]
     ) -> Iterator[ObjectInfo]:
         """See :class:`Backend`."""
+        twins = _Twins()
+        for info, key in self._objects(prefix, chunk_size, unreadable):
+            if key.endswith("/"):
+                continue
+            if not twins.is_second(key):
+                yield info
+            elif info.size:
+                unreadable(info.uri + "/")
+
+    def _objects(
+        self, prefix: str, chunk_size: int, unreadable: Callable[[str], None]
+    ) -> Iterator[tuple[ObjectInfo, str]]:
+        """Objects with their keys. The key of a folder marker ends with a slash."""
         last: str | None = None
         while True:
             try:
-                for info, key in self._plain_objects(prefix, chunk_size, last):
+                for info, key in self._plain_objects(self._store, prefix, chunk_size, last, unreadable):
                     last = key
-                    if not key.endswith("/"):
-                        yield info
+                    yield info, key
                 return
             except _NotPlain:
                 pass
+            if self._scheme != "s3":
+                yield from self._relayed_objects(prefix, chunk_size, last or "", unreadable)
+                return
             # List pages with raw_keys until one ends with a key after which obstore can continue.
             while True:
                 page = raw_keys.list_page(self._name, self._config, prefix, last)
@@ -78,47 +115,76 @@ class Bucket:
                 if self._is_shown(last):
                     break
 
-    def _plain_objects(
-        self, prefix: str, chunk_size: int, after: str | None
+    def _relayed_objects(
+        self, prefix: str, chunk_size: int, after: str, unreadable: Callable[[str], None]
     ) -> Iterator[tuple[ObjectInfo, str]]:
-        """Objects with their keys. The key of a folder marker ends with a slash."""
+        def left_out(key: str) -> None:
+            if key > after:
+                unreadable(self._root + key)
+
+        with relayed_store(self._scheme, self._name, self._config, left_out) as store:
+            for info, key in self._plain_objects(store, prefix, chunk_size, after or None, unreadable):
+                # Some servers for Azure ignore where a listing is to start.
+                if key > after:
+                    yield info, key
+
+    def _plain_objects(
+        self,
+        store: ObjectStore,
+        prefix: str,
+        chunk_size: int,
+        after: str | None,
+        unreadable: Callable[[str], None],
+    ) -> Iterator[tuple[ObjectInfo, str]]:
         import obstore
 
         with self._noticing_names(prefix):
             for chunk in obstore.list(
-                self._store, prefix.rstrip("/") or None, offset=after, chunk_size=min(chunk_size, _PAGE)
+                store, prefix.rstrip("/") or None, offset=after, chunk_size=min(chunk_size, _PAGE)
             ):
-                if not all(self._is_shown(meta["path"]) for meta in chunk):
+                if self._scheme == "s3" and not all(self._is_shown(meta["path"]) for meta in chunk):
                     raise _NotPlain
                 for meta in chunk:
+                    path = meta["path"]
+                    if not is_plain(path):
+                        unreadable(self._root + path)
+                        continue
                     # obstore removes the slash at the end of a key: the folder marker "folder/" is listed as
                     # an empty object "folder", which does not exist.
-                    marker = not meta["size"] and not self._exists(meta["path"])
-                    yield _info(self._root + meta["path"], meta), meta["path"] + ("/" if marker else "")
+                    marker = not meta["size"] and not self._exists(path)
+                    yield _info(self._root + path, meta), path + ("/" if marker else "")
 
     def _readable(
         self, objects: Iterable[raw_keys.RawObject], unreadable: Callable[[str], None]
-    ) -> Iterator[ObjectInfo]:
+    ) -> Iterator[tuple[ObjectInfo, str]]:
         for entry in objects:
             if raw_keys.can_be_read(entry.key):
-                yield ObjectInfo(self._root + entry.key, entry.size, entry.etag, entry.last_modified)
+                info = ObjectInfo(self._root + entry.key, entry.size, entry.etag, entry.last_modified)
+                yield info, entry.key
             elif entry.size or not entry.key.endswith("/"):
                 unreadable(self._root + entry.key)
 
     def folders(self, prefix: str) -> list[str]:
         """See :class:`Backend`. Sends one request per thousand folders."""
-        import obstore
-
         try:
-            with self._noticing_names(prefix):
-                found = obstore.list_with_delimiter(self._store, prefix.rstrip("/") or None)
-                names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
-                if not all(self._is_shown(name) for name in names):
-                    raise _NotPlain
-                return names
+            names = self._plain_folders(self._store, prefix)
+            if self._scheme == "s3" and not all(self._is_shown(name) for name in names):
+                raise _NotPlain
+            return names
         except _NotPlain:
+            pass
+        if self._scheme == "s3":
             names = raw_keys.list_folders(self._name, self._config, prefix)
             return [name for name in names if name and raw_keys.can_be_read(name)]
+        with relayed_store(self._scheme, self._name, self._config, lambda _: None) as store:
+            return self._plain_folders(store, prefix)
+
+    def _plain_folders(self, store: ObjectStore, prefix: str) -> list[str]:
+        import obstore
+
+        with self._noticing_names(prefix):
+            found = obstore.list_with_delimiter(store, prefix.rstrip("/") or None)
+        return [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
 
     @contextmanager
     def _noticing_names(self, prefix: str) -> Iterator[None]:
@@ -129,13 +195,11 @@ class Bucket:
         try:
             yield
         except InvalidPathError:
-            if self._scheme != "s3":
-                raise
             raise _NotPlain from None
 
     def _is_shown(self, key: str) -> bool:
-        """Whether obstore lists a key unaltered."""
-        return self._scheme != "s3" or (is_plain(key) and _REPLACEMENT not in key)
+        """Whether obstore lists a key in S3 unaltered."""
+        return is_plain(key) and _REPLACEMENT not in key
 
     def _exists(self, path: str) -> bool:
         import obstore

@@ -41,6 +41,9 @@ _ENDPOINTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
+# https://cloud.google.com/storage/docs/request-endpoints
+_GOOGLE = "https://storage.googleapis.com"
+
 # Storage domains of all Azure clouds: learn.microsoft.com/azure/storage/common/storage-account-overview
 # and .../azure/azure-government/compare-azure-government-global-azure.
 _AZURE_DOMAINS = (
@@ -70,17 +73,54 @@ def object_store(scheme: str, bucket: str, config: Mapping[str, str]) -> ObjectS
     :raises StorageError: for a host that belongs neither to Azure nor to the configuration, and for an
         endpoint that is not a URL.
     """
-    from obstore.store import AzureStore, GCSStore
-
     if scheme == "s3":
         return s3_store_at(bucket, config, None)
     own, common = _split_config(scheme, config)
+    return _store(scheme, bucket, own | _account_of(scheme, bucket, own), common)
+
+
+def store_at(scheme: str, bucket: str, config: Mapping[str, str], address: str) -> ObjectStore:
+    """A client for one bucket in Google Cloud Storage or Azure that sends its requests to another address.
+
+    It authorises them as it would for :func:`endpoint_of`.
+
+    :param address: URL that replaces that endpoint.
+    """
+    own, common = _split_config(scheme, config)
+    own |= _account_of(scheme, bucket, own)
+    keys = _ENDPOINTS["gs" if scheme == "gs" else "az"][0]
+    own = {key: value for key, value in own.items() if key not in keys} | {keys[0]: address}
+    common["client_options"]["allow_http"] = "true"
+    return _store(scheme, bucket, own, common)
+
+
+def endpoint_of(scheme: str, bucket: str, config: Mapping[str, str]) -> str:
+    """The URL of the service that holds a bucket in Google Cloud Storage or Azure.
+
+    :raises StorageError: as :func:`object_store`.
+    """
+    own, _ = _split_config(scheme, config)
+    own |= _account_of(scheme, bucket, own)
+    endpoint = own.get("azure_storage_endpoint") or _endpoint(scheme, own)
+    if endpoint or scheme == "gs":
+        return endpoint or _GOOGLE
+    account = own.get("azure_storage_account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+    fabric = own.get("azure_use_fabric_endpoint") or os.environ.get("AZURE_USE_FABRIC_ENDPOINT", "")
+    domain = "fabric.microsoft.com" if fabric.lower() in ("true", "1") else "core.windows.net"
+    return f"https://{account}.blob.{domain}"
+
+
+def _account_of(scheme: str, bucket: str, own: Mapping[str, str]) -> dict[str, str]:
+    _, _, host = bucket.partition("@")
+    return _azure_account(bucket, host.lower(), own) if scheme == "abfss" and host else {}
+
+
+def _store(scheme: str, bucket: str, own: Mapping[str, str], common: Mapping[str, Any]) -> ObjectStore:
+    from obstore.store import AzureStore, GCSStore
+
     if scheme == "gs":
         return GCSStore(bucket, config=cast("Any", own), **common)
-    container, _, host = bucket.partition("@")
-    if host:
-        own |= _azure_account(bucket, host.lower(), own)
-    return AzureStore(container, config=cast("Any", own), **common)
+    return AzureStore(bucket.partition("@")[0], config=cast("Any", own), **common)
 
 
 def s3_store_at(bucket: str, config: Mapping[str, str], address: str | None) -> S3Store:

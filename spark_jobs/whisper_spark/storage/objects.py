@@ -87,11 +87,12 @@ class ObjectStorage:
 
         :param chunk_size: maximum number of rows in a batch.
         :param unreadable: called with the URI of each object that is left out because it cannot be addressed:
-            its name is not UTF-8 (local files), or has a ``.`` or ``..`` component (S3). Such a URI may
-            contain any character, so display its ``repr``. ``None``: the number of such objects is logged.
+            its name is not UTF-8 (local files), has a ``.`` or ``..`` component (object stores), has an empty
+            component or a control character (Google Cloud Storage and Azure), or ends with a slash and an
+            object of the same name without the slash exists. Such a URI may contain any character, so display
+            its ``repr``. ``None``: the number of such objects is logged.
         :raises ObjectNotFound: when the bucket does not exist.
-        :raises StorageError: also, in Google Cloud Storage and Azure, when a name has an empty, ``.`` or
-            ``..`` component or a control character.
+        :raises StorageError: when the store refuses the request or does not answer.
         """
         names = UnreadableNames(prefix_uri)
         schema = _listing_schema()

@@ -10,11 +10,8 @@ virtual-hosted bucket, and S3 ignores the query parameter ``x-id``. So with an e
 
 from __future__ import annotations
 
-import contextlib
-import ssl
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +24,7 @@ from xml.etree import ElementTree
 from whisper_spark.storage.backend import plain_etag
 from whisper_spark.storage.clients import s3_store_at
 from whisper_spark.storage.errors import StorageError, error_of_status
+from whisper_spark.storage.http import TIMEOUT_SECONDS, opener
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -35,7 +33,6 @@ ANY_PATH = "object"
 """The path to pass to clients of :func:`client_of`, which ignore it."""
 
 _SIGNED_FOR = timedelta(minutes=5)
-_TIMEOUT_SECONDS = 60
 _TRIES = 4
 
 
@@ -130,10 +127,10 @@ def _signed(store: S3Store) -> str:
 
 
 def _fetch(uri: str, address: str, config: Mapping[str, str]) -> ElementTree.Element:
-    opener = _opener(config)
+    client = opener(config)
     for attempt in range(1, _TRIES + 1):
         try:
-            with opener.open(address, timeout=_TIMEOUT_SECONDS) as response:
+            with client.open(address, timeout=TIMEOUT_SECONDS) as response:
                 # The XML comes from the store that also holds the audio, so it is trusted.
                 return ElementTree.fromstring(response.read())  # noqa: S314
         except ElementTree.ParseError as error:
@@ -147,15 +144,3 @@ def _fetch(uri: str, address: str, config: Mapping[str, str]) -> ElementTree.Ele
                 raise StorageError(f"cannot list {uri}: {type(error).__name__}") from None
         time.sleep(2**attempt / 4)
     raise AssertionError("unreachable")
-
-
-def _opener(config: Mapping[str, str]) -> urllib.request.OpenerDirector:
-    context = ssl.create_default_context()
-    with contextlib.suppress(KeyError):
-        context.load_verify_locations(cadata=config["root_certificate"])
-    if config.get("allow_invalid_certificates") == "true":
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
-    if "proxy_url" in config:
-        handlers.append(urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), config["proxy_url"])))
-    return urllib.request.build_opener(*handlers)

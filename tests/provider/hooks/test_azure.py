@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import obstore
 import pytest
-from azure import Azure, azurite, azurite_binary, create_container
+from azure import Azure, azurite, azurite_binary, create_container, put_blob
 
 from airflow_whisper.hooks.object_storage import object_storage
 from airflow_whisper.operators.discover import DiscoverAudioOperator
@@ -28,6 +28,19 @@ from whisper_spark.storage.objects import (
     StorageError,
 )
 from whisper_spark.storage.parquet import open_parquet
+
+# Azure itself refuses control characters, which Azurite accepts:
+# https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
+ODD_NAMES = [
+    "/b.wav",
+    "../c.wav",
+    "a//b.wav",
+    "a/./b.wav",
+    "a/../b.wav",
+    "full.wav/",
+    "tab\t.wav",
+    "two\nlines.wav",
+]
 
 NAMES = [
     "plain.wav",
@@ -162,3 +175,37 @@ def test_a_partition_in_azure_is_discovered(
     result = task.execute({})
     with open_parquet(result["manifest_uri"], storage) as file:
         assert set(file.read().column("audio_uri").to_pylist()) == {f"{base}/{name}" for name in NAMES}
+
+
+def test_odd_names_cost_themselves(
+    folder: tuple[ObjectStorage, str],
+    server: Azure,
+    catalog_env: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    storage, base = folder
+    monkeypatch.setenv("AIRFLOW_CONN_AZURE", server.connection)
+    for name in [*ODD_NAMES, "a/c.wav", "full.wav", "z.wav"]:
+        assert put_blob(server, base.split("/")[2], f"raw/{name}", name.encode()) == 201
+    assert put_blob(server, base.split("/")[2], "raw/marker/", b"") == 201
+    left_out: list[str] = []
+    batches = [*storage.list(base, unreadable=left_out.append)]
+    found = [uri for batch in batches for uri in batch.column("audio_uri").to_pylist()]
+    assert sorted(found) == [f"{base}/{name}" for name in ("a/c.wav", "full.wav", "z.wav")]
+    assert storage.read_bytes(f"{base}/full.wav") == b"full.wav"
+    assert sorted(left_out) == sorted(f"{base}/{name}" for name in ODD_NAMES)
+    assert sorted(storage.folders(base)) == ["a", "full.wav", "marker"]
+    task = DiscoverAudioOperator(
+        task_id="discover",
+        source=base,
+        partition={"dt": "2026-11-01"},
+        table="speech.transcripts",
+        staging=base.replace("/raw", "/staging"),
+        source_conn_id="azure",
+    )
+    result = task.execute({})
+    with open_parquet(result["manifest_uri"], storage) as file:
+        assert sorted(file.read().column("audio_uri").to_pylist()) == sorted(found)
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "cannot be read" in line]
+    assert f"{len(ODD_NAMES)} objects under {base}" in warning

@@ -1,0 +1,42 @@
+"""HTTP requests that obstore cannot make, with its settings for certificates and proxies."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import urllib.request
+from collections.abc import Mapping
+
+TIMEOUT_SECONDS = 60
+"""Longest time without an answer, in seconds."""
+
+
+def opener(config: Mapping[str, str]) -> urllib.request.OpenerDirector:
+    """A client with the settings ``root_certificate``, ``allow_invalid_certificates`` and ``proxy_url``.
+
+    :param config: see :class:`whisper_spark.storage.objects.ObjectStorage`. Without ``proxy_url``, the
+        environment determines the proxy.
+    """
+    context = ssl.create_default_context()
+    with contextlib.suppress(KeyError):
+        context.load_verify_locations(cadata=config["root_certificate"])
+    if config.get("allow_invalid_certificates") == "true":
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
+    if "proxy_url" in config:
+        handlers.append(urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), config["proxy_url"])))
+    return urllib.request.build_opener(*handlers)
+
+
+def without_proxy_for(host: str, config: Mapping[str, str]) -> dict[str, str]:
+    """Settings with which obstore connects to one host directly, and to others through the proxy as before.
+
+    Empty when there is no proxy. A proxy that the environment gives for ``http://`` only is used for all.
+    """
+    environment = urllib.request.getproxies_environment()
+    proxies = (config.get("proxy_url"), *(environment.get(name) for name in ("https", "all", "http")))
+    proxy = next(filter(None, proxies), None)
+    if proxy is None:
+        return {}
+    excludes = config.get("proxy_excludes") or environment.get("no", "")
+    return {"proxy_url": proxy, "proxy_excludes": f"{host},{excludes}".rstrip(",")}
