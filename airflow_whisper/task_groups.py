@@ -43,6 +43,7 @@ def transcribe_partition(
     outlets: Sequence[Any] | None = None,
     table_url: str | None = None,
     maintain: bool | Mapping[str, Any] = False,
+    dry_run: bool | str = False,
     spark: Mapping[str, Any] | None = None,
     default_args: Mapping[str, Any] | None = None,
 ) -> TaskGroup:
@@ -101,6 +102,9 @@ def transcribe_partition(
     :param maintain: whether a fifth task, ``maintain``, compacts this partition and expires old snapshots
         after each run that published something. A mapping gives arguments of :class:`MaintainTableOperator`.
         The alternative is a daily task for the whole table.
+    :param dry_run: only estimate what a run would cost: ``discover`` logs it and pushes it as XCom
+        ``estimate``, and all tasks are skipped. For the total of a backfill, without any run, there is the
+        command ``airflow whisper estimate``.
     :param spark: additional arguments of :class:`WhisperTranscribeOperator`, such as ``conf``,
         ``num_executors``, ``archives``, ``execution_timeout`` or ``history_server``.
     :param default_args: arguments for all four tasks, such as ``retries``.
@@ -131,6 +135,7 @@ def transcribe_partition(
             partition_from_modified=partition_from_modified,
             max_attempts=max_attempts,
             max_removed_rate=max_removed_rate,
+            dry_run=dry_run,
             **choices,
             **common,
         )

@@ -99,3 +99,16 @@ def number(name: str, kind: type[T], value: Any) -> T:
         return kind(value)
     except ValueError:
         raise ValueError(f"{name} must be a number, got {value!r}") from None
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Parse a boolean that a template may have rendered to text.
+
+    :param name: name of the argument, for the error message.
+    :raises ValueError: for any other value or text. An empty text counts as false.
+    """
+    if isinstance(value, str):
+        value = {"true": True, "false": False, "none": False, "": False}.get(value.strip().lower(), value)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from airflow_whisper.discovery.estimate import TYPICAL_BYTES_A_SECOND, Work
 from airflow_whisper.scratch import ScratchDatabase
 from whisper_spark.contract import CHANGES, FINAL_ERRORS, STAYING
 from whisper_spark.storage.objects import folder_uri
@@ -23,10 +24,11 @@ ROW_GROUP = 10_000
 _TABLES = """
 CREATE TABLE listing (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER);
 CREATE TABLE left_out (uri TEXT, kind TEXT);
-CREATE TABLE rows (uri TEXT, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER, fingerprint TEXT);
+CREATE TABLE rows (uri TEXT, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER, fingerprint TEXT,
+                   seconds REAL);
 CREATE TABLE listed (uri TEXT PRIMARY KEY, etag TEXT, bytes INTEGER, modified INTEGER) WITHOUT ROWID;
 CREATE TABLE held (uri TEXT PRIMARY KEY, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER,
-                   fingerprint TEXT) WITHOUT ROWID;
+                   fingerprint TEXT, seconds REAL) WITHOUT ROWID;
 CREATE TABLE files (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER, change TEXT, attempt INTEGER);
 CREATE TABLE missing (uri TEXT, change TEXT);
 """
@@ -67,6 +69,19 @@ SELECT uri, CASE
     ELSE :gone END
 FROM held WHERE uri NOT IN (SELECT uri FROM listed) ORDER BY uri
 """
+
+
+# The extension of a URI, in lower case; empty if the estimate does not know it. rtrim removes from the end
+# all characters that occur in the URI, except dots, so it stops at the last dot.
+_EXTENSION = """
+    iif(instr({uri}, '.') AND lower(substr({uri}, length(rtrim({uri}, replace({uri}, '.', ''))) + 1))
+        IN ({known}), lower(substr({uri}, length(rtrim({uri}, replace({uri}, '.', ''))) + 1)), '')
+"""
+
+
+def _extension(uri: str) -> str:
+    known = ", ".join(f"'{extension}'" for extension in sorted(TYPICAL_BYTES_A_SECOND))
+    return _EXTENSION.format(uri=uri, known=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +191,12 @@ class Comparison:
         self._db.run_for_each("INSERT INTO left_out VALUES (?, ?)", others)
 
     def add_rows(self, batches: Iterable[pa.RecordBatch]) -> int:
-        """Add rows of the table, as returned by :func:`catalog.current_rows`, and return their number."""
-        columns = ("audio_uri", "audio_etag", "status", "error_code", "attempt", "fingerprint")
-        return self._db.insert("rows", batches, columns)
+        """Add rows of the table, as returned by :func:`catalog.current_rows`, and return their number.
+
+        The column ``duration_s``, which only the estimate needs, may be missing.
+        """
+        columns = ("audio_uri", "audio_etag", "status", "error_code", "attempt", "fingerprint", "duration_s")
+        return self._db.insert("rows", map(_with_seconds, batches), columns)
 
     def compare(self, fingerprint: str, rules: Rules, source: str) -> Counts:
         """Decide what to do with every file. Call it once, after everything has been added.
@@ -234,6 +252,38 @@ class Comparison:
         query = "SELECT uri FROM missing WHERE change = 'removed' ORDER BY rowid"
         return self._db.chunks(query, size=ROW_GROUP)
 
+    def work(self) -> list[Work]:
+        """Return the files to transcribe by extension, with the seconds that rows of the table tell."""
+        changes = ", ".join(f"'{change}'" for change in CHANGES)
+        query = f"""
+            SELECT {_extension("f.uri")}, count(*), sum(f.bytes), coalesce(sum(h.seconds), 0),
+                   sum(iif(h.seconds IS NULL, f.bytes, 0))
+            FROM files f
+            LEFT JOIN held h ON h.uri = f.uri AND h.status = 'ok' AND h.seconds > 0
+                AND h.etag = f.etag
+            WHERE f.change IN ({changes}) GROUP BY 1 ORDER BY 1
+        """  # noqa: S608
+        return [Work(*row) for row in self._db.execute(query)]
+
+    def byte_rates(self) -> dict[str, float]:
+        """Return bytes per second of audio by extension, from the rows of files that have not changed."""
+        query = f"""
+            SELECT {_extension("l.uri")}, sum(l.bytes) / sum(h.seconds)
+            FROM listed l JOIN held h ON h.uri = l.uri AND h.etag = l.etag
+            WHERE h.status = 'ok' AND h.seconds > 0 AND l.bytes > 0 GROUP BY 1
+        """  # noqa: S608
+        return dict(self._db.execute(query).fetchall())
+
+    def sample(self, extension: str, count: int) -> list[tuple[str, int]]:
+        """Return URI and size of a few files to transcribe, spread over all sizes."""
+        changes = ", ".join(f"'{change}'" for change in CHANGES)
+        # A multiplicative hash: the same files each time, but neither all large nor all small.
+        query = f"""
+            SELECT uri, bytes FROM files WHERE change IN ({changes}) AND {_extension("uri")} = ? AND bytes > 0
+            ORDER BY rowid * 2654435761 % 4294967296 LIMIT ?
+        """  # noqa: S608
+        return self._db.execute(query, (extension, count)).fetchall()
+
     def left_out(self) -> dict[str, int]:
         """Return the number of objects below the source that are not audio of this partition, by kind."""
         found = self._db.execute("SELECT kind, count(*) FROM left_out GROUP BY 1 ORDER BY 1")
@@ -246,3 +296,11 @@ class Comparison:
             kinds,
         )
         return str(found[0]) if found[0] else None
+
+
+def _with_seconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    if "duration_s" in batch.schema.names:
+        return batch
+    return batch.append_column("duration_s", pa.nulls(batch.num_rows, pa.float64()))

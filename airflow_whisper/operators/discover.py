@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_whisper.discovery.audio_filter import AudioFilter, extension_tuple
 from airflow_whisper.discovery.errors import DiscoveryError
+from airflow_whisper.discovery.estimate import work_text
 from airflow_whisper.discovery.guards import check_removed_rate, check_some_match
 from airflow_whisper.discovery.locations import (
     anything_under,
@@ -17,15 +18,18 @@ from airflow_whisper.discovery.locations import (
     check_source_exists,
     source_root,
 )
-from airflow_whisper.templates import TextTemplates, collection, is_final, number, optional, text
+from airflow_whisper.outcome import push_outcome
+from airflow_whisper.templates import TextTemplates, boolean, collection, is_final, number, optional, text
 from airflow_whisper.watch.partition_templates import check_formats, modified_partition
 from whisper_spark.contract import WhisperOptions, check_partition, partition_path
 from whisper_spark.storage.objects import ObjectNotFound
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from pyiceberg.catalog import Catalog
 
     from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
+    from airflow_whisper.discovery.estimate import Estimate
     from airflow_whisper.discovery.manifest import Target
     from whisper_spark.contract import Run
     from whisper_spark.storage.objects import ObjectStorage
@@ -51,8 +55,10 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
     (``retry``). If there is nothing to transcribe or remove, the task is skipped, and with it the downstream
     tasks.
 
-    Returns ``{"manifest_uri", "manifest_id", "partition", "fingerprint", "counts", "audio_bytes"}``. Each key
-    is also a separate XCom: pass ``discover.output["manifest_uri"]`` to the downstream tasks.
+    Returns ``{"manifest_uri", "manifest_id", "partition", "fingerprint", "counts", "audio_bytes",
+    "estimate"}``. Each key is also a separate XCom: pass ``discover.output["manifest_uri"]`` to the
+    downstream tasks. ``estimate`` holds the hours of audio that the run is going to transcribe and, from the
+    table's latest runs, how long that takes: see :class:`airflow_whisper.discovery.estimate.Estimate`.
 
     Files and folders whose names start with ``_`` or ``.`` are ignored. So are sidecar files, such as
     ``.json``, ``.txt`` or ``.srt``, unless ``extensions`` selects them. The log and the XCom ``left_out``
@@ -85,6 +91,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
     :param on_missing_source: ``"fail"`` or ``"skip"`` if there is no object at the source nor above the part
         of it that depends on the partition, or if there are objects, but ``pattern`` and ``extensions``
         select none of them. An empty partition of an existing source is skipped in either case.
+    :param dry_run: only estimate: log what a run would cost, push ``estimate``, ``counts`` and
+        ``audio_bytes`` as XComs, write nothing, and skip this task and the downstream tasks.
     :raises ValueError: if an argument is wrong. Templated arguments are checked when the task starts.
     :raises DiscoveryError: if no object is audio, or too many rows would be removed.
     """
@@ -106,6 +114,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         "max_attempts",
         "max_removed_rate",
         "on_missing_source",
+        "is_dry_run",
     )
     text_fields = frozenset(template_fields) - {
         "options",
@@ -113,6 +122,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         "partition_from_modified",
         "max_attempts",
         "max_removed_rate",
+        "is_dry_run",
     }
     template_fields_renderers = {"partition": "json", "options": "py"}  # noqa: RUF012
     ui_color = "#cfe2f3"
@@ -136,6 +146,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         max_attempts: int = 3,
         max_removed_rate: float | str = 0.5,
         on_missing_source: Literal["fail", "skip"] = "fail",
+        dry_run: bool | str = False,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("multiple_outputs", True)
@@ -156,6 +167,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         self.max_attempts = max_attempts
         self.max_removed_rate = max_removed_rate
         self.on_missing_source = on_missing_source
+        # BaseOperator has a method `dry_run`.
+        self.is_dry_run = dry_run
         self._run: Run | None = None
         self._check_arguments()
 
@@ -182,10 +195,15 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             _whisper_options(self.options)
         if is_final([self.pattern, self.extensions]):
             self._audio_filter()
+        self._check_choices()
+
+    def _check_choices(self) -> None:
         if is_final([self.on_removed, self.on_stale, self.max_attempts, self.max_removed_rate]):
             self._rules()
         if is_final(self.on_missing_source) and self.on_missing_source not in ("fail", "skip"):
             raise ValueError(f"on_missing_source must be 'fail' or 'skip', got {self.on_missing_source!r}")
+        if is_final(self.is_dry_run):
+            boolean("dry_run", self.is_dry_run)
 
     def _check_formats(self, formats: Mapping[str, str]) -> None:
         unknown = sorted(set(formats) - set(self.partition))
@@ -213,28 +231,35 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         """Compare the source with the table and write the manifest."""
         from airflow_whisper.discovery.comparison import Comparison
         from airflow_whisper.discovery.manifest import write_run
+        from airflow_whisper.hooks.catalog import open_catalog
         from airflow_whisper.hooks.object_storage import object_storage
+        from airflow_whisper.operators.run_estimate import run_estimate
 
         self._take_rendered()
         source_conn_id, staging_conn_id = optional(self.source_conn_id), optional(self.staging_conn_id)
         source_storage = object_storage(source_conn_id, self.source)
         staging_storage = object_storage(staging_conn_id or source_conn_id, self.staging)
+        catalog = open_catalog(optional(self.catalog_conn_id))
         with Comparison() as comparison:
-            target, rows = self._add_rows(comparison)
+            target, rows = self._add_rows(comparison, catalog)
             self._add_listing(comparison, source_storage)
             self._tell_of_left_out(context, comparison)
             counts = comparison.compare(target.options.fingerprint(), self._rules(), target.source)
             if counts.audio == 0:
-                self._check_no_audio(comparison, counts, target, rows, source_storage)
+                self._check_no_audio(context, comparison, counts, target, rows, source_storage)
             if counts.files["removed"]:
                 self._check_removals(comparison, counts, target, rows, source_storage)
             if counts.nothing_to_do:
-                raise AirflowSkipException(
-                    f"partition {partition_path(target.partition)} of {target.table} is up to date: {counts}"
+                self._skip(
+                    context,
+                    f"partition {partition_path(target.partition)} of {target.table} is up to date: {counts}",
                 )
+            expected = run_estimate(comparison, target, catalog, source_storage)
+            if boolean("dry_run", self.is_dry_run):
+                self._end_dry_run(context, target, counts, expected)
             run = write_run(comparison, counts, target, staging_storage)
         self._run = run
-        self._log_summary(run, counts)
+        self._log_summary(run, counts, expected)
         return {
             "manifest_uri": run.manifest_uri,
             "manifest_id": run.manifest_id,
@@ -242,7 +267,30 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             "fingerprint": run.options.fingerprint(),
             "counts": run.counts,
             "audio_bytes": run.audio_bytes,
+            "estimate": expected.to_dict() if expected else None,
         }
+
+    def _skip(self, context: Context, reason: str) -> NoReturn:
+        push_outcome(context, reason)
+        raise AirflowSkipException(reason)
+
+    def _end_dry_run(
+        self, context: Context, target: Target, counts: Counts, expected: Estimate | None
+    ) -> NoReturn:
+        """Push what a run would do and cost, and skip this task and those downstream."""
+        if "ti" in context:
+            values = {
+                "counts": counts.files,
+                "audio_bytes": counts.audio_bytes,
+                "estimate": expected.to_dict() if expected else None,
+            }
+            for key, value in values.items():
+                context["ti"].xcom_push(key=key, value=value)
+        self._skip(
+            context,
+            f"dry run of partition {partition_path(target.partition)} of {target.table}: {counts}. "
+            f"To transcribe: {work_text(counts.to_transcribe, counts.audio_bytes, expected)}",
+        )
 
     def _take_rendered(self) -> None:
         """Normalise and check the values of templates and of other tasks' outputs."""
@@ -263,18 +311,16 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
 
         return of_discovery(self.source, self.partition, self._run)
 
-    def _add_rows(self, comparison: Comparison) -> tuple[Target, int]:
+    def _add_rows(self, comparison: Comparison, catalog: Catalog) -> tuple[Target, int]:
         """Read the table's rows.
 
         Call it before listing the source: the snapshot id that it records must not include rows of a commit
         that happens later, because the comparison has not seen them.
         """
         from airflow_whisper.discovery.manifest import Target
-        from airflow_whisper.hooks.catalog import open_catalog
         from airflow_whisper.table.read import current_rows, current_snapshot_id, table_partition
         from whisper_spark.storage.objects import normalise_uri
 
-        catalog = open_catalog(optional(self.catalog_conn_id))
         partition = table_partition(catalog, self.table, self.partition)
         snapshot_id = current_snapshot_id(catalog, self.table)
         target = Target(
@@ -286,7 +332,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             base_snapshot_id=snapshot_id,
             max_attempts=int(self.max_attempts),
         )
-        rows = current_rows(catalog, self.table, partition, snapshot_id=snapshot_id)
+        rows = current_rows(catalog, self.table, partition, snapshot_id=snapshot_id, optional=("duration_s",))
         return target, comparison.add_rows(rows)
 
     def _add_listing(self, comparison: Comparison, storage: ObjectStorage) -> None:
@@ -319,7 +365,13 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             self.log.info("Left out %s objects under %s: %s.", f"{sum(told.values()):,}", self.source, words)
 
     def _check_no_audio(
-        self, comparison: Comparison, counts: Counts, target: Target, rows: int, storage: ObjectStorage
+        self,
+        context: Context,
+        comparison: Comparison,
+        counts: Counts,
+        target: Target,
+        rows: int,
+        storage: ObjectStorage,
     ) -> None:
         """Distinguish an empty partition from deleted audio, a wrong filter and a wrong source."""
         gone = counts.files["removed"] + counts.files["kept_removed"]
@@ -338,11 +390,12 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         except (DiscoveryError, ObjectNotFound) as error:
             if self.on_missing_source == "fail":
                 raise
-            raise AirflowSkipException(str(error)) from None
+            self._skip(context, str(error))
         held = f"no row of it among the {rows:,}" if rows else "nothing"
-        raise AirflowSkipException(
+        self._skip(
+            context,
             f"there is no audio under {self.source}, and {held} in partition "
-            f"{partition_path(target.partition)} of {target.table}"
+            f"{partition_path(target.partition)} of {target.table}",
         )
 
     def _check_removals(
@@ -357,14 +410,13 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             )
         check_removed_rate(comparison, counts, self._rules(), target, rows)
 
-    def _log_summary(self, run: Run, counts: Counts) -> None:
+    def _log_summary(self, run: Run, counts: Counts, expected: Estimate | None) -> None:
         self.log.info(
-            "Partition %s of %s: %s.\nTo transcribe: %s files, %s. Manifest: %s",
+            "Partition %s of %s: %s.\nTo transcribe: %s\nManifest: %s",
             partition_path(run.partition),
             run.table,
             counts,
-            f"{counts.to_transcribe:,}",
-            _size(run.audio_bytes),
+            work_text(counts.to_transcribe, counts.audio_bytes, expected),
             run.manifest_uri,
         )
 
@@ -375,10 +427,6 @@ _KINDS = {
     "sidecar": "sidecar files",
     "unmatched": "not matching `pattern` or `extensions`",
 }
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _whisper_options(options: WhisperOptions | Mapping[str, Any] | str) -> WhisperOptions:

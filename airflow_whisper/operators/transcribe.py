@@ -55,8 +55,9 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         )
 
     Returns ``{"manifest_uri", "result_uri", "files", "ok", "errors", "audio_seconds", "transcribed",
-    "resumed", "reused", "real_time_factor", "retried_windows", "device_busy"}``. ``RUN/result.json`` in
-    staging has more details.
+    "resumed", "reused", "real_time_factor", "transcribed_audio_seconds", "transcribe_seconds",
+    "task_seconds", "gpu_seconds", "retried_windows", "device_busy"}``. ``RUN/result.json`` in staging has
+    more details.
 
     Every ten seconds the task log shows the job's progress: files, hours of audio, speed, the fill level of
     the device's queue, and the time left, for each running Spark task and in total.
@@ -388,6 +389,10 @@ def _summary(run: Run, result: RunResult) -> dict[str, Any]:
         "resumed": result.resumed,
         "reused": result.reused,
         "real_time_factor": result.real_time_factor,
+        "transcribed_audio_seconds": result.transcribed_audio_seconds,
+        "transcribe_seconds": result.transcribe_seconds,
+        "task_seconds": result.task_seconds,
+        "gpu_seconds": result.gpu_seconds,
         "retried_windows": result.retried_windows,
         "device_busy": result.device_busy,
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.table.data_files import batch_rows
 from airflow_whisper.table.errors import RegistrationError
+from airflow_whisper.table.history import cost_properties
 from airflow_whisper.table.replace import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
 from whisper_spark.contract import Run, partition_path
 from whisper_spark.contract.text import visible
@@ -58,7 +59,7 @@ def register_run(
         manifest=_batches(run.manifest_uri, storage, ["audio_uri", "audio_etag", "change", "attempt"]),
         removed=_batches(run.removed_uri, storage, ["audio_uri"]) if run.counts.get("removed") else (),
         rows=_staged_rows(run, storage),
-        properties={MANIFEST_URI: run.manifest_uri, REPORT_URI: report_uri},
+        properties={MANIFEST_URI: run.manifest_uri, REPORT_URI: report_uri, **_cost(run, storage)},
     )
     registered = replace_rows(catalog, run.table, change)
     if registered is None:
@@ -109,6 +110,14 @@ def _registered_before(run: Run, storage: ObjectStorage) -> Registered | None:
         return dataclasses.replace(Registered(**note), again=True)
     except (StorageError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _cost(run: Run, storage: ObjectStorage) -> dict[str, str]:
+    """What the run took, for the estimates of later runs. Without a result, :func:`_staged_rows` says so."""
+    try:
+        return cost_properties(read_result(run, storage), run.options.model)
+    except (StorageError, StagingError):
+        return {}
 
 
 def _check_report(run: Run, storage: ObjectStorage, report_uri: str) -> None:

@@ -38,18 +38,26 @@ def table_partition(catalog: Catalog, table: str, partition: Mapping[str, str]) 
 
 
 def current_rows(
-    catalog: Catalog, table: str, partition: Mapping[str, str], *, snapshot_id: int | None = None
+    catalog: Catalog,
+    table: str,
+    partition: Mapping[str, str],
+    *,
+    snapshot_id: int | None = None,
+    optional: Iterable[str] = (),
 ) -> Iterator[pa.RecordBatch]:
     """Yield the columns of a partition's rows that determine which files must be transcribed.
 
     The columns are :data:`STATE_COLUMNS`. Only one data file at a time is in memory.
 
+    :param optional: further columns, which are left out where the table does not have them.
     :param snapshot_id: read this snapshot instead of the current one, for example the one that an earlier
         :func:`current_snapshot_id` returned.
     :return: nothing if the table does not exist.
     :raises TableMismatchError: if the table cannot hold transcripts of this partition.
     """
-    return partition_rows(catalog, table, partition, columns=STATE_COLUMNS, snapshot_id=snapshot_id)
+    return partition_rows(
+        catalog, table, partition, columns=STATE_COLUMNS, snapshot_id=snapshot_id, optional=optional
+    )
 
 
 def partition_rows(
@@ -59,10 +67,12 @@ def partition_rows(
     *,
     columns: Iterable[str] | None = None,
     snapshot_id: int | None = None,
+    optional: Iterable[str] = (),
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of one partition. Only one data file at a time is in memory.
 
     :param columns: names of the columns, in this order; ``None``: all columns of a transcript row.
+    :param optional: further columns, which are left out where the table does not have them.
     :return: nothing if the table does not exist.
     :raises TableMismatchError: if the table cannot hold transcripts of this partition.
     """
@@ -72,6 +82,9 @@ def partition_rows(
     if loaded is None:
         return
     check_table(loaded, partition)
+    if columns is not None and optional:
+        present = scan_partition(loaded, partition, snapshot_id=snapshot_id).projection().column_names
+        columns = [*columns, *(name for name in optional if name in present)]
     scan = scan_partition(loaded, partition, columns=columns, snapshot_id=snapshot_id)
     ours = transcript_schema(partition)
     names = (

@@ -45,6 +45,7 @@ from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage, Storage
 log = logging.getLogger(__name__)
 
 _EXAMPLES = 5
+_GPUS_A_TASK = "spark.task.resource.gpu.amount"
 _ROWS_A_PARTITION = 50_000
 
 
@@ -190,6 +191,7 @@ class JobRun:
             transcribe_seconds=round(elapsed, 3),
             real_time_factor=round(seconds / elapsed, 3),
             **_telemetry(sums.value),
+            **_task_time(sums.value, self._spark.sparkContext.getConf().get(_GPUS_A_TASK)),
         )
 
     @contextlib.contextmanager
@@ -298,10 +300,11 @@ class JobRun:
         )
         if result.real_time_factor is not None:
             log.info(
-                "%.2f hours of audio in %.0f s: %.1f times real time",
+                "%.2f hours of audio in %.0f s: %.1f times real time, %s",
                 result.transcribed_audio_seconds / 3600,
                 result.transcribe_seconds,
                 result.real_time_factor,
+                _hours_used(result),
             )
             for line in _telemetry_lines(result):
                 log.info(line)
@@ -319,6 +322,24 @@ def _telemetry(sums: Mapping[str, float]) -> dict[str, Any]:
         "stage_seconds": stages,
         "device_busy": None if busy is None else round(busy, 4),
     }
+
+
+def _task_time(sums: Mapping[str, float], gpus_a_task: str | None) -> dict[str, Any]:
+    """Fields of the result: how long the tasks took, and how long they held a GPU.
+
+    :param gpus_a_task: value of the Spark property, for example ``"0.25"`` if four tasks share one GPU.
+    """
+    seconds = sums.get("task_seconds", 0.0)
+    return {
+        "task_seconds": round(seconds, 3),
+        "gpu_seconds": round(seconds * float(gpus_a_task), 3) if gpus_a_task else None,
+    }
+
+
+def _hours_used(result: RunResult) -> str:
+    if result.gpu_seconds is not None:
+        return f"{result.gpu_seconds / 3600:.2f} GPU hours"
+    return f"{result.task_seconds / 3600:.2f} hours of Spark tasks"
 
 
 def _named(sums: Mapping[str, float], kind: str) -> dict[str, float]:

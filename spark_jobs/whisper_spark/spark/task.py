@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def transcriber(job: JobSpec, size: JobSize, sums: Accumulator[dict[str, float]]
     URI.
 
     :param size: the work of all tasks together.
-    :param sums: accumulates :meth:`Snapshot.sums` of each successful task.
+    :param sums: accumulates :meth:`Snapshot.sums` and ``task_seconds`` of each successful task.
     """
     from pyspark.sql.pandas.functions import pandas_udf
 
@@ -128,13 +129,15 @@ def transcribe_partition(
     :raises Exception: the exceptions of the engine for an unusable device or model, and
         :class:`whisper_spark.storage.objects.StorageError` when staging cannot be written.
     """
+    started = time.monotonic()
     task = _Task(job, size, _context())
     todo = task.left(batches)
     first = next(todo, None)
     # Load the model only if there is a file to transcribe.
     if first is not None:
         yield from task.transcribed(itertools.chain([first], todo))
-        sums.add(task.progress.snapshot().sums())
+        seconds = time.monotonic() - started
+        sums.add({**task.progress.snapshot().sums(), "task_seconds": seconds})
     yield from task.frames(1)
 
 

@@ -67,6 +67,10 @@ class RunResult:
     :param transcribe_seconds: wall time of the transcription in seconds, including loading the model.
     :param real_time_factor: ``transcribed_audio_seconds / transcribe_seconds``: seconds of audio per
         second of wall time for the whole cluster. ``None`` when nothing was transcribed.
+    :param task_seconds: duration of all its Spark tasks together, in seconds, loading the model included.
+        Only successful task attempts count.
+    :param gpu_seconds: seconds in which these tasks held a GPU: ``task_seconds`` times the GPUs that Spark
+        assigned to each. ``None`` if Spark assigned none.
     :param windows: windows that this job run decoded.
     :param retried_windows: of these, how many were decoded more than once.
     :param flags: files that this job run transcribed, by quality flag.
@@ -98,6 +102,8 @@ class RunResult:
     transcribed_audio_seconds: float = 0.0
     transcribe_seconds: float = 0.0
     real_time_factor: float | None = None
+    task_seconds: float = 0.0
+    gpu_seconds: float | None = None
     windows: int = 0
     retried_windows: int = 0
     flags: Mapping[str, int] = field(default_factory=dict)
@@ -185,6 +191,8 @@ def nothing_done(result: RunResult) -> RunResult:
         transcribed_audio_seconds=0.0,
         transcribe_seconds=0.0,
         real_time_factor=None,
+        task_seconds=0.0,
+        gpu_seconds=None,
         windows=0,
         retried_windows=0,
         flags={},

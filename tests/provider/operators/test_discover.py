@@ -364,7 +364,9 @@ def test_result_is_small_and_the_run_is_in_the_manifest(place: SimpleNamespace) 
         "fingerprint": OPTIONS.fingerprint(),
         "counts": run.counts,
         "audio_bytes": 60,
+        "estimate": result["estimate"],
     }
+    assert result["estimate"]["files"] == 3
     assert json.loads(json.dumps(result)) == result
     assert run.run_uri == f"{place.staging}/{TABLE}/dt=2026-11-01/{OPTIONS.fingerprint()}/{run.manifest_id}"
     assert (run.table, run.partition, run.options, run.base_snapshot_id) == (TABLE, PARTITION, OPTIONS, None)

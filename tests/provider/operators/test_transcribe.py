@@ -703,6 +703,11 @@ def test_standalone_cluster_reads_and_writes_s3_and_shows_no_secret(
     assert re.search(r"whisper: all tasks: \d of 4 files, .* [12] of 2 tasks running", log)
     assert re.search(r"whisper: \d+ windows, \d+ of them decoded again", log)
     assert 0 < done["device_busy"] <= 1
+    assert 0 < done["task_seconds"] <= 2 * done["transcribe_seconds"]
+    assert done["gpu_seconds"] is None
+    assert re.search(
+        r"whisper: [\d.]+ hours of audio in \d+ s: .* times real time, [\d.]+ hours of Spark tasks", log
+    )
     assert result.stage_seconds["encode"] > 0
     shown = {"the task log": log, "XCom": json.dumps(done)}
     shown |= {str(path): path.read_text(errors="replace") for path in files_below(cluster.folder, events)}
@@ -731,8 +736,12 @@ def test_cuda_gives_each_task_a_gpu_and_the_cores_of_its_executor(
         py_files=str(STANDIN),
         application_args=STANDIN_ARGUMENTS,
     )
-    assert operator.execute({})["ok"] == 2
+    done = operator.execute({})
+    assert done["ok"] == 2
     assert set(staged_table(run).column("text").to_pylist()) == {"GPU ['7'], 1 cores"}
+    # One task at a time, each with a whole GPU.
+    assert done["gpu_seconds"] == done["task_seconds"]
+    assert 0 < done["task_seconds"] <= done["transcribe_seconds"]
 
 
 def files_below(*folders: Path) -> Iterator[Path]:
