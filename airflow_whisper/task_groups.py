@@ -8,6 +8,7 @@ from typing import Any, Literal
 from airflow.sdk import TaskGroup, XComArg
 
 from airflow_whisper.operators.discover import DiscoverAudioOperator
+from airflow_whisper.operators.export import ExportTranscriptsOperator
 from airflow_whisper.operators.maintain import MaintainTableOperator
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
@@ -42,6 +43,7 @@ def transcribe_partition(
     pool: str | None = None,
     outlets: Sequence[Any] | None = None,
     table_url: str | None = None,
+    export: str | Mapping[str, Any] | None = None,
     maintain: bool | Mapping[str, Any] = False,
     dry_run: bool | str = False,
     spark: Mapping[str, Any] | None = None,
@@ -99,7 +101,12 @@ def transcribe_partition(
     :param pool: Airflow pool of the ``transcribe`` task: one slot for each Spark job that may run at a time.
     :param outlets: assets that ``register`` updates.
     :param table_url: page of the table in your catalog, for the link *Table* on ``register``.
-    :param maintain: whether a fifth task, ``maintain``, compacts this partition and expires old snapshots
+    :param export: URI template of subtitles and text files, which a task ``export`` then keeps equal to the
+        partition's rows, for example ``"s3://calls/subtitles/{partition}/{name}.{format}"``. A mapping gives
+        arguments of :class:`ExportTranscriptsOperator`, such as ``uri_template`` or ``formats``. The task
+        also runs when ``discover`` skips, to catch up on an export that failed. It uses the connection of
+        staging unless the mapping has ``export_conn_id``.
+    :param maintain: whether a further task, ``maintain``, compacts this partition and expires old snapshots
         after each run that published something. A mapping gives arguments of :class:`MaintainTableOperator`.
         The alternative is a daily task for the whole table.
     :param dry_run: only estimate what a run would cost: ``discover`` logs it and pushes it as XCom
@@ -164,6 +171,19 @@ def transcribe_partition(
             **common,
         )
         discover >> transcribe >> validate >> register
+        if export is not None:
+            register >> ExportTranscriptsOperator(
+                **{
+                    "task_id": "export",
+                    "table": table,
+                    "partition": partition,
+                    "export_conn_id": staging_conn_id,
+                    "catalog_conn_id": catalog_conn_id,
+                    # Not skipped with the others: an earlier export may have failed.
+                    "trigger_rule": "none_failed",
+                    **({"uri_template": export} if isinstance(export, str) else export),
+                }
+            )
         if maintain is not False:
             register >> MaintainTableOperator(
                 task_id="maintain",

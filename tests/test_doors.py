@@ -21,6 +21,7 @@ DOORS = {
     "airflow_whisper.get_provider_info": ["get_provider_info"],
     "airflow_whisper.links": ["ReportLink", "SparkUILink", "TableLink"],
     "airflow_whisper.operators.discover": ["DiscoverAudioOperator"],
+    "airflow_whisper.operators.export": ["ExportTranscriptsOperator"],
     "airflow_whisper.operators.maintain": ["MaintainTableOperator", "PurgeStagingOperator"],
     "airflow_whisper.operators.register": ["RegisterTranscriptsOperator"],
     "airflow_whisper.operators.transcribe": ["WhisperTranscribeOperator"],
