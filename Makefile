@@ -2,7 +2,7 @@
 AUDIO ?=
 BENCH_ARGS ?=
 PY := .venv/bin/python
-QUICK := not (airflow or jvm or model or server)
+QUICK := not (airflow or jvm or model or server or slow)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
@@ -38,8 +38,8 @@ prerequisites: setup java model
 demo: prerequisites ## audio to table, through real Airflow and Spark; AUDIO=<folder or s3:// URI> for your own
 	@$(PY) scripts/demo.py $(if $(AUDIO),"$(AUDIO)")
 
-quick: setup ## the tests that need no Airflow, Java, model or server: for every save
-	$(PY) -m pytest -n 2 --dist worksteal --timeout 60 -m "$(QUICK)" $(PYTEST_ARGS)
+quick: setup ## the tests that are fast and need no Airflow, Java, model or server: for every save
+	$(PY) -m pytest -n 2 --dist worksteal --timeout 60 --durations 3 -m "$(QUICK)" $(PYTEST_ARGS)
 
 test: prerequisites speech ## all tests but those of test-e2e
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

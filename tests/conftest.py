@@ -23,7 +23,7 @@ from speech import librivox as librivox_clips
 
 ROOT = Path(__file__).resolve().parents[1]
 # Markers of tests by the fixtures that they use. A test that starts such a service without a fixture sets the
-# marker itself. `make quick` runs the tests without these markers.
+# marker itself. `make quick` leaves out tests with these markers, and those that are marked `slow` by hand.
 MARKERS = {
     "s3": "server",
     "site": "airflow",
@@ -32,7 +32,7 @@ MARKERS = {
     "cluster": "jvm",
 }
 # Approximate duration in seconds of a test with each marker.
-SECONDS = {"airflow": 10, "jvm": 10, "model": 2, "server": 0.2}
+SECONDS = {"airflow": 10, "jvm": 10, "model": 2, "server": 0.2, "slow": 0.2}
 # Parameter values with which tests request the fixture ``s3`` by name.
 SERVER_PARAMETERS = {"s3", "rest"}
 _HOME = pytest.StashKey[Path]()

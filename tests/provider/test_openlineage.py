@@ -93,6 +93,7 @@ def test_job_that_failed_still_names_its_input(tmp_path: Path) -> None:
     assert parameters["fingerprint"] == run.options.fingerprint()
 
 
+@pytest.mark.slow
 def test_everything_works_where_openlineage_is_not_installed(tmp_path: Path) -> None:
     run = staged_run(tmp_path, ["a.wav"], [row("a.wav")])
     done = subprocess.run(

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from speech import Clip
 
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
 
 
+@pytest.mark.slow
 def test_damaged_files_are_decoded_or_refused(librivox: list[Clip]) -> None:
     count = int(os.environ.get("FUZZ_FILES", "300"))
     first, failures = 0, []

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from bad_inputs import make_bad_inputs
-from recordings import samples_of, write
+from recordings import RATE, samples_of, write
 from servers import SECRET_KEY, S3Server
 from speech import Clip
 
@@ -71,6 +71,7 @@ def assert_equal(found: Iterator[Part], expected: Iterator[Part]) -> None:
             assert one == other
 
 
+@pytest.mark.slow
 def test_a_process_reads_what_a_thread_reads(
     reader: ReaderProcess, in_threads: FileReader, librivox: list[Clip], tmp_path: Path
 ) -> None:
@@ -111,11 +112,13 @@ def test_credentials_reach_the_processes_through_nothing_that_can_be_looked_at(
 
 @pytest.fixture
 def long_file(librivox: list[Clip], tmp_path: Path) -> AudioFile:
-    """Minutes of speech: more than a socket holds."""
-    samples = np.tile(samples_of(librivox[0].path), 60)
+    """Two minutes of speech: each of its windows has more features than a socket holds."""
+    speech = samples_of(librivox[0].path)
+    samples = np.tile(speech, 120 * RATE // len(speech))
     return AudioFile(f"file://{write(tmp_path / 'long.wav', samples)}")
 
 
+@pytest.mark.slow
 def test_a_file_whose_reader_dies_is_read_once_more(
     reader: ReaderProcess, in_threads: FileReader, long_file: AudioFile
 ) -> None:
@@ -126,6 +129,7 @@ def test_a_file_whose_reader_dies_is_read_once_more(
     assert_equal(itertools.chain([first], parts), in_threads.read(long_file))
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_reader_twice_is_an_error(reader: ReaderProcess, long_file: AudioFile) -> None:
     parts = reader.read(long_file)
     next(parts)

@@ -128,6 +128,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_of_waiting_rows_is_what_they_hold(tmp_path: Path) -> None:
     def megabytes(rows: int) -> int:
         command = [sys.executable, "-c", MEMORY, tmp_path.as_uri(), str(rows)]

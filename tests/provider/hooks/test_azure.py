@@ -29,6 +29,8 @@ from whisper_spark.storage.objects import (
 )
 from whisper_spark.storage.parquet import open_parquet
 
+pytestmark = pytest.mark.server
+
 # Azure itself refuses control characters, which Azurite accepts:
 # https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
 ODD_NAMES = [

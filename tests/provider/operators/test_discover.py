@@ -909,6 +909,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_files() -> None:
     def peak_mib(files: int) -> int:
         command = [sys.executable, "-c", COMPARE_MANY, str(files)]

@@ -260,6 +260,7 @@ def _register_in_process(name: str, start: Any, outcomes: Any) -> None:
         outcomes.put(type(error).__name__)
 
 
+@pytest.mark.slow
 def test_processes_that_create_catalog_table_and_partition_at_once(catalog_env: SimpleNamespace) -> None:
     context = multiprocessing.get_context("spawn")
     start, outcomes = context.Barrier(2), context.Queue()
