@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from whisper_spark.audio.channels import Samples
+from whisper_spark.audio.silero import FRAME, Probabilities, VoiceDetector
 from whisper_spark.contract import SAMPLE_RATE, WhisperOptions
-
-Samples = npt.NDArray[np.float32]
-
-FRAME = 512
-"""Samples per frame of the Silero VAD at 16 kHz (32 ms)."""
-
-# Samples of the previous frame that Silero expects before each frame.
-_CONTEXT = 64
 
 # Silero misses speech whose loudest frames are below -50 dBFS, and detects none below -60. Audio that has
 # been quieter than -40 dBFS for some time is amplified to that level, by at most 45 dB: 16-bit audio ends at
@@ -31,9 +21,6 @@ _LEAST_DB = -85.0
 # Decay of the peak level, in decibels per frame: 0.5 dB per second. So pauses between speakers of normal
 # loudness are not amplified, but a quiet speaker a minute later is.
 _FORGOTTEN_DB = 0.5 * FRAME / SAMPLE_RATE
-
-# Silero is not run after this many frames (two minutes) of digital silence, because gaps may last for hours.
-_SILENT_FRAMES = 120 * SAMPLE_RATE // FRAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +134,7 @@ class SpeechSegmenter:
     def __init__(self, options: WhisperOptions) -> None:
         self.speech_samples = 0
         self._level = _Level()
-        self._vad = _VoiceDetector()
+        self._vad = VoiceDetector()
         self._open_at = options.vad_threshold
         self._close_at = max(options.vad_threshold - 0.15, 0.01)
         self._min_silence = max(1, options.vad_min_silence_ms * SAMPLE_RATE // 1000)
@@ -180,7 +167,7 @@ class SpeechSegmenter:
         if self._waiting is not None:
             yield self._emit(self._waiting, min(self._waiting[2] + self._pad, self._tape.end))
 
-    def _read(self, probabilities: npt.NDArray[np.float32]) -> Iterator[Region]:
+    def _read(self, probabilities: Probabilities) -> Iterator[Region]:
         for probability in probabilities.tolist():
             position = self._frame * FRAME
             self._frame += 1
@@ -267,78 +254,3 @@ class _Level:
             return frames.reshape(-1)
         gains = 10 ** ((_QUIET_DB - np.clip(loudest, _LEAST_DB, _QUIET_DB)) / 20)
         return np.asarray(frames * gains[:, None].astype(np.float32)).reshape(-1)
-
-
-class _VoiceDetector:
-    """Computes the speech probability of each 32 ms frame, and keeps Silero's state from block to block."""
-
-    def __init__(self) -> None:
-        self._session = _silero()
-        self._forget()
-        self._rest = np.zeros(0, np.float32)
-        # Number of frames of digital silence directly before the next frame.
-        self._silent = 0
-
-    def _forget(self) -> None:
-        self._h = np.zeros((1, 1, 128), np.float32)
-        self._c = np.zeros((1, 1, 128), np.float32)
-        self._context = np.zeros(_CONTEXT, np.float32)
-
-    def push(self, samples: Samples) -> npt.NDArray[np.float32]:
-        samples = np.concatenate([self._rest, samples]) if len(self._rest) else samples
-        whole = len(samples) // FRAME * FRAME
-        self._rest = samples[whole:].copy()
-        return self._heard(samples[:whole])
-
-    def finish(self) -> npt.NDArray[np.float32]:
-        rest, self._rest = self._rest, np.zeros(0, np.float32)
-        return self._run(np.pad(rest, (0, FRAME - len(rest)))) if len(rest) else np.zeros(0, np.float32)
-
-    def _heard(self, samples: Samples) -> npt.NDArray[np.float32]:
-        """Probabilities of whole frames. Silero is not run for long digital silence."""
-        if samples.any():
-            silent = len(samples) - int(np.flatnonzero(samples)[-1]) - 1
-            self._silent = silent // FRAME
-            return self._run(samples)
-        frames = len(samples) // FRAME
-        asked = min(max(_SILENT_FRAMES - self._silent, 0), frames)
-        self._silent += frames
-        if asked < frames:
-            probabilities = np.pad(self._run(samples[: asked * FRAME]), (0, frames - asked))
-            self._forget()
-            return probabilities
-        return self._run(samples)
-
-    def _run(self, samples: Samples) -> npt.NDArray[np.float32]:
-        if not len(samples):
-            return np.zeros(0, np.float32)
-        stream = np.concatenate([self._context, samples])
-        frames = np.lib.stride_tricks.sliding_window_view(stream, _CONTEXT + FRAME)[::FRAME]
-        self._context = stream[-_CONTEXT:]
-        inputs = {"input": np.ascontiguousarray(frames), "h": self._h, "c": self._c}
-        output, self._h, self._c = self._session.run(None, inputs)
-        return np.asarray(output, np.float32).reshape(-1)
-
-
-_silero_lock = threading.Lock()
-
-
-def _silero() -> Any:
-    with _silero_lock:
-        return _load_silero()
-
-
-@lru_cache(maxsize=1)
-def _load_silero() -> Any:
-    """The Silero v6 network that faster-whisper ships (MIT)."""
-    import onnxruntime
-    from faster_whisper.utils import get_assets_path
-
-    settings = onnxruntime.SessionOptions()
-    # One thread, because files are processed in parallel.
-    settings.inter_op_num_threads = 1
-    settings.intra_op_num_threads = 1
-    settings.enable_cpu_mem_arena = False
-    settings.log_severity_level = 4
-    path = Path(get_assets_path()) / "silero_vad_v6.onnx"
-    return onnxruntime.InferenceSession(str(path), sess_options=settings, providers=["CPUExecutionProvider"])

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whisper_spark.audio.channels import Samples
 from whisper_spark.audio.features import Features
 from whisper_spark.audio.vad import (
     FixedSegmenter,
     Region,
-    Samples,
     Segmenter,
     SpeechSegmenter,
     window_samples,
