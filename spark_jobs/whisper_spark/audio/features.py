@@ -5,16 +5,31 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from whisper_spark.contract import WINDOW_SECONDS
+from whisper_spark.audio.channels import Samples
+from whisper_spark.contract import SAMPLE_RATE, WINDOW_SECONDS
 
 Features = npt.NDArray[np.float32]
 
 FULL_FRAMES = int(WINDOW_SECONDS * 100)
 """Frames in a full window: Whisper was trained on 30 seconds, with a frame of features every 10 ms."""
 
+# The spectrogram that Whisper was trained on (openai/whisper, ``audio.py``): 25 ms of samples every 10 ms.
+_WINDOW = 400
+_STEP = SAMPLE_RATE // 100
+_HANN = np.hanning(_WINDOW + 1)[:-1].astype(np.float32)
+
+# Values are logarithms of powers: the smallest power, and how far a value may be below the loudest (80 dB).
+_LEAST_POWER = 1e-10
+_RANGE = 8.0
+
+# Frames of a step. Their arrays fit into the second-level cache of a core and are small enough for the
+# allocator to keep. A whole window at a time takes twice the processor time, and causes 200,000 page faults
+# for an hour of audio.
+_BATCH = 128
+
 
 class LogMel:
-    """faster-whisper's feature extractor. Thread-safe.
+    """Whisper's features, as faster-whisper computes them. Thread-safe.
 
     :param bands: number of mel bands, 80 or 128.
     """
@@ -23,10 +38,23 @@ class LogMel:
         from faster_whisper.feature_extractor import FeatureExtractor
 
         self.bands = bands
-        self._extract = FeatureExtractor(feature_size=bands)
+        # The filters, of shape (mel bands, frequencies).
+        self._filters: Features = FeatureExtractor(feature_size=bands).mel_filters
 
-    def __call__(self, samples: npt.NDArray[np.float32]) -> Features:
+    def __call__(self, samples: Samples) -> Features:
         """Features of at most 30 seconds of samples at 16 kHz: float32 of shape (mel bands, frames)."""
-        # Without the last frame: the extractor pads 10 ms.
-        features = self._extract(samples)[..., :-1]
-        return np.ascontiguousarray(features[:, :FULL_FRAMES], dtype=np.float32)
+        # One frame more than there are samples for, which only takes part in finding the loudest value.
+        padded = np.pad(np.pad(samples, (0, _STEP)), _WINDOW // 2, mode="reflect")
+        frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_STEP][:-1]
+        mel = np.empty((self.bands, len(frames)), np.float32)
+        for first in range(0, len(frames), _BATCH):
+            spectra = np.fft.rfft(frames[first : first + _BATCH] * _HANN)
+            power = np.square(spectra.real)
+            power += np.square(spectra.imag)
+            mel[:, first : first + _BATCH] = self._filters @ power.T
+        np.maximum(mel, _LEAST_POWER, out=mel)
+        np.log10(mel, out=mel)
+        np.maximum(mel, mel.max() - np.float32(_RANGE), out=mel)
+        mel += 4.0
+        mel /= 4.0
+        return np.ascontiguousarray(mel[:, : min(len(frames) - 1, FULL_FRAMES)])
