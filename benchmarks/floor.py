@@ -90,8 +90,8 @@ def main() -> None:
     from assemble_model import assemble
 
     from whisper_spark import WhisperOptions
-    from whisper_spark.engine.malloc import own_process
     from whisper_spark.engine.transcriber import AudioFile, Engine
+    from whisper_spark.malloc import own_process
 
     own_process()
     engine = Engine(WhisperOptions(model=str(assemble())))

@@ -16,6 +16,7 @@ from whisper_spark.audio.files import AudioFile, FileError
 from whisper_spark.audio.reader import FileReader, Part, Reader, opened_from
 from whisper_spark.child_process import ChildProcess, describe_end
 from whisper_spark.contract import WhisperOptions
+from whisper_spark.malloc import keep_freed_memory, own_process
 from whisper_spark.progress.counters import Progress, charge
 from whisper_spark.storage.objects import ObjectStorage
 
@@ -136,6 +137,8 @@ def _parts(connection: Connection, file: AudioFile) -> Iterator[Part]:
 
 def serve(connection: Connection) -> None:
     """The main loop of the process: read one file after the other until the connection closes."""
+    own_process()
+    keep_freed_memory()
     order: _Order = connection.recv()
     storage = ObjectStorage(order.config)
     with threadpool_limits(1, user_api="blas"):

@@ -186,7 +186,7 @@ def keep_process(process: EngineProcess) -> None:
 
 def serve(files: Connection, messages: Connection) -> None:
     """The main loop of the process: run one pass after the other until the connections close."""
-    from whisper_spark.engine.malloc import own_process
+    from whisper_spark.malloc import own_process
 
     _end_first_when_memory_runs_out()
     own_process()

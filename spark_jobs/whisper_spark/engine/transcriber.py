@@ -21,12 +21,12 @@ from whisper_spark.decoding.quality import quality_flags
 from whisper_spark.decoding.quality_gate import is_silence
 from whisper_spark.decoding.segments import join_texts, numbered, split_into_segments
 from whisper_spark.decoding.window_text import WindowText
-from whisper_spark.engine.malloc import keep_freed_memory, release_freed_memory
 from whisper_spark.engine.pipeline import Pipeline
 from whisper_spark.engine.readers import MOST_READERS, reader_processes
 from whisper_spark.engine.self_test import self_test
 from whisper_spark.engine.version import engine_version
 from whisper_spark.engine.work import FileWork
+from whisper_spark.malloc import keep_freed_memory, release_freed_memory
 from whisper_spark.progress.counters import Progress, stage
 from whisper_spark.storage.objects import ObjectStorage
 

@@ -1,9 +1,10 @@
-"""Configures glibc's allocator to keep freed memory while a model runs on the CPU.
+"""Configures glibc's allocator to keep freed memory in processes that need it again soon.
 
 For every layer CTranslate2 allocates and frees the attention scores of a window: 46 MB for 23 seconds in
 whisper-base. From 32 MiB on, glibc maps such a block from the kernel each time, and the kernel zeroes its
 pages. Keeping freed memory avoids this. A single heap for all threads also has fewer unused gaps than one
-heap per thread, so the process needs less memory. ``benchmarks/RESULTS.md`` has figures.
+heap per thread, so the process needs less memory. ``benchmarks/RESULTS.md`` has figures. A reader of files
+allocates and frees blocks of samples in the same way.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ PROGRAM = """
 import json, resource, sys
 import numpy as np
 from whisper_spark import WhisperOptions
-from whisper_spark.engine.malloc import own_process
+from whisper_spark.malloc import own_process
 from whisper_spark.engine.transcriber import AudioFile, get_engine
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.audio.windows import Chunk, ChunkMap, Window
