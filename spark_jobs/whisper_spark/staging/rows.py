@@ -35,6 +35,10 @@ FLUSH_BYTES = 32 * 1024 * 1024
 _BATCH_BYTES = 48 * 1024
 _SINGLE_ROWS = 256
 
+# Making a batch of one transcript takes 400 microseconds, and 2 for each of many. So transcripts wait until
+# they take about this many bytes, as 256 of them do without text.
+_TRANSCRIPTS_BYTES = 256 * 1024
+
 INDEX_COLUMNS: tuple[str, ...] = (
     "audio_uri",
     "audio_etag",
@@ -105,7 +109,10 @@ class StagedRows:
         self._waiting_bytes = 0
         # Number of batches with a single row at the end of _waiting.
         self._single = 0
-        # Guards the three attributes above; never held during I/O.
+        # Rows that are not in a batch yet. They are newer than those in _waiting.
+        self._transcripts: list[Transcript] = []
+        self._transcripts_bytes = 0
+        # Guards the five attributes above; never held during I/O.
         self._lock = threading.Lock()
         # Held while a file is written, so that only one thread writes at a time.
         self._writing = threading.Lock()
@@ -135,22 +142,36 @@ class StagedRows:
 
         :raises StorageError: when the rows exceed ``flush_bytes`` and cannot be written.
         """
-        import pyarrow as pa
-
-        row = {**transcript.to_row(), **self._partition}
-        self.add_batch(pa.RecordBatch.from_pylist([row], schema=self._schema))
+        with self._lock:
+            self._transcripts.append(transcript)
+            self._transcripts_bytes += _held_bytes(transcript)
+            if self._transcripts_bytes >= _TRANSCRIPTS_BYTES:
+                self._make_batch()
+            full = self._waiting_bytes + self._transcripts_bytes >= self._flush_bytes
+        if full:
+            self.flush()
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
         """Add finished rows that have the schema of the table. Raises the same exceptions as :meth:`add`."""
         with self._lock:
-            self._waiting.append(batch)
-            self._waiting_bytes += batch.nbytes + _BATCH_BYTES
-            self._single = self._single + 1 if batch.num_rows == 1 else 0
-            if self._single == _SINGLE_ROWS:
-                self._join_single_rows()
-            full = self._waiting_bytes >= self._flush_bytes
+            self._append(batch)
+            full = self._waiting_bytes + self._transcripts_bytes >= self._flush_bytes
         if full:
             self.flush()
+
+    def _make_batch(self) -> None:
+        import pyarrow as pa
+
+        rows = [{**transcript.to_row(), **self._partition} for transcript in self._transcripts]
+        self._append(pa.RecordBatch.from_pylist(rows, schema=self._schema))
+        self._transcripts, self._transcripts_bytes = [], 0
+
+    def _append(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
+        self._waiting_bytes += batch.nbytes + _BATCH_BYTES
+        self._single = self._single + 1 if batch.num_rows == 1 else 0
+        if self._single == _SINGLE_ROWS:
+            self._join_single_rows()
 
     def _join_single_rows(self) -> None:
         import pyarrow as pa
@@ -168,6 +189,8 @@ class StagedRows:
 
         with self._writing:
             with self._lock:
+                if self._transcripts:
+                    self._make_batch()
                 batches, self._waiting = self._waiting, []
                 size, self._waiting_bytes = self._waiting_bytes, 0
                 self._single = 0
@@ -206,6 +229,11 @@ class StagedRows:
             except Exception as error:
                 # Not fatal: the next round, a full buffer or close() tries again.
                 log.warning("finished rows could not be written yet: %s", error)
+
+
+def _held_bytes(transcript: Transcript) -> int:
+    """About the bytes of memory that a transcript takes. Its words take 40 for each character of the text."""
+    return 1024 + 40 * len(transcript.text or "")
 
 
 def read_index(storage: ObjectStorage, uri: str) -> Iterator[pa.RecordBatch]:
