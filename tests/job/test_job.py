@@ -21,7 +21,7 @@ from spark_session import local_session
 from standin_engine import LOG_SUFFIX
 
 from whisper_spark.contract import Run, WhisperOptions
-from whisper_spark.progress.reports import JobSize
+from whisper_spark.progress.reports import JobSize, report_folder
 from whisper_spark.spark.dataframes import manifest_rows, partitioned_by_size
 from whisper_spark.spark.failures import cause_of
 from whisper_spark.spark.run import JobRun
@@ -191,6 +191,9 @@ def test_two_jobs_on_one_manifest_do_not_touch_each_other(
 ) -> None:
     audio = [bench.audio(f"{number}.wav") for number in range(4)]
     run = bench.manifest([*audio, bench.audio("late.wav", "fail forbidden", size=10)])
+    # The note of a running job about the file that it processes alone.
+    note = f"{report_folder(run.run_uri, 'another')}/alone-00000"
+    bench.storage.write_bytes(note, b"file:///audio/a.wav")
     # Both start before either has staged a row.
     with monkeypatch.context() as patch:
         patch.setattr(JobRun, "_without_staged", lambda self, manifest: manifest)
@@ -204,6 +207,7 @@ def test_two_jobs_on_one_manifest_do_not_touch_each_other(
     assert there <= set(staged_files(bench.storage, run.rows_uri))
     assert third.transcribed == 1
     assert len(bench.rows(run)) == 5
+    assert bench.storage.exists(note)
 
 
 @pytest.mark.parametrize("tasks", [1, 3])

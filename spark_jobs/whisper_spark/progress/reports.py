@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from whisper_spark.progress.counters import Progress, Snapshot, seconds_left
 from whisper_spark.storage.objects import ObjectStorage, StorageError
@@ -35,6 +36,9 @@ MOST_LINES = 20
 
 # Maximum time in seconds that a task waits for its last report, because the store may not answer.
 _LAST_WORD_SECONDS = 2.0
+
+# A running job rewrites its reports all the time. Those that no job has written for so long are left over.
+_LEFT_OVER_AFTER = timedelta(days=1)
 
 _READERS = 8
 _SILENT_ROUNDS = 4
@@ -136,20 +140,49 @@ class JobSize:
 def read_reports(storage: ObjectStorage, folder_uri: str) -> list[Snapshot]:
     """The latest reports of all tasks. Empty when they cannot be read."""
     with contextlib.suppress(StorageError, ValueError):
-        uris = [uri for uri, _ in _objects(storage, folder_uri) if _TASK.search(uri)]
+        uris = [report.uri for report in _reports(storage, folder_uri) if _TASK.search(report.uri)]
         return [Snapshot.from_json(storage.read_bytes(uri)) for uri in uris]
     return []
 
 
 def clear_reports(storage: ObjectStorage, folder_uri: str) -> None:
-    """Delete all reports below a folder. Errors of the store are ignored."""
+    """Delete all reports of one job run. Errors of the store are ignored."""
     with contextlib.suppress(StorageError):
-        storage.delete([uri for uri, _ in _objects(storage, folder_uri)])
+        storage.delete([report.uri for report in _reports(storage, folder_uri)])
 
 
-def _objects(storage: ObjectStorage, folder_uri: str) -> list[tuple[str, str | None]]:
-    batches = storage.list(folder_uri + "/")
-    return [(row["audio_uri"], row["audio_etag"]) for batch in batches for row in batch.to_pylist()]
+def clear_left_over_reports(storage: ObjectStorage, run_uri: str) -> None:
+    """Delete the reports of job runs that were killed, but not those of a job that may still be running.
+
+    Errors of the store are ignored.
+    """
+    with contextlib.suppress(StorageError):
+        now = datetime.now(UTC)
+        for reports in _by_job(_reports(storage, reports_folder(run_uri))):
+            if now - reports[-1].modified > _LEFT_OVER_AFTER:
+                storage.delete([report.uri for report in reports])
+
+
+class _Report(NamedTuple):
+    uri: str
+    etag: str | None
+    modified: datetime
+
+
+def _reports(storage: ObjectStorage, folder_uri: str) -> list[_Report]:
+    return [
+        _Report(row["audio_uri"], row["audio_etag"], row["last_modified"])
+        for batch in storage.list(folder_uri + "/")
+        for row in batch.to_pylist()
+    ]
+
+
+def _by_job(reports: Iterable[_Report]) -> list[list[_Report]]:
+    """The reports of each job run, oldest first; the job run with the newest report comes last."""
+    jobs: dict[str, list[_Report]] = {}
+    for report in sorted(reports, key=lambda report: report.modified):
+        jobs.setdefault(report.uri.rpartition("/")[0], []).append(report)
+    return sorted(jobs.values(), key=lambda job: job[-1].modified)
 
 
 @dataclass(slots=True)
@@ -162,7 +195,8 @@ class _Heard:
 class ProgressLog:
     """Logs the reports of the tasks of a job while the block runs: a line for each task, and a total.
 
-    :param folder_uri: folder of the reports.
+    :param folder_uri: folder of the reports. If it holds those of several job runs, the one that wrote last
+        counts.
     :param tell: called with each line.
     :param size: amount of work of the job; ``None``: it is read from the folder when it has been written.
     :param every: seconds between two rounds.
@@ -227,7 +261,8 @@ class ProgressLog:
 
     def _read(self) -> None:
         changed = []
-        for uri, etag in _objects(self._storage, self._folder_uri):
+        jobs = _by_job(_reports(self._storage, self._folder_uri))
+        for uri, etag, _ in jobs[-1] if jobs else ():
             task = _TASK.search(uri)
             if task and (etag is None or _etag(self._tasks.get(int(task[1]))) != etag):
                 changed.append((int(task[1]), uri, etag))

@@ -20,7 +20,8 @@ staged."""
 class Precautions:
     """Records in staging which file a retried task is processing, for the next attempt of the task.
 
-    :param uri: URI of this record, unique to the task.
+    :param uri: URI of this record, unique to the task and the job run. Other jobs on the same run must not
+        delete it.
     :param attempt: attempt number of the Spark task, from 0.
     """
 

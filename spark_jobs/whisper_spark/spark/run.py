@@ -16,7 +16,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from whisper_spark.contract import partition_path
 from whisper_spark.progress.counters import STAGES, Snapshot, device_busy
-from whisper_spark.progress.reports import JobSize, ProgressLog, clear_reports, reports_folder
+from whisper_spark.progress.reports import JobSize, ProgressLog, clear_left_over_reports, clear_reports
 from whisper_spark.spark.conf import slots, task_count
 from whisper_spark.spark.dataframes import (
     copy_rows,
@@ -197,9 +197,10 @@ class JobRun:
     @contextlib.contextmanager
     def _progress(self, size: JobSize) -> Iterator[None]:
         """Logs the progress of the tasks in the block, and removes their reports from staging at its end."""
-        # Job runs that were killed may have left reports.
-        clear_reports(self._storage, reports_folder(self._run.run_uri))
         folder, every = self._job.progress_uri, self._job.progress_seconds
+        clear_left_over_reports(self._storage, self._run.run_uri)
+        # YARN starts a driver that was lost again, with the same folder.
+        clear_reports(self._storage, folder)
         with contextlib.suppress(StorageError):
             size.write(self._storage, folder)
         try:

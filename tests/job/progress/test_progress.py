@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -19,9 +20,12 @@ from whisper_spark.progress.reports import (
     JobSize,
     ProgressLog,
     TaskReport,
+    clear_left_over_reports,
     clear_reports,
     duration,
     progress_lines,
+    report_folder,
+    reports_folder,
     task_report_uri,
 )
 from whisper_spark.storage.objects import ObjectStorage, StorageError
@@ -271,6 +275,43 @@ def test_reports_reach_the_log_of_another_process_and_are_gone_afterwards(tmp_pa
     assert any(line.startswith("task 0: 1 of 2 files, 60 s of audio") for line in lines)
     clear_reports(storage, folder)
     assert not storage.any_under(folder)
+
+
+def test_job_deletes_reports_of_jobs_that_were_killed_but_not_of_one_that_runs(tmp_path: Path) -> None:
+    storage, run_uri = ObjectStorage(), f"file://{tmp_path}/run"
+
+    def write(job: str, name: str, hours: float) -> Path:
+        uri = f"{report_folder(run_uri, job)}/{name}"
+        storage.write_bytes(uri, b"{}")
+        path = Path(uri.removeprefix("file://"))
+        written = time.time() - hours * 3600
+        os.utime(path, (written, written))
+        return path
+
+    running = [write("running", "alone-00001", 30), write("running", "task-00000.json", 0.1)]
+    killed = [write("killed", "job.json", 50), write("killed", "task-00000.json", 49)]
+    clear_left_over_reports(storage, run_uri)
+    assert all(path.exists() for path in running)
+    assert not any(path.exists() for path in killed)
+
+
+def test_log_of_several_jobs_is_that_of_the_one_that_wrote_last(tmp_path: Path) -> None:
+    storage, run_uri = ObjectStorage(), f"file://{tmp_path}/run"
+    lines: list[str] = []
+    told = threading.Event()
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        told.set()
+
+    for job, files in (("killed", 7), ("running", 2)):
+        JobSize(files, 200, 2).write(storage, report_folder(run_uri, job))
+        if job == "killed":
+            for path in tmp_path.rglob("*.json"):
+                os.utime(path, (0, 0))
+    with ProgressLog(storage, reports_folder(run_uri), tell, every=0.02):
+        assert told.wait(20)
+    assert lines[0].startswith("all tasks: 0 of 2 files")
 
 
 def test_store_that_fails_fails_neither_task_nor_job(
