@@ -107,6 +107,7 @@ Message = Loaded | Transcript | Activity | logging.LogRecord | Failed | Done
 class EngineProcess:
     """A process with an engine. It runs one pass at a time, and keeps its model for the next one.
 
+    :ivar passes: number of passes started so far.
     :raises OSError: when no process can be started here.
     """
 
@@ -114,12 +115,14 @@ class EngineProcess:
         self._process = ChildProcess(__name__, connections=2)
         self._files, self._messages = self._process.connections
         self._owner = os.getpid()
+        self.passes = 0
 
     def start(self, order: Order) -> None:
         """Start a pass.
 
         :raises OSError: when the process has ended.
         """
+        self.passes += 1
         self._files.send(order)
 
     def wanted(self) -> bool:

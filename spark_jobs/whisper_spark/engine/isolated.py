@@ -39,7 +39,11 @@ log = logging.getLogger(__name__)
 
 _MOST_TRIES = 2
 _MOST_BLAMELESS_ENDS = 3
-_JOIN_SECONDS = 1.0
+
+# Longest wait for the thread that sends files, in seconds: after the process has ended, while the thread may
+# wait for the caller's next file; and after all files are finished.
+_ENDED_JOIN_SECONDS = 1.0
+_DONE_JOIN_SECONDS = 10.0
 
 
 class EngineProcessError(RuntimeError):
@@ -99,7 +103,7 @@ class IsolatedEngine:
                 return
             culprit = queue.give_up_on_process()
             blameless = 0 if queue.given > given else blameless + 1
-            if not run.loaded or blameless > _MOST_BLAMELESS_ENDS:
+            if not (run.loaded or run.reused) or blameless > _MOST_BLAMELESS_ENDS:
                 raise EngineProcessError(_without_culprit(run.end, run.loaded))
             if culprit is not None:
                 yield self._error(culprit, run.end, progress)
@@ -230,6 +234,7 @@ class _Pass:
     """One pass: sends the files of a queue through one process, until all are finished or the process ends.
 
     :ivar loaded: whether the model was loaded.
+    :ivar reused: whether the process was idle before, and so may have ended before this pass began.
     :ivar end: how the process ended unexpectedly; ``None`` if it did not.
     """
 
@@ -237,7 +242,9 @@ class _Pass:
         self._process, self._queue, self._progress = process, queue, progress
         self._number = queue.process
         self.loaded = False
+        self.reused = process.passes > 0
         self.end: str | None = None
+        self._done = False
 
     def transcripts(self, order: Order) -> Iterator[Transcript]:
         """The transcripts of the files that are finished before the process ends.
@@ -259,10 +266,13 @@ class _Pass:
         finally:
             self._progress.unfollow()
             if feeder.ident is not None:
-                feeder.join(_JOIN_SECONDS)
+                feeder.join(_DONE_JOIN_SECONDS if self._done else _ENDED_JOIN_SECONDS)
         if self._queue.failure is not None:
             raise self._queue.failure
-        if self.end is None:
+        if feeder.is_alive():
+            # It would take the requests of the next pass.
+            self._process.end()
+        elif self.end is None:
             keep_process(self._process)
 
     def _received(self) -> Iterator[Transcript]:
@@ -289,6 +299,7 @@ class _Pass:
                         self._queue.failure = error
                     return
                 case Done():
+                    self._done = True
                     self._progress.stop()
                     return
 

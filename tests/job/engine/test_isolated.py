@@ -20,7 +20,7 @@ from standin_engine import LOG_SUFFIX
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
 from whisper_spark.audio.files import AudioFile
 from whisper_spark.decoding.model import ModelError
-from whisper_spark.engine import engine_process
+from whisper_spark.engine import engine_process, isolated
 from whisper_spark.engine.isolated import EngineProcessError, IsolatedEngine
 from whisper_spark.progress.counters import Progress
 from whisper_spark.storage.objects import ObjectStorage
@@ -152,6 +152,49 @@ def test_process_waits_for_the_next_pass_and_ends_when_one_is_abandoned(tmp_path
     running.close()
     assert not engine_processes()
     assert threading.active_count() <= threads
+
+
+def test_idle_process_that_is_killed_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [file(tmp_path, f"{number}.wav") for number in range(3)]
+    transcribe(files)
+    [idle] = engine_processes()
+
+    def killed_after_the_check(process: engine_process.EngineProcess) -> bool:
+        idle.kill()
+        idle.wait()
+        return True
+
+    monkeypatch.setattr(engine_process.EngineProcess, "is_usable", killed_after_the_check)
+    assert {t.status for t in transcribe(files).values()} == {"ok"}
+    assert [tries(f) for f in files] == [2, 2, 2]
+    assert idle not in engine_processes()
+
+
+def test_process_whose_thread_still_waits_gets_no_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [file(tmp_path, f"{number}.wav") for number in range(3)]
+    wanted = engine_process.EngineProcess.wanted
+    feeders: list[threading.Thread] = []
+    release = threading.Event()
+
+    def slow_at_the_end(process: engine_process.EngineProcess) -> bool:
+        feeders.append(threading.current_thread())
+        # Three files, and the answer that there are no more.
+        if feeders.count(feeders[0]) > 4 and feeders[-1] is feeders[0]:
+            release.wait()
+        return wanted(process)
+
+    monkeypatch.setattr(engine_process.EngineProcess, "wanted", slow_at_the_end)
+    monkeypatch.setattr(isolated, "_DONE_JOIN_SECONDS", 0.1)
+    try:
+        transcribe(files)
+        assert feeders[0].is_alive()
+        assert {t.status for t in transcribe(files).values()} == {"ok"}
+    finally:
+        release.set()
+    feeders[0].join(20)
+    assert not feeders[0].is_alive()
 
 
 def test_environment_and_folder_of_the_caller_are_those_of_the_engine(
