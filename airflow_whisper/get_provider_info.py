@@ -13,6 +13,7 @@ def get_provider_info() -> dict[str, object]:
             "airflow_whisper.links.ReportLink",
             "airflow_whisper.links.TableLink",
         ],
+        "cli": ["airflow_whisper.cli.get_cli_commands"],
         "config": {
             "whisper": {
                 "description": "Settings of airflow-provider-whisper.",

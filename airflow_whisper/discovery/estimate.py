@@ -95,6 +95,12 @@ class Estimate:
         values["audio_hours_range"] = list(self.audio_hours_range)
         return values
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Estimate:
+        """The inverse of :meth:`to_dict`."""
+        low, high = values["audio_hours_range"]
+        return cls(**{**values, "audio_hours_range": (low, high)})
+
     def __str__(self) -> str:
         """Describe the estimate in two sentences, for the log."""
         low, high = self.audio_hours_range
