@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from airflow_whisper.report import charts
+from airflow_whisper.validation.summary import beginning
 from whisper_spark.contract import ERROR_CODES, QUALITY_FLAGS
 from whisper_spark.contract.text import visible
 
@@ -36,6 +37,9 @@ _LONGEST_URI = 2000
 _MOST_BARS = 40
 _LANGUAGES = 12
 
+# Distances between the ticks of a time axis, in seconds.
+_ROUND_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+
 
 def report_page(report: Report) -> str:
     """Render the page of a report.
@@ -54,7 +58,7 @@ def report_page(report: Report) -> str:
         checks=report.checks[:_MOST_ROWS],
         durations=_durations(spread.get("duration_s")),
         confidence=_confidence(spread.get("confidence")),
-        throughput=_throughput(spread.get("throughput")),
+        throughput=_throughput(spread.get("throughput"), report.job.get("real_time_factor")),
         languages=charts.bars(_most_common(counts.get("languages", {}), _LANGUAGES)),
         flags=charts.bars(_most_common(report.warnings), QUALITY_FLAGS),
         error_codes=charts.bars(_most_common(counts.get("error_codes", {})), ERROR_CODES),
@@ -114,8 +118,7 @@ def _shown(value: object) -> object:
 
 
 def _cut(limit: int, value: object) -> str:
-    text = str(value)
-    return text if len(text) <= limit else text[:limit] + "…"
+    return beginning(str(value), limit)
 
 
 # --- sections ------------------------------------------------------------------------------------------
@@ -143,9 +146,16 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
         (
             "Speed",
             f"{_rate(speed)}×" if speed else "–",
-            "real time, whole cluster" if speed else "nothing to do",
+            "whole cluster" if speed else "nothing to do",
         ),
+        ("Time", _hours(job.get("transcribe_seconds") or 0.0) if speed else "–", _device_time(job)),
     ]
+
+
+def _device_time(job: Mapping[str, Any]) -> str:
+    if job.get("gpu_seconds") is not None:
+        return f"{_hours(job['gpu_seconds'])} of GPUs"
+    return f"{_hours(job['task_seconds'])} of Spark tasks" if job.get("task_seconds") else ""
 
 
 def _durations(histogram: Mapping[str, Any] | None) -> charts.Histogram | None:
@@ -167,13 +177,23 @@ def _confidence(histogram: Mapping[str, Any] | None) -> charts.Histogram | None:
     return charts.histogram(counts, labels, [f"{edge:g}" for edge in edges])
 
 
-def _throughput(series: Mapping[str, Any] | None) -> charts.Histogram | None:
+def _throughput(series: Mapping[str, Any] | None, mean: float | None) -> charts.Histogram | None:
     if not series:
         return None
     step = series["seconds_a_bin"]
     values = series["real_time_factors"][:_MOST_ROWS]
     starts = [_span(step * place) for place in range(len(values) + 1)]
-    return charts.histogram(values, [f"after {start}" for start in starts[:-1]], starts)
+    # Reports of earlier releases have bins of any length.
+    every = next(
+        (tick for tick in _ROUND_SECONDS if tick % step == 0 and len(values) * step <= 5 * tick), None
+    )
+    return charts.histogram(
+        values,
+        [f"after {start}" for start in starts[:-1]],
+        starts,
+        tick_every=int(every / step) if every else None,
+        level=(mean, f"mean {_rate(mean)}×") if mean and "seconds" in series else None,
+    )
 
 
 def _facts(report: Report) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,18 @@ and calls of hours."""
 CONFIDENCE_EDGES = tuple(round(0.05 * step, 2) for step in range(21))
 """Bin edges of ``exp(avg_logprob)``, 0 to 1."""
 
-_TIME_BINS = 60
+_BIN_SECONDS = tuple(
+    number * unit
+    for unit, numbers in (
+        (1.0, (1, 2, 5, 10, 20, 30)),
+        (60.0, (1, 2, 5, 10, 20, 30)),
+        (3600.0, (1, 2, 3, 6, 12, 24)),
+    )
+    for number in numbers
+)
+_MOST_BINS = 16
+"""Bins of time have a round length, and are so few that a number fits on each bar. They are at least a second
+long, because the times of rows are not much more precise."""
 
 
 @dataclass
@@ -51,17 +63,23 @@ class Histogram:
 
 
 class Throughput:
-    """Seconds of audio transcribed per second of wall time, over the duration of the job.
+    """Seconds of audio transcribed per second of wall time, over the duration of the transcription.
 
-    :param start, end: start and end of the job, UTC. Rows that were transcribed at other times, by earlier
-        job runs or other runs, are ignored.
+    The mean over time is the real-time factor of the job's result, where no row is an error.
+
+    :param start, end: start and end of the transcription, UTC. Rows that were transcribed at other times, by
+        earlier job runs or other runs, are ignored.
     """
 
     def __init__(self, start: datetime, end: datetime) -> None:
         self.start = start
-        # Each bin is at least a second long, because the times of rows are not much more precise.
-        self.bins = max(1, min(_TIME_BINS, int((end - start).total_seconds())))
-        self.seconds_a_bin = max((end - start).total_seconds(), 1.0) / self.bins
+        self.seconds = max((end - start).total_seconds(), 1.0)
+        longest = _BIN_SECONDS[-1]
+        self.seconds_a_bin = next(
+            (length for length in _BIN_SECONDS if self.seconds <= _MOST_BINS * length),
+            longest * math.ceil(self.seconds / _MOST_BINS / longest),
+        )
+        self.bins = math.ceil(self.seconds / self.seconds_a_bin)
         self.audio_seconds = [0.0] * self.bins
 
     @classmethod
@@ -69,7 +87,10 @@ class Throughput:
         """Create one for a job's result; ``None`` if there is no result or nothing was transcribed."""
         if result is None or not result.transcribed or not result.finished_at:
             return None
-        # The time in the result is rounded down to a second.
+        if result.transcribe_started_at:
+            start = datetime.fromisoformat(result.transcribe_started_at).astimezone(UTC)
+            return cls(start, start + timedelta(seconds=result.transcribe_seconds))
+        # Earlier releases told only the end of the job, rounded down to a second.
         end = datetime.fromisoformat(result.finished_at).astimezone(UTC) + timedelta(seconds=1)
         return cls(end - timedelta(seconds=result.wall_seconds + 1), end)
 
@@ -83,17 +104,26 @@ class Throughput:
         after = pc.microseconds_between(start, batch.column("transcribed_at"))
         seconds = pc.fill_null(after, -1).to_numpy(zero_copy_only=False) / 1e6
         audio = pc.fill_null(batch.column("duration_s"), 0.0).to_numpy(zero_copy_only=False)
+        # A row may be dated a moment after the last task has ended, if the clock of its host is ahead.
+        inside = (seconds >= 0) & (seconds < self.bins * self.seconds_a_bin) & np.isfinite(audio)
         place = np.floor(seconds / self.seconds_a_bin).astype(np.int64)
-        inside = (place >= 0) & (place < self.bins) & np.isfinite(audio)
         sums = np.bincount(place[inside], audio[inside], minlength=self.bins)
         self.audio_seconds = [old + float(new) for old, new in zip(self.audio_seconds, sums, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``start`` (ISO 8601), ``seconds_a_bin`` and ``real_time_factors``, one for each bin."""
+        """Return ``start`` (ISO 8601), ``seconds``, ``seconds_a_bin`` and ``real_time_factors``, one a bin.
+
+        The last bin may be shorter than the others.
+        """
+        last = self.seconds - (self.bins - 1) * self.seconds_a_bin
+        lengths = [self.seconds_a_bin] * (self.bins - 1) + [last]
         return {
             "start": self.start.isoformat(timespec="seconds"),
-            "seconds_a_bin": round(self.seconds_a_bin, 3),
-            "real_time_factors": [round(audio / self.seconds_a_bin, 2) for audio in self.audio_seconds],
+            "seconds": round(self.seconds, 3),
+            "seconds_a_bin": self.seconds_a_bin,
+            "real_time_factors": [
+                round(audio / length, 2) for audio, length in zip(self.audio_seconds, lengths, strict=True)
+            ],
         }
 
 

@@ -32,7 +32,8 @@ class Report:
     :param totals: ``audio_seconds``, ``speech_seconds`` and ``audio_hours`` of this run.
     :param distributions: see :meth:`airflow_whisper.validation.distributions.Distributions.to_dict`.
     :param job: ``model``; and, if the Spark job wrote a result, its ``transcribed``, ``resumed``,
-        ``reused``, ``real_time_factor``, ``wall_seconds`` and ``engine_version``.
+        ``reused``, ``real_time_factor``, ``transcribed_audio_seconds``, ``transcribe_seconds``,
+        ``task_seconds``, ``gpu_seconds``, ``wall_seconds`` and ``engine_version``.
     :param worst: the transcripts to review first: those with most quality flags, then with the lowest average
         log probability.
     :param errors: the first error rows, with code and message.

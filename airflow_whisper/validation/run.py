@@ -186,5 +186,16 @@ def _listed_files(result: RunResult | str | None, manifest_rows: int) -> dict[st
 
 
 def _job_summary(result: RunResult | None) -> dict[str, Any]:
-    names = ("transcribed", "resumed", "reused", "real_time_factor", "wall_seconds", "engine_version")
+    names = (
+        "transcribed",
+        "resumed",
+        "reused",
+        "real_time_factor",
+        "transcribed_audio_seconds",
+        "transcribe_seconds",
+        "task_seconds",
+        "gpu_seconds",
+        "wall_seconds",
+        "engine_version",
+    )
     return {name: getattr(result, name) for name in names} if result else {}

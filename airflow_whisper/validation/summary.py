@@ -23,6 +23,7 @@ MAX_WORST = 20
 # Limits that keep the report small, whatever the rows contain.
 _TEXT = 200
 _LONGEST_MESSAGE = 1000
+_LONGEST_WORD = 60
 _MOST_KINDS = 200
 
 
@@ -58,7 +59,7 @@ class Summary:
         room = MAX_WORST - len(self.first_errors)
         quoted = errors.select(["audio_uri", "error_code", "error_message"]).slice(0, room)
         for row in quoted.to_pylist():
-            row["error_message"] = (row["error_message"] or "")[:_LONGEST_MESSAGE]
+            row["error_message"] = beginning(row["error_message"] or "", _LONGEST_MESSAGE)
             self.first_errors.append(row)
         logprobs = _average_logprobs(ok)
         self.distributions.add(batch, ok, logprobs)
@@ -116,17 +117,18 @@ def _worst_rows(ok: pa.RecordBatch, logprobs: npt.NDArray[np.float64]) -> list[d
             if not math.isfinite(values["duration_s"] or 0.0):
                 # JSON cannot represent this number, and a check has already reported the row.
                 values["duration_s"] = None
-            values["text"] = _beginning(values["text"] or "")
+            values["text"] = beginning(values["text"] or "", _TEXT)
             rows.append(values)
     return sorted(rows, key=_badness)[:MAX_WORST]
 
 
-def _beginning(text: str) -> str:
-    """The beginning of a text, cut at a space if there is one."""
-    if len(text) <= _TEXT:
+def beginning(text: str, limit: int) -> str:
+    """The beginning of a text, cut between two words. Text without spaces is cut at ``limit`` characters."""
+    if len(text) <= limit:
         return text
-    words, space, _ = text[:_TEXT].rpartition(" ")
-    return f"{words if space else text[:_TEXT]} …"
+    # One more character: the limit may be at the end of a word.
+    cut = max(text.rfind(space, 0, limit + 1) for space in " \n\t")
+    return f"{text[: cut if cut > limit - _LONGEST_WORD else limit].rstrip()} …"
 
 
 def _badness(row: Mapping[str, Any]) -> tuple[int, float]:

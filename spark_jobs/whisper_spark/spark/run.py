@@ -172,7 +172,7 @@ class JobRun:
             .select("file.*")
             .agg(F.count("*").alias("files"), F.sum("duration_s").alias("seconds"))
         )
-        start = time.monotonic()
+        start, started_at = time.monotonic(), datetime.now(UTC)
         self._spark.sparkContext.addJobTag(self._job.id)
         with self._progress(size):
             total = told.collect()[0]
@@ -189,6 +189,7 @@ class JobRun:
             transcribed=self._left,
             transcribed_audio_seconds=round(seconds, 3),
             transcribe_seconds=round(elapsed, 3),
+            transcribe_started_at=started_at.isoformat(timespec="milliseconds"),
             real_time_factor=round(seconds / elapsed, 3),
             **_telemetry(sums.value),
             **_task_time(sums.value, self._spark.sparkContext.getConf().get(_GPUS_A_TASK)),

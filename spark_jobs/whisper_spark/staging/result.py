@@ -65,6 +65,7 @@ class RunResult:
     :param reused: rows taken from other runs of the same partition and options.
     :param transcribed_audio_seconds: seconds of audio that this job run transcribed.
     :param transcribe_seconds: wall time of the transcription in seconds, including loading the model.
+    :param transcribe_started_at: when this time began, in ISO 8601, UTC; empty when nothing was transcribed.
     :param real_time_factor: ``transcribed_audio_seconds / transcribe_seconds``: seconds of audio per
         second of wall time for the whole cluster. ``None`` when nothing was transcribed.
     :param task_seconds: duration of all its Spark tasks together, in seconds, loading the model included.
@@ -101,6 +102,7 @@ class RunResult:
     reused: int = 0
     transcribed_audio_seconds: float = 0.0
     transcribe_seconds: float = 0.0
+    transcribe_started_at: str = ""
     real_time_factor: float | None = None
     task_seconds: float = 0.0
     gpu_seconds: float | None = None
@@ -190,6 +192,7 @@ def nothing_done(result: RunResult) -> RunResult:
         reused=0,
         transcribed_audio_seconds=0.0,
         transcribe_seconds=0.0,
+        transcribe_started_at="",
         real_time_factor=None,
         task_seconds=0.0,
         gpu_seconds=None,

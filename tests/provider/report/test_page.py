@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import tracemalloc
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -12,6 +14,7 @@ import pytest
 from staged_runs import OPTIONS, PARTITION, STORAGE, error, row, staged_run
 from transcripts import make_transcript_rows
 
+from airflow_whisper.report.charts import short_number
 from airflow_whisper.report.page import message_page, report_page
 from airflow_whisper.report.write import write_report
 from airflow_whisper.validation.distributions import CONFIDENCE_EDGES, DURATION_EDGES_S, Histogram, Throughput
@@ -176,6 +179,7 @@ def test_both_forms_lie_next_to_each_other(tmp_path: Path) -> None:
     [
         ("word " * 50, "word " * 39 + "word …"),
         ("字" * 300, "字" * 200 + " …"),
+        ("Hello " + "字" * 300, "Hello " + "字" * 194 + " …"),
         ("all of it", "all of it"),
     ],
 )
@@ -231,8 +235,102 @@ def test_real_time_factor_over_the_job_leaves_out_rows_of_earlier_job_runs() -> 
         throughput.add(batch)
     done = throughput.to_dict()
     factors = done["real_time_factors"]
-    assert sum(factors) * done["seconds_a_bin"] == pytest.approx(200, rel=0.01)
-    assert [place for place, factor in enumerate(factors) if factor] == [14, 54]  # of 60, each of 2.02 s
+    # 121 seconds in steps of 10; the last one has one second.
+    assert (done["seconds_a_bin"], done["seconds"], len(factors)) == (10.0, 121.0, 13)
+    assert {place: factor for place, factor in enumerate(factors) if factor} == {3: 10.0, 11: 10.0}
+
+
+@pytest.mark.parametrize("seconds", [0.2, 7.0, 95.5, 3_601.0, 90_000.0, 2_000_000.0])
+def test_mean_of_the_real_time_factors_is_that_of_the_headline(seconds: float) -> None:
+    start = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    result = RunResult(
+        manifest_uri="s3://b/manifest.parquet",
+        manifest_id="0",
+        fingerprint="f",
+        attempt_id="1",
+        transcribed=20,
+        transcribe_started_at=start.isoformat(timespec="milliseconds"),
+        transcribe_seconds=seconds,
+        # Before and after transcribing, the job did other things.
+        wall_seconds=seconds + 50,
+        finished_at=(start + timedelta(seconds=seconds + 20)).isoformat(timespec="seconds"),
+    )
+    throughput = Throughput.of(result)
+    assert throughput is not None
+    times = {f"s3://b/{i}": start + timedelta(seconds=seconds * i / 20) for i in range(20)}
+    rows = make_transcript_rows(times, duration_s=seconds, transcribed_at=times.__getitem__)
+    for batch in rows.to_batches():
+        throughput.add(batch)
+    done = throughput.to_dict()
+    lengths = [done["seconds_a_bin"]] * len(done["real_time_factors"])
+    lengths[-1] -= sum(lengths) - done["seconds"]
+    total = sum(f * length for f, length in zip(done["real_time_factors"], lengths, strict=True))
+    assert total / done["seconds"] == pytest.approx(20 * min(seconds, 1.0), rel=0.01)
+    assert len(lengths) <= 16
+
+
+def test_page_shows_a_number_on_every_bar_round_times_and_the_cost(tmp_path: Path) -> None:
+    start = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    names = [f"{i}.wav" for i in range(90)]
+    rows = [
+        row(name, duration_s=100.0, transcribed_at=start + timedelta(seconds=3 * i + 1))
+        for i, name in enumerate(names)
+    ]
+    run = staged_run(tmp_path, names, rows)
+    result = dataclasses.replace(
+        read_result(run, STORAGE),
+        transcribed=90,
+        transcribed_audio_seconds=9_000.0,
+        transcribe_seconds=275.0,
+        real_time_factor=9_000 / 275,
+        transcribe_started_at=start.isoformat(),
+        task_seconds=1_000.0,
+        gpu_seconds=500.0,
+        finished_at=(start + timedelta(seconds=300)).isoformat(),
+        wall_seconds=310.0,
+    )
+    STORAGE.write_bytes(run.result_uri, result.to_json().encode())
+    page, shown = page_of(run)
+    classes = [attributes.get("class") for _, attributes in shown.tags]
+    bars_of_plots = page.count('rx="1.5"')
+    assert bars_of_plots == classes.count("number") == 1 + 1 + 14
+    for text in (
+        "32.7×",
+        "mean 32.7×",
+        "4.6 min",
+        "8.3 min of GPUs",
+        "1 min",
+        "2 min",
+        "3 min",
+        "4 min",
+    ):
+        assert text in shown.text, text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7, "7"),
+        (0.25, "0.25"),
+        (9.96, "10"),
+        (638.4, "638"),
+        (999.6, "1.0k"),
+        (1553, "1.6k"),
+        (99_950, "100k"),
+        (999_500, "1.0M"),
+        (12_345_678, "12M"),
+    ],
+)
+def test_number_fits_on_a_bar(value: float, text: str) -> None:
+    assert short_number(value) == text
+
+
+def test_messages_are_cut_between_words(tmp_path: Path) -> None:
+    message = "decoding failed " * 100
+    run = staged_run(tmp_path, ["a.wav"], [{**error("a.wav"), "error_message": message}])
+    _, shown = page_of(run)
+    assert "decoding failed …" in shown.text or "decoding …" in shown.text
+    assert not re.search(r"(?<!failed|coding) …", shown.text)
 
 
 def test_job_without_a_result_or_work_has_no_throughput(tmp_path: Path) -> None:
