@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -362,12 +363,100 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+# --- a watch that is killed ------------------------------------------------------------------------------
+
+
+def soaked(arguments: argparse.Namespace) -> list[str]:
+    """What a watch reports that is killed at random while files arrive."""
+    from note import table
+    from soak import REPLACED, UPLOADS_A_SECOND, soak
+
+    found = soak(arguments.seconds, arguments.seed)
+    uploads = f"{UPLOADS_A_SECOND:g} uploads a second to an S3 server (SeaweedFS)"
+    return [
+        f"{arguments.seconds:,.0f} s of {uploads}, {REPLACED:.0%} of them to a file that is there:",
+        "",
+        *table([*found], [[f"{number:,}" for number in found.values()]]),
+    ]
+
+
+# --- commits ---------------------------------------------------------------------------------------------
+
+
+def commits(arguments: argparse.Namespace) -> list[str]:
+    """Processor time of one commit, by the number of snapshots that the table has."""
+    from lakes import change, row_keys
+    from note import table
+
+    from airflow_whisper.hooks.catalog import open_catalog
+    from airflow_whisper.table.read import current_snapshot_id
+    from airflow_whisper.table.replace import replace_rows
+
+    rows = []
+    for count in arguments.snapshots:
+        with tempfile.TemporaryDirectory(prefix="scale-") as name:
+            os.environ["AIRFLOW_WHISPER_WAREHOUSE"] = name
+            catalog = open_catalog(None)
+            replace_rows(catalog, TABLE, change(["a"], key="first"))
+            make_history(catalog, count)
+            taken = []
+            for number in range(arguments.runs):
+                day = {"dt": f"2026-12-{number + 1:02d}"}
+                changed = change(["b"], partition=day, base=current_snapshot_id(catalog, TABLE))
+                before = time.process_time()
+                assert replace_rows(catalog, TABLE, changed) is not None
+                taken.append(time.process_time() - before)
+            assert len(row_keys(catalog)) == 1
+            assert len(catalog.load_table(TABLE).snapshots()) == count + arguments.runs
+        rows.append([f"{count:,}", f"{statistics.median(taken):.2f}"])
+    return [
+        f"One row into a partition of its own, SQLite catalog, median of {arguments.runs}:",
+        "",
+        *table(["snapshots", "processor s"], rows),
+    ]
+
+
+def make_history(catalog: Any, count: int) -> None:
+    """Give a table with one snapshot so many, as if the same files had been committed again and again.
+
+    Written as metadata, because a commit takes longer the more snapshots there are.
+    """
+    loaded = catalog.load_table(TABLE)
+    path = Path(loaded.metadata_location.removeprefix("file://"))
+    metadata = json.loads(path.read_text())
+    (snapshot,) = metadata["snapshots"]
+    now = snapshot["timestamp-ms"]
+    metadata["snapshots"] = [
+        {
+            **snapshot,
+            "snapshot-id": number + 1,
+            "sequence-number": number + 1,
+            "timestamp-ms": now - count + 1 + number,
+            "summary": {**snapshot["summary"], "whisper.idempotency-key": f"run {number}"},
+            **({"parent-snapshot-id": number} if number else {}),
+        }
+        for number in range(count)
+    ]
+    metadata["snapshot-log"] = [
+        {"snapshot-id": entry["snapshot-id"], "timestamp-ms": entry["timestamp-ms"]}
+        for entry in metadata["snapshots"]
+    ]
+    metadata |= {"current-snapshot-id": count, "last-sequence-number": count}
+    metadata["refs"]["main"]["snapshot-id"] = count
+    grown = path.with_name(f"00002-{path.name.partition('-')[2]}")
+    grown.write_text(json.dumps(metadata))
+    catalog.drop_table(TABLE)
+    catalog.register_table(TABLE, f"file://{grown}")
+
+
 # --- the command line ------------------------------------------------------------------------------------
 
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Sequence[str]]] = {
+    "commits": commits,
     "partition": partition,
     "requests": requests,
     "rows": rows,
+    "soak": soaked,
 }
 
 
@@ -401,6 +490,12 @@ def _arguments() -> argparse.Namespace:
     large.add_argument("--dir", help="where the files are made (default: the folder for temporary files)")
     counted = commands.add_parser("requests", parents=[common])
     counted.add_argument("--files", type=int, default=5_000)
+    killed = commands.add_parser("soak", parents=[common])
+    killed.add_argument("--seconds", type=float, default=600.0)
+    killed.add_argument("--seed", type=int, default=1)
+    committed = commands.add_parser("commits", parents=[common])
+    committed.add_argument("snapshots", type=int, nargs="*", default=[320, 2_000, 5_000])
+    committed.add_argument("--runs", type=int, default=5)
     staged = commands.add_parser("rows", parents=[common])
     staged.add_argument("rows", type=int, nargs="*", default=[1_000, 1_000_000])
     return parser.parse_args()
