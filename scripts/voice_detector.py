@@ -1,4 +1,4 @@
-"""Makes ``whisper_spark/assets/silero_vad.onnx``, the network of the voice detector.
+"""Makes ``whisper_spark/assets/silero_graph.onnx``, the graph of the voice detector, without weights.
 
     uv run --with onnx scripts/voice_detector.py
 
@@ -6,6 +6,7 @@ It computes what the Silero VAD v6 of faster-whisper computes (github.com/snaker
 weights, in a quarter of the processor time. Silero's convolutions have four positions in each frame, and ONNX
 Runtime multiplies their matrices frame by frame. Here each layer is one product over all frames of a call,
 taps that fall on padding are left out, and NumPy computes the Fourier transform (``audio/silero.py``).
+``audio/silero_weights.py`` reads the weights from faster-whisper when the graph is loaded.
 ``tests/job/audio/test_windows.py`` compares both. Run it again for a newer Silero with the same layers.
 """
 
@@ -16,14 +17,27 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from faster_whisper.utils import get_assets_path
 from onnx import TensorProto, helper, numpy_helper
 
-TARGET = Path(__file__).resolve().parents[1] / "spark_jobs/whisper_spark/assets/silero_vad.onnx"
+TARGET = Path(__file__).resolve().parents[1] / "spark_jobs/whisper_spark/assets/silero_graph.onnx"
 
 # Positions of a frame in the spectrogram, and the frequencies of each: 256 samples, every 128 samples.
 POSITIONS, FREQUENCIES = 4, 129
 STATE = 128
+
+# Input channels of the four convolutions.
+CHANNELS = (129, 128, 64, 64)
+
+# The weights, and their shapes.
+WEIGHTS = {
+    **{f"kernel{n}": (3 * c, o) for n, (c, o) in enumerate(zip(CHANNELS, (128, 64, 64, 128), strict=True))},
+    **{f"bias{n}": (o,) for n, o in enumerate((128, 64, 64, 128))},
+    "input": (1, 4 * STATE, STATE),
+    "recurrent": (1, 4 * STATE, STATE),
+    "biases": (1, 8 * STATE),
+    "last": (STATE, 1),
+    "last_bias": (1,),
+}
 
 
 class Graph:
@@ -36,6 +50,15 @@ class Graph:
     def constant(self, name: str, value: np.ndarray) -> str:
         """Add a constant. Returns its name."""
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def weight(self, name: str) -> str:
+        """Add a constant whose value is given when the graph is loaded. Returns its name."""
+        tensor = TensorProto(
+            name=name, data_type=TensorProto.FLOAT, dims=WEIGHTS[name], data_location=TensorProto.EXTERNAL
+        )
+        tensor.external_data.add(key="location", value="faster-whisper")
+        self.constants.append(tensor)
         return name
 
     def node(self, kind: str, inputs: Sequence[str], *outputs: str, **attributes: int) -> str:
@@ -55,24 +78,17 @@ class Graph:
         return self.node("Relu", [self.node("Gemm", [source, weights, bias], f"{name}.sum")], name)
 
 
-def network(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """The network, from the weights of Silero v6 by name.
-
-    Its input is the magnitudes of the spectrum, of shape (frames, POSITIONS x FREQUENCIES).
-    """
+def network() -> onnx.ModelProto:
+    """The graph. Its input is the magnitudes of the spectrum, of shape (frames, POSITIONS x FREQUENCIES)."""
     graph = Graph()
-    biases, kernels, channels = [], [], []
-    for number in range(4):
-        kernel = weights[f"encoder.conv_layers.{number}.weight"]
-        biases.append(graph.constant(f"bias{number}", weights[f"encoder.conv_layers.{number}.bias"]))
-        kernels.append(graph.constant(f"kernel{number}", np.concatenate(list(kernel.transpose(2, 1, 0)))))
-        channels.append(kernel.shape[1])
+    for name in WEIGHTS:
+        graph.weight(name)
 
     def layer(number: int, source: str, first: int, last: int, name: str) -> str:
         """One position of a convolution, with the taps ``first`` to ``last`` of its three."""
-        edges = first * channels[number], (last + 1) * channels[number]
+        edges = first * CHANNELS[number], (last + 1) * CHANNELS[number]
         return graph.dense(
-            source, graph.part(kernels[number], *edges, 0, f"{name}.kernel"), biases[number], name
+            source, graph.part(f"kernel{number}", *edges, 0, f"{name}.kernel"), f"bias{number}", name
         )
 
     def seen(first: int, last: int) -> str:
@@ -97,15 +113,16 @@ def network(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     fourth = layer(3, third, 1, 1, "fourth")
 
     sequence = graph.node("Unsqueeze", [fourth, graph.constant("one", np.array([1]))], "sequence")
-    recurrent = [
-        graph.constant(name, weights[f"onnx::LSTM_{number}"])
-        for name, number in (("input", 209), ("recurrent", 210), ("biases", 211))
-    ]
-    graph.node("LSTM", [sequence, *recurrent, "", "h", "c"], "states", "hn", "cn", hidden_size=STATE)
+    graph.node(
+        "LSTM",
+        [sequence, "input", "recurrent", "biases", "", "h", "c"],
+        "states",
+        "hn",
+        "cn",
+        hidden_size=STATE,
+    )
     flat = graph.node("Reshape", ["states", graph.constant("rows", np.array([-1, STATE]))], "flat")
-    last = graph.constant("last", weights["decoder.conv1d.weight"][:, :, 0].T)
-    bias = graph.constant("lastbias", weights["decoder.conv1d.bias"])
-    logits = graph.node("Gemm", [graph.node("Relu", [flat], "positive"), last, bias], "logits")
+    logits = graph.node("Gemm", [graph.node("Relu", [flat], "positive"), "last", "last_bias"], "logits")
     graph.node("Sigmoid", [logits], "probabilities")
 
     def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
@@ -121,14 +138,11 @@ def network(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)])
     # The version of the file format, which ONNX Runtime has known since 1.14.
     model.ir_version = 8
-    onnx.checker.check_model(model)
     return model
 
 
 def main() -> None:
-    source = onnx.load(Path(get_assets_path()) / "silero_vad_v6.onnx")
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in source.graph.initializer}
-    TARGET.write_bytes(network(weights).SerializeToString(deterministic=True))
+    TARGET.write_bytes(network().SerializeToString(deterministic=True))
     print(f"{TARGET}: {TARGET.stat().st_size:,} bytes")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_spark.audio.channels import Samples
+from whisper_spark.audio.silero_weights import load_weights
 from whisper_spark.contract import SAMPLE_RATE
 
 FRAME = 512
@@ -120,7 +121,7 @@ def _network() -> Any:
 
 @lru_cache(maxsize=1)
 def _load_network() -> Any:
-    """Silero v6 (MIT) in the form that ``scripts/voice_detector.py`` gives it."""
+    """Silero v6 as ``scripts/voice_detector.py`` arranges it, with the weights of faster-whisper."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -129,5 +130,9 @@ def _load_network() -> Any:
     settings.intra_op_num_threads = 1
     settings.enable_cpu_mem_arena = False
     settings.log_severity_level = 4
-    data = (resources("whisper_spark") / "assets" / "silero_vad.onnx").read_bytes()
-    return onnxruntime.InferenceSession(data, sess_options=settings, providers=["CPUExecutionProvider"])
+    weights = load_weights()
+    settings.add_external_initializers(
+        list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+    )
+    graph = (resources("whisper_spark") / "assets" / "silero_graph.onnx").read_bytes()
+    return onnxruntime.InferenceSession(graph, sess_options=settings, providers=["CPUExecutionProvider"])
