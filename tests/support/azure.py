@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from servers import free_ports, stop
 
@@ -97,6 +97,20 @@ def put_blob(azure: Azure, container: str, name: str, data: bytes) -> int:
     return _put(azure, f"{container}/{quote(name)}", data, {"x-ms-blob-type": "BlockBlob"})
 
 
+def container_sas(container: str) -> str:
+    """A signature (SAS) that allows to list and to read the blobs of a container for an hour.
+
+    https://learn.microsoft.com/rest/api/storageservices/create-service-sas#version-2020-12-06-and-later
+    """
+    version, expiry = "2021-08-06", (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    text = f"rl\n\n{expiry}\n/blob/{ACCOUNT}/{container}\n\n\n\n{version}\nc\n\n\n\n\n\n\n"
+    return urlencode({"sp": "rl", "se": expiry, "sv": version, "sr": "c", "sig": _signature(text)})
+
+
+def _signature(text: str) -> str:
+    return base64.b64encode(hmac.digest(base64.b64decode(KEY), text.encode(), hashlib.sha256)).decode()
+
+
 def _put(azure: Azure, path: str, data: bytes, headers: dict[str, str], query: str = "") -> int:
     """Send a request to a path as it is, signed with the account's key."""
     date = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
@@ -104,8 +118,7 @@ def _put(azure: Azure, path: str, data: bytes, headers: dict[str, str], query: s
     signed = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
     resource = f"/{ACCOUNT}/{ACCOUNT}/{path}" + (f"\n{query.replace('=', ':')}" if query else "")
     text = f"PUT\n\n\n{len(data) or ''}\n\n\n\n\n\n\n\n\n{signed}{resource}"
-    signature = base64.b64encode(hmac.digest(base64.b64decode(KEY), text.encode(), hashlib.sha256)).decode()
-    headers |= {"Authorization": f"SharedKey {ACCOUNT}:{signature}", "Content-Length": str(len(data))}
+    headers |= {"Authorization": f"SharedKey {ACCOUNT}:{_signature(text)}", "Content-Length": str(len(data))}
     address = urlsplit(azure.endpoint)
     connection = http.client.HTTPConnection(address.netloc, timeout=30)
     try:

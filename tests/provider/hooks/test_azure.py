@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import obstore
 import pytest
-from azure import Azure, azurite, azurite_binary, create_container, put_blob
+from azure import Azure, azurite, azurite_binary, container_sas, create_container, put_blob
 
 from airflow_whisper.hooks.object_storage import object_storage
 from airflow_whisper.operators.discover import DiscoverAudioOperator
@@ -211,3 +211,23 @@ def test_odd_names_cost_themselves(
         assert sorted(file.read().column("audio_uri").to_pylist()) == sorted(found)
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if "cannot be read" in line]
     assert f"{len(ODD_NAMES)} objects under {base}" in warning
+
+
+def test_odd_names_are_left_out_for_who_has_a_signature_only(
+    folder: tuple[ObjectStorage, str], server: Azure
+) -> None:
+    _, base = folder
+    container = base.split("/")[2]
+    for name in ("a//b.wav", "c.wav"):
+        put_blob(server, container, f"raw/{name}", b"x")
+    reader = ObjectStorage(
+        {
+            "azure_storage_account_name": server.config["azure_storage_account_name"],
+            "azure_storage_endpoint": server.endpoint,
+            "azure_storage_sas_key": container_sas(container),
+        }
+    )
+    left_out: list[str] = []
+    (batch,) = reader.list(base, unreadable=left_out.append)
+    assert batch.column("audio_uri").to_pylist() == [f"{base}/c.wav"]
+    assert left_out == [f"{base}/a//b.wav"]
