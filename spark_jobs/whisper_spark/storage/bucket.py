@@ -122,7 +122,7 @@ class Bucket:
             if key > after:
                 unreadable(self._root + key)
 
-        with relayed_store(self._scheme, self._name, self._config, left_out) as store:
+        with self._relayed(left_out) as store:
             for info, key in self._plain_objects(store, prefix, chunk_size, after or None, unreadable):
                 # Some servers for Azure ignore where a listing is to start.
                 if key > after:
@@ -176,7 +176,7 @@ class Bucket:
         if self._scheme == "s3":
             names = raw_keys.list_folders(self._name, self._config, prefix)
             return [name for name in names if name and raw_keys.can_be_read(name)]
-        with relayed_store(self._scheme, self._name, self._config, lambda _: None) as store:
+        with self._relayed(lambda _: None) as store:
             return self._plain_folders(store, prefix)
 
     def _plain_folders(self, store: ObjectStore, prefix: str) -> list[str]:
@@ -187,15 +187,26 @@ class Bucket:
         return [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
 
     @contextmanager
+    def _relayed(self, left_out: Callable[[str], None]) -> Iterator[ObjectStore]:
+        with relayed_store(self._scheme, self._name, self._config, left_out) as store:
+            try:
+                yield store
+            except _NotPlain as error:
+                raise (error.__cause__ or error) from None
+
+    @contextmanager
     def _noticing_names(self, prefix: str) -> Iterator[None]:
-        from obstore.exceptions import InvalidPathError
+        from obstore.exceptions import BaseError, InvalidPathError
 
         if not is_plain(prefix.removesuffix("/") or "root"):
             raise _NotPlain if self._scheme == "s3" else self._refusal(prefix)
         try:
             yield
-        except InvalidPathError:
-            raise _NotPlain from None
+        except BaseError as error:
+            # Of names that XML cannot contain, some are refused with the listing and not by themselves.
+            if isinstance(error, InvalidPathError) or "invalid list response" in str(error):
+                raise _NotPlain from error
+            raise
 
     def _is_shown(self, key: str) -> bool:
         """Whether obstore lists a key in S3 unaltered."""

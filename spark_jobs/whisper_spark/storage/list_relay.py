@@ -90,7 +90,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 status, body = response.status, _without_refused_names(response.read(), self.server.left_out)
         except urllib.error.HTTPError as error:
             status, body = error.code, error.read()
-        except (OSError, HTTPException, ElementTree.ParseError):
+        except (OSError, HTTPException):
             # obstore tries again.
             status, body = HTTPStatus.BAD_GATEWAY, b""
         self.send_response(status)
@@ -105,8 +105,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _without_refused_names(body: bytes, left_out: Callable[[str], None]) -> bytes:
     """A page of a listing without the names that obstore refuses."""
-    # The XML comes from the store that also holds the audio, so it is trusted.
-    page = ElementTree.fromstring(body)  # noqa: S314
+    try:
+        # The XML comes from the store that also holds the audio, so it is trusted.
+        page = ElementTree.fromstring(body)  # noqa: S314
+    except ElementTree.ParseError:
+        # obstore says what is wrong with it.
+        return body
     for element in page.iter():
         # ElementTree would write other prefixes for the namespaces than it has read.
         element.tag = element.tag.rpartition("}")[2]

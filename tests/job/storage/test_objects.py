@@ -131,7 +131,21 @@ def test_names_with_control_characters_come_back_as_they_are(s3: S3Server) -> No
     assert sorted(storage.folders(f"s3://{bucket}/in/")) == ["folder", "sub", "t\tab"]
 
 
-ODD_KEYS = ["", "/b", "a", "a//b", "a/./b", "a/../b", "a/..b", "a+b &%41", "é\x1b<", "z\ufffd", "z\r\n", "~"]
+ODD_KEYS = [
+    "",
+    "/b",
+    "a",
+    "a//b",
+    "a/./b",
+    "a/../b",
+    "a/..b",
+    "a+b &%41",
+    "é\x1b<",
+    "z\ufffd",
+    "z\r\n",
+    "z\0",
+    "~",
+]
 
 
 @pytest.mark.parametrize("page", [1, 3, 1000])

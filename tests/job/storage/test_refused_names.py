@@ -16,14 +16,14 @@ import obstore
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from literal_s3 import literal_s3
+from literal_s3 import LiteralS3, literal_s3
 
 from whisper_spark.storage.clients import endpoint_of
 from whisper_spark.storage.http import without_proxy_for
 from whisper_spark.storage.list_relay import relayed_store
-from whisper_spark.storage.objects import ObjectForbidden, ObjectStorage
+from whisper_spark.storage.objects import ObjectForbidden, ObjectStorage, StorageError
 
-ODD = ["", "/b", "a//b", "a/./b", "a/../b", "tab\t", "two\nlines", "esc\x1b[0m", "del\x7f", "full/"]
+ODD = ["", "/b", "a//b", "a/./b", "a/../b", "tab\t", "two\nlines", "esc\x1b[0m", "del\x7f", "nul\0", "full/"]
 PLAIN = ["a", "a/..b", "a+b &%41", "a/c", "é<", "full", "z\ufffd", "~"]
 
 
@@ -79,6 +79,15 @@ def test_listing_around_odd_names_is_authorised_tried_again_and_says_what_is_ref
         server.failures = [200, 403]
         with pytest.raises(ObjectForbidden, match=r"gs://bucket/in/: AccessDenied"):
             listed(ObjectStorage(config), "gs://bucket/in/")
+
+
+def test_answer_that_is_no_listing_is_an_error_that_says_so() -> None:
+    with literal_s3({"in/a": b"x"}) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LiteralS3, "listing", lambda *_: "<html>Please log in<br></html>")
+        with pytest.raises(StorageError, match=r"gs://bucket/in/: .*invalid list response"):
+            listed(ObjectStorage(server.google_config), "gs://bucket/in/")
+        with pytest.raises(StorageError, match="s3://bucket/in/: the store's answer is not XML"):
+            listed(ObjectStorage(server.config), "s3://bucket/in/")
 
 
 @contextmanager
