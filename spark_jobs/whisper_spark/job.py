@@ -17,14 +17,22 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from whisper_spark.contract import speed_options
+from whisper_spark.contract import WhisperOptions, speed_options
 from whisper_spark.contract.text import visible
+from whisper_spark.doctor.host import HostPlan
 from whisper_spark.progress.reports import PROGRESS_SECONDS
+from whisper_spark.spark.cluster import ExecutorWatch, gpu_problem
 from whisper_spark.spark.conf import spark_defaults
-from whisper_spark.spark.failures import cause_of
+from whisper_spark.spark.failures import (
+    CheckFailedError,
+    MissingPackagesError,
+    cause_of,
+    explained_imports,
+    is_wrong_configuration,
+)
 from whisper_spark.spark.first_files import AllFilesFailError
 from whisper_spark.staging.result import RunResult, StagingError
 from whisper_spark.staging.rows import FLUSH_SECONDS
@@ -41,6 +49,10 @@ _EPILOG = """\
 examples:
   spark-submit --py-files whisper_spark.zip job.py --manifest s3://bucket/staging/.../manifest.parquet
 
+  Check every executor before paying for it, with a known clip:
+  spark-submit --py-files whisper_spark.zip job.py --check --options '{"model": "base", "device": "cuda"}' \\
+      --source s3://bucket/calls/ --staging s3://bucket/staging/
+
   One engine on each executor, with all of its cores and one GPU:
   spark-submit --master spark://host:7077 --py-files whisper_spark.zip \\
       --conf spark.executor.cores=8 --conf spark.task.cpus=8 \\
@@ -55,18 +67,40 @@ credentials:
 """
 
 
+# Errors whose message says enough without a traceback.
+_SPEAKING_ERRORS = (
+    AllFilesFailError,
+    CheckFailedError,
+    MissingPackagesError,
+    StagingError,
+    StorageError,
+    ValueError,
+)
+
+FAILED = 1
+"""Exit status of a job that failed, and of a check that found something wrong."""
+
+WRONG_CONFIGURATION = 2
+"""Exit status when arguments, options or Spark properties are wrong, so that a retry cannot help."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``spark-submit``. Returns the exit status."""
     arguments = parser().parse_args(argv)
+    if not (arguments.manifest or arguments.check):
+        parser().error("the following arguments are required: --manifest")
     _log_to_stdout()
     try:
-        run_job(arguments)
+        if arguments.check:
+            run_check(arguments)
+        else:
+            run_job(arguments)
     except Exception as error:
-        if not isinstance(error, (AllFilesFailError, StagingError, StorageError, ValueError)):
+        if not isinstance(error, _SPEAKING_ERRORS):
             log.exception("unexpected error")
         # Last, because Airflow quotes the end of the output.
         log.error("failed: %s", cause_of(error))
-        return 1
+        return WRONG_CONFIGURATION if is_wrong_configuration(error) else FAILED
     return 0
 
 
@@ -79,13 +113,21 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--manifest", required=True, metavar="URI", help="manifest.parquet of the run")
+    result.add_argument("--manifest", metavar="URI", help="manifest.parquet of the run")
+    result.add_argument(
+        "--check",
+        action="store_true",
+        help="instead of transcribing the manifest, check every executor, print what it has and lacks, and "
+        "let it transcribe a known clip. Needs no manifest; exit status 1 if something is wrong",
+    )
+    result.add_argument("--source", metavar="URI", help="for --check without a manifest: folder with audio")
+    result.add_argument("--staging", metavar="URI", help="for --check without a manifest: staging")
     result.add_argument(
         "--options",
         default="{}",
         metavar="JSON",
         help="other values for options that change only speed, such as batch_size or device, as a JSON "
-        "object; everything else is fixed by the manifest",
+        "object; everything else is fixed by the manifest. For --check without a manifest: all options",
     )
     result.add_argument(
         "--tasks",
@@ -135,20 +177,19 @@ def _positive(kind: type[int] | type[float]) -> Any:
 def run_job(arguments: argparse.Namespace) -> RunResult:
     """Run the job on a parsed command line. Writes ``result.json`` at the end and returns its content.
 
-    :raises ValueError: for invalid options or credentials, and for a file that is not a manifest.
+    :raises ValueError: for invalid options, properties or credentials, and for a file that is no manifest.
+    :raises MissingPackagesError: when executors lack Python packages.
     :raises StorageError: when the manifest cannot be read, or staging cannot be written.
     :raises StagingError: when rows are missing from staging at the end.
     """
     started = time.monotonic()
-    overrides = json.loads(arguments.options)
-    if not isinstance(overrides, dict):
-        raise ValueError(f"--options must be a JSON object, got {arguments.options!r}")
+    overrides = _overrides(arguments)
     conf = _submitted_conf()
-    credentials = {place: from_property(place, conf.get(SECRET_PREFIX + place)) for place in PLACES}
+    credentials = _credentials(conf)
     storage = ObjectStorage(credentials["staging"])
     run, manifest = read_manifest(normalise_uri(arguments.manifest), storage)
     options = speed_options(run.options, overrides)
-    spark = _session(spark_defaults(conf, options))
+    spark = _session(_settings(conf, options))
     try:
         # Imported only now, because these modules need the Python path that the session sets.
         from whisper_spark.spark.run import JobRun
@@ -165,10 +206,58 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
             engine=arguments.engine,
         )
         row_groups = [manifest.row_group(group).num_rows for group in range(manifest.num_row_groups)]
-        result = JobRun(spark, job, row_groups, started).run()
+        with explained_imports(spark.sparkContext), ExecutorWatch(spark.sparkContext):
+            result = JobRun(spark, job, row_groups, started).run()
     finally:
         spark.stop()
     return result
+
+
+def run_check(arguments: argparse.Namespace) -> None:
+    """Check every executor, and print what was found.
+
+    :raises CheckFailedError: when something would make a job fail.
+    :raises ValueError: for invalid options or credentials, and for a file that is not a manifest.
+    :raises StorageError: when the manifest cannot be read.
+    """
+    from whisper_spark.spark.check import check_cluster, check_conf
+
+    overrides, conf = _overrides(arguments), _submitted_conf()
+    credentials = _credentials(conf)
+    if arguments.manifest:
+        run, _ = read_manifest(normalise_uri(arguments.manifest), ObjectStorage(credentials["staging"]))
+        plan = HostPlan(speed_options(run.options, overrides), run.source, run.run_uri, credentials)
+    else:
+        options = WhisperOptions.from_dict(overrides)
+        plan = HostPlan(options, arguments.source, arguments.staging, credentials)
+    spark = _session(_settings(conf, plan.options) | check_conf(conf))
+    try:
+        check_cluster(spark, plan)
+    finally:
+        spark.stop()
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    overrides = json.loads(arguments.options)
+    if not isinstance(overrides, dict):
+        raise ValueError(f"--options must be a JSON object, got {arguments.options!r}")
+    return overrides
+
+
+def _credentials(conf: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    return {place: from_property(place, conf.get(SECRET_PREFIX + place)) for place in PLACES}
+
+
+def _settings(conf: Mapping[str, str], options: WhisperOptions) -> dict[str, str]:
+    """Properties of the session, in addition to the submitted ones.
+
+    :raises ValueError: when executors with GPUs could not start.
+    """
+    settings = spark_defaults(conf, options)
+    problem = gpu_problem({**settings, **conf})
+    if problem:
+        raise ValueError(problem)
+    return settings
 
 
 def _submitted_conf() -> dict[str, str]:

@@ -30,6 +30,7 @@ class SparkCluster:
 
     master: str
     folder: Path
+    ui_port: int
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def standalone_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterat
                 _daemon("org.apache.spark.deploy.worker.Worker", arguments, worker_log, loopback)
             )
         _wait_for(log, r"Registering worker", workers)
-        yield SparkCluster(master, folder)
+        yield SparkCluster(master, folder, web_port)
     finally:
         for process in reversed(processes):
             stop(process)

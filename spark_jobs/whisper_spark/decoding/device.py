@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
+import platform
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from whisper_spark.contract.options import WhisperOptions
+from whisper_spark.decoding import cuda
 
 log = logging.getLogger(__name__)
 
@@ -49,46 +49,34 @@ def choose_device(options: WhisperOptions) -> Device:
         is not visible.
     """
     if options.device != "cpu":
-        gpus = _usable_gpus()
+        gpus, problem = usable_gpus()
         if gpus:
             return Device("cuda", _assigned_gpu(gpus), options.num_workers or 1, options.cpu_threads or 1)
         if options.device == "cuda":
             raise UnusableDeviceError(
-                "device='cuda', but CTranslate2 sees no GPU here: check the driver (nvidia-smi), that "
-                "libcublas.so.12 can be loaded (pip install nvidia-cublas-cu12), and that Spark gives "
-                "executors a GPU (spark.executor.resource.gpu.amount). Or set device='auto'"
+                f"device='cuda', but CTranslate2 sees no GPU on host {platform.node()} ({problem}). Check "
+                "the driver (nvidia-smi), that libcublas.so.12 can be loaded (pip install "
+                "nvidia-cublas-cu12), and that Spark gives executors a GPU "
+                "(spark.executor.resource.gpu.amount). Or set device='auto'"
             )
     workers = options.num_workers or max(1, available_cores() // (options.cpu_threads or 1))
     return Device("cpu", 0, workers, options.cpu_threads or 1)
 
 
-def _usable_gpus() -> int:
-    _preload_cublas()
+def usable_gpus() -> tuple[int, str | None]:
+    """Number of GPUs that CTranslate2 can use in this process; if none, also why."""
+    cuda.preload_cublas()
+    cuda.keep_compiled_kernels()
     import ctranslate2
 
     try:
-        return int(ctranslate2.get_cuda_device_count())
+        gpus = int(ctranslate2.get_cuda_device_count())
     except RuntimeError as error:
         # For instance, the driver is too old for this CUDA runtime.
-        log.warning("CTranslate2 cannot use the GPU: %s", error)
-        return 0
-
-
-def _preload_cublas() -> None:
-    """Load libcublas.so.12 from the package ``nvidia-cublas-cu12``: CTranslate2 opens it by name only.
-
-    On hosts with CUDA 13, this package is the only source of libcublas.so.12.
-    """
-    import ctypes
-    import importlib.util
-
-    spec = importlib.util.find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for name in ("libcublasLt.so.12", "libcublas.so.12"):
-            library = Path(folder) / "cublas" / "lib" / name
-            if library.exists():
-                with contextlib.suppress(OSError):
-                    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        problem = cuda.explained(error)
+        log.warning("CTranslate2 cannot use the GPU: %s", problem)
+        return 0, problem
+    return gpus, None if gpus else cuda.why_no_gpu()
 
 
 def _assigned_gpu(gpus: int) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from whisper_spark.contract.options import KNOWN_MODELS, WhisperOptions
+from whisper_spark.decoding import cuda
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.model_cache import NEEDED, ModelError, fetched_model, local_model
 
@@ -29,6 +31,11 @@ def find_model(options: WhisperOptions, storage: Mapping[str, str] | None = None
         folder = _hub_model(options)
     else:
         folder = Path(options.model).expanduser()
+    if not folder.is_dir():
+        raise ModelError(
+            f"there is no folder {folder} on host {platform.node()}. A path as model must exist on every "
+            "executor; the URI of a folder in an object store is fetched by each host"
+        )
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
         raise ModelError(
@@ -89,4 +96,6 @@ def load_weights(folder: Path, options: WhisperOptions, device: Device) -> Any:
             intra_threads=device.threads,
         )
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"cannot load {folder} on {device.name} as {compute_type}: {error}") from error
+        raise ModelError(
+            f"cannot load {folder} on {device.name} as {compute_type}: {cuda.explained(error)}"
+        ) from error

@@ -23,6 +23,7 @@ from whisper_spark.audio.files import AudioFile, FileError
 from whisper_spark.audio.reader import Finished, Opened, Reader
 from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions
+from whisper_spark.decoding import cuda
 from whisper_spark.decoding.contexts import context_frames
 from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import UnusableDeviceError
@@ -252,7 +253,8 @@ class Pipeline:
         except Exception as error:
             # An error of one window must not affect the windows of other files.
             if _device_is_lost(error):
-                raise UnusableDeviceError(f"{self._decoder.device.name} failed: {error}") from error
+                device = self._decoder.device.name
+                raise UnusableDeviceError(f"{device} failed: {cuda.explained(error)}") from error
             if len(batch) > 1:
                 log.warning("a batch of %d windows failed (%s): decoding it in halves", len(batch), error)
                 if is_out_of_memory(error):

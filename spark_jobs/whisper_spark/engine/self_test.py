@@ -13,6 +13,7 @@ from whisper_spark.audio.files import AudioFile
 from whisper_spark.audio.reader import FileReader
 from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions
+from whisper_spark.decoding import cuda
 from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import UnusableDeviceError
 from whisper_spark.decoding.window_text import WindowText
@@ -29,6 +30,11 @@ _CLIP_WORDS = frozenset({"not", "ill", "disposed", "young", "man"})
 _LEAST_ALIKE = 0.6
 
 
+def clip_bytes() -> bytes:
+    """The known clip, as a FLAC file."""
+    return (resources("whisper_spark") / "assets" / _CLIP).read_bytes()
+
+
 def self_test(decoder: WindowDecoder, options: WhisperOptions) -> None:
     """Decode a known clip, because CTranslate2 returns empty text without an error with some drivers.
 
@@ -39,7 +45,7 @@ def self_test(decoder: WindowDecoder, options: WhisperOptions) -> None:
     :raises UnusableDeviceError: when the device does not transcribe the clip.
     """
     clip = AudioFile("self-test", language="en")
-    data = (resources("whisper_spark") / "assets" / _CLIP).read_bytes()
+    data = clip_bytes()
     # Default options, since those of the user may reject the clip. Only the voice detector is used if the
     # user enables it: if it is broken, every file would become an error.
     plain = WhisperOptions(model=options.model, vad=options.vad)
@@ -51,16 +57,23 @@ def self_test(decoder: WindowDecoder, options: WhisperOptions) -> None:
         problem = f"it failed: {works[0].error.message}"
     elif not text.strip():
         problem = "it gave no text at all"
-    elif decoder.device.kind == "cuda" and not _heard(text):
+    elif decoder.device.kind == "cuda" and not is_heard(text):
         problem = f"it heard {text[:100]!r}"
     if problem:
         raise UnusableDeviceError(
-            f"the self-test of {options.model} on {decoder.device.name} failed: {problem}. "
-            "On a GPU this means a driver older than CTranslate2 needs (570 for H100), or memory that "
-            "another process holds"
+            f"the self-test of {options.model} on {decoder.device.name} failed: {_advised(problem)}"
         )
     if decoder.device.kind == "cuda":
         check_full_batch(decoder, next(part for part in reader.read(clip) if isinstance(part, Window)))
+
+
+def _advised(problem: str) -> str:
+    if cuda.fix_of(problem):
+        return cuda.explained(problem)
+    return (
+        f"{problem}. On a GPU this means a driver older than CTranslate2 needs (570 for H100), or memory "
+        "that another process holds"
+    )
 
 
 def check_full_batch(decoder: WindowDecoder, window: Window) -> None:
@@ -80,7 +93,7 @@ def check_full_batch(decoder: WindowDecoder, window: Window) -> None:
         texts = [row.text for row in _texts(decoder, [window] * size)]
     except Exception as error:
         if not is_out_of_memory(error):
-            raise UnusableDeviceError(f"{where} failed: {error}") from error
+            raise UnusableDeviceError(f"{where} failed: {cuda.explained(error)}") from error
         log.warning("%s ran out of memory: full batches will be decoded in parts", where)
         return
     wrong = [text for text in texts if not _alike(text, alone.text)]
@@ -101,7 +114,8 @@ def _alike(one: str, other: str) -> bool:
     return SequenceMatcher(None, one, other, autojunk=False).ratio() >= _LEAST_ALIKE
 
 
-def _heard(text: str) -> bool:
+def is_heard(text: str) -> bool:
+    """Whether a text is a transcript of the known clip."""
     words = {word.strip(".,!?").lower() for word in text.split()}
     # A model that was fine-tuned for another script may write the clip in that script.
     return len(words & _CLIP_WORDS) >= 2 or not text.isascii()

@@ -77,14 +77,24 @@ def slots(conf: Mapping[str, str], parallelism: int) -> int:
     """
     each = _integer(conf.get("spark.task.cpus")) or 1
     cores = _integer(conf.get("spark.executor.cores"))
-    executors = _integer(conf.get("spark.executor.instances"))
-    if conf.get("spark.dynamicAllocation.enabled") == "true":
-        executors = _integer(conf.get("spark.dynamicAllocation.maxExecutors"))
+    executors = _instances(conf)
     asked = [
         (cores // each) * executors if cores and executors else 0,
         (_integer(conf.get("spark.cores.max")) or 0) // each,
     ]
     return max(1, parallelism // each, *asked)
+
+
+def asked_executors(conf: Mapping[str, str]) -> int | None:
+    """Number of executors that the job asks for; ``None`` if it takes as many as the cluster gives."""
+    cores, most = _integer(conf.get("spark.executor.cores")), _integer(conf.get("spark.cores.max"))
+    return _instances(conf) or (most // cores if cores and most else None)
+
+
+def _instances(conf: Mapping[str, str]) -> int | None:
+    if conf.get("spark.dynamicAllocation.enabled") == "true":
+        return _integer(conf.get("spark.dynamicAllocation.maxExecutors"))
+    return _integer(conf.get("spark.executor.instances"))
 
 
 def task_count(files: int, slots: int) -> int:

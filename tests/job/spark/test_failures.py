@@ -89,7 +89,8 @@ JAVA = """
             ),
             (
                 "Python does not start on host node-2 (executor 0): /usr/bin/python3: Error while finding "
-                "module specification for 'pyspark.daemon' (ModuleNotFoundError: No module named 'pyspark')"
+                "module specification for 'pyspark.daemon' (ModuleNotFoundError: No module named 'pyspark'). "
+                "Install pyspark for this interpreter"
             ),
         ),
         (
@@ -98,7 +99,10 @@ JAVA = """
                 'java.io.IOException: Cannot run program "./environment/bin/python": error=2, No such file '
                 f"or directory{JAVA}Caused by: java.io.IOException: error=2, No such file or directory{JAVA}"
             ),
-            "IOException: error=2, No such file or directory on host node-2 (executor 0)",
+            (
+                "Python does not start on host node-2 (executor 0): there is no ./environment/bin/python. "
+                "spark.pyspark.python must name an interpreter that every executor has"
+            ),
         ),
         ("3 of 5 files have no row in s3://s/rows", "3 of 5 files have no row in s3://s/rows"),
         ("", "RuntimeError"),
