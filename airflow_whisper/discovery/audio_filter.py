@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,6 +18,10 @@ SIDECAR_EXTENSIONS = frozenset(
     "cue m3u m3u8 pls xspf nfo log bak jpg jpeg png gif webp bmp svg".split()
 )
 
+# A character class of a glob, as in `fnmatch`: a `]` at its beginning does not close it.
+_CLASS = re.compile(r"\[!?\]?[^\]]*\]")
+_BRACKET = re.compile(r"\[")
+
 _COMPRESSED = (".gz", ".bz2", ".zst")
 
 Kind = Literal["audio", "hidden", "sidecar", "unmatched"]
@@ -30,13 +35,18 @@ class AudioFilter:
         any path.
     :param extensions: file name extensions, case-insensitive, with or without a dot. ``None``: any except
         those of sidecar files.
-    :raises ValueError: for an empty extension.
+    :raises ValueError: for an empty extension, and for a pattern with a ``[`` that nothing closes.
     """
 
     pattern: str | None = None
     extensions: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.pattern is not None and _BRACKET.search(re.sub(_CLASS, "", self.pattern)):
+            raise ValueError(
+                f"pattern {self.pattern!r} has a '[' without a ']'. Where file names contain a '[', "
+                "write '[[]'"
+            )
         if not all(isinstance(e, str) and e.strip(". ") for e in self.extensions or ()):
             raise ValueError(f"extensions must be a list such as ['wav', 'mp3'], got {self.extensions!r}")
 

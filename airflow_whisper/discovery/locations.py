@@ -31,6 +31,11 @@ def check_locations(locations: Mapping[str, str]) -> None:
 def _folder(argument: str, uri: str) -> str:
     if not isinstance(uri, str) or not uri.strip():
         raise ValueError(f"{argument} must be a URI such as 's3://bucket/{argument}/', got {uri!r}")
+    if ":" not in uri and not uri.startswith(("/", "~")):
+        raise ValueError(
+            f"{argument}: {uri!r} is a relative path, which means another folder in each process: write an "
+            f"absolute path or a URI such as 's3://bucket/{argument}/'"
+        )
     try:
         return folder_uri(uri)
     except ValueError as error:

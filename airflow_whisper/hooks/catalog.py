@@ -154,7 +154,8 @@ def _connection(conn_id: str) -> Any:
         raise CatalogConnectionError(
             f"there is no Airflow connection {conn_id!r} (catalog_conn_id). Create one of type 'iceberg', "
             f"for example: airflow connections add {conn_id} --conn-type iceberg --conn-host https://CATALOG "
-            """--conn-extra '{"warehouse": "s3://BUCKET/"}'; """
+            """--conn-extra '{"warehouse": "s3://BUCKET/"}' """
+            "(for AWS Glue, and for REST with SigV4, install airflow-provider-whisper[amazon]); "
             "or leave catalog_conn_id out for the embedded catalog."
         ) from error
 

@@ -23,6 +23,8 @@ _REASON = re.compile(r"^whisper: failed: (.+)$")
 _JVM = re.compile(r'^Exception in thread "[^"]*" (.+)$')
 _CAUSED_BY = re.compile(r"^Caused by: (.+)$")
 _LAUNCHER = re.compile(r"^Error: (.+)$")
+# Exit status of the job for wrong arguments, options or Spark properties (``whisper_spark.job``).
+_WRONG_CONFIGURATION = 2
 _PYTHON = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|NotFound|Forbidden|Changed): .+$")
 
 
@@ -53,6 +55,15 @@ class Failure:
             self._launcher = match[1]
         elif _PYTHON.match(line):
             self._python = line
+
+    def is_permanent(self, status: int | None) -> bool:
+        """Whether a person has to change something first, so that a retry cannot help.
+
+        :param status: see :meth:`cause`.
+        """
+        if self._reason:
+            return status == _WRONG_CONFIGURATION
+        return bool(self._known or self._launcher)
 
     def cause(self, status: int | None) -> str:
         """Return the cause in one line, from the most informative line found.

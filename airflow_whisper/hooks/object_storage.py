@@ -22,6 +22,23 @@ _TYPES_OF_SCHEME = {
     "abfss": ("wasb", "adls", "azure_data_lake"),
 }
 
+# For messages: what a connection of each type looks like, and what brings Airflow's form for it.
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "aws": {
+        "conn_type": "aws",
+        "login": "ACCESS_KEY",
+        "password": "SECRET_KEY",
+        "extra": {"region_name": "us-east-1", "endpoint_url": "https://..., for other stores than AWS"},
+    },
+    "google_cloud_platform": {"conn_type": "google_cloud_platform", "extra": {"key_path": "/path/key.json"}},
+    "wasb": {"conn_type": "wasb", "login": "ACCOUNT", "password": "ACCOUNT_KEY"},
+}
+_PROVIDERS = {
+    "aws": "airflow-provider-whisper[amazon]",
+    "google_cloud_platform": "apache-airflow-providers-google",
+    "wasb": "apache-airflow-providers-microsoft-azure",
+}
+
 # Settings whose values are the contents of files, which may contain line breaks.
 _TEXTS = ("root_certificate", "google_service_account_key")
 
@@ -62,6 +79,7 @@ def storage_config(conn_id: str | None, uri: str, *, connection: Any = None) -> 
         wanted = " or ".join(repr(t) for t in _TYPES_OF_SCHEME[scheme])
         raise InvalidConnectionError(
             f"connection {conn_id!r} is of type {kind!r}, but {scheme}:// needs one of type {wanted}"
+            f"{_became_generic(conn_id, scheme) if kind == 'generic' else ''}"
         )
     config = _CONFIG_OF_TYPE[kind](conn_id, connection, _extra(connection, kind))
     config = {key: value for key, value in config.items() if value}
@@ -93,11 +111,27 @@ def _connection(conn_id: str, scheme: str) -> Connection:
     except AirflowNotFoundException:
         kind = _TYPES_OF_SCHEME[scheme][0]
         raise InvalidConnectionError(
-            f"there is no connection {conn_id!r}. Create one with "
-            f"`airflow connections add {conn_id} --conn-type {kind} ...`, in the UI under Admin > Connections"
-            f" or in the environment as AIRFLOW_CONN_{conn_id.upper()}; or leave the argument out to use the "
-            "credentials of the machine"
+            f"there is no connection {conn_id!r}. Create one with `{_add_command(conn_id, kind)}`, in the UI "
+            f"under Admin > Connections or, as the same JSON, in the environment as "
+            f"AIRFLOW_CONN_{conn_id.upper()}; or leave the argument out to use the credentials of the machine"
         ) from None
+
+
+def _add_command(conn_id: str, kind: str) -> str:
+    """The command that creates a connection.
+
+    With ``--conn-json``, because ``--conn-type`` becomes ``generic`` where the provider of the type is not
+    installed.
+    """
+    return f"airflow connections add {conn_id} --conn-json '{json.dumps(_EXAMPLES[kind])}'"
+
+
+def _became_generic(conn_id: str, scheme: str) -> str:
+    kind = _TYPES_OF_SCHEME[scheme][0]
+    return (
+        f". `airflow connections add --conn-type {kind}` makes a generic one where {_PROVIDERS[kind]} is not "
+        f"installed. Delete it and use `{_add_command(conn_id, kind)}`"
+    )
 
 
 def _extra(connection: Connection, kind: str) -> dict[str, Any]:

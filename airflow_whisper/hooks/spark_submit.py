@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.sdk.exceptions import AirflowException
 
+from airflow_whisper.errors import ConfigurationError
 from airflow_whisper.hooks.failure import Failure
 from airflow_whisper.hooks.job_package import job_script, write_archive
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
@@ -97,6 +98,7 @@ class WhisperSubmitHook(SparkSubmitHook):
         :param application: script to run instead of the packaged job.
         :raises AirflowException: if it fails. The message starts with the cause and ends with the last lines
             of the output.
+        :raises ConfigurationError: if it fails for a reason that a retry cannot remove.
         """
         with private_folder() as self._folder:
             try:
@@ -104,13 +106,16 @@ class WhisperSubmitHook(SparkSubmitHook):
             except FileNotFoundError as error:
                 if error.filename != self._connection["spark_binary"]:
                     raise
-                raise AirflowException(
+                raise ConfigurationError(
                     f"there is no {error.filename!r} on this worker: install "
                     "airflow-provider-whisper[spark], or name the program with spark_binary"
                 ) from error
             except AirflowException as error:
-                cause = self._failure.cause(self._submit_sp.returncode if self._submit_sp else None)
-                raise AirflowException(f"the Spark job failed: {cause}\n{error}") from error
+                status = self._submit_sp.returncode if self._submit_sp else None
+                message = f"the Spark job failed: {self._failure.cause(status)}\n{error}"
+                if self._failure.is_permanent(status):
+                    raise ConfigurationError(message) from error
+                raise AirflowException(message) from error
 
     def on_kill(self) -> None:
         """End the job. Runs in a signal handler; in client mode it calls neither Airflow nor Spark."""
@@ -311,6 +316,11 @@ def client_environment(
         defaults["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
         defaults["SPARK_LOCAL_IP"] = "127.0.0.1"
     return {name: value for name, value in defaults.items() if name not in present} | given
+
+
+def is_local_master(master: str) -> bool:
+    """Whether tasks run on the machine of the driver."""
+    return master.startswith("local")
 
 
 def spark_application(line: str) -> tuple[str | None, str | None]:

@@ -18,6 +18,7 @@ from airflow_whisper.discovery.locations import (
     check_source_exists,
     source_root,
 )
+from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.outcome import push_outcome
 from airflow_whisper.templates import TextTemplates, boolean, collection, is_final, number, optional, text
 from airflow_whisper.watch.partition_templates import check_formats, modified_partition
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from airflow_whisper.discovery.manifest import Target
     from whisper_spark.contract import Run
     from whisper_spark.storage.objects import ObjectStorage
+
+
+# Airflow's name of the pool that always exists.
+_DEFAULT_POOL = "default_pool"
 
 
 class DiscoverAudioOperator(TextTemplates, BaseOperator):
@@ -235,7 +240,9 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         from airflow_whisper.hooks.object_storage import object_storage
         from airflow_whisper.operators.run_estimate import run_estimate
 
-        self._take_rendered()
+        with wrong_configuration():
+            self._take_rendered()
+        self._warn_of_embedded_catalog()
         source_conn_id, staging_conn_id = optional(self.source_conn_id), optional(self.staging_conn_id)
         source_storage = object_storage(source_conn_id, self.source)
         staging_storage = object_storage(staging_conn_id or source_conn_id, self.staging)
@@ -260,6 +267,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             run = write_run(comparison, counts, target, staging_storage)
         self._run = run
         self._log_summary(run, counts, expected)
+        self._tell_of_pool()
         return {
             "manifest_uri": run.manifest_uri,
             "manifest_id": run.manifest_id,
@@ -291,6 +299,34 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             f"dry run of partition {partition_path(target.partition)} of {target.table}: {counts}. "
             f"To transcribe: {work_text(counts.to_transcribe, counts.audio_bytes, expected)}",
         )
+
+    def _warn_of_embedded_catalog(self) -> None:
+        from whisper_spark.storage.objects import normalise_uri
+
+        if optional(self.catalog_conn_id) is None and not normalise_uri(self.staging).startswith("file://"):
+            self.log.warning(
+                "Staging is %s, but without catalog_conn_id the table goes into the embedded catalog on the "
+                "disk of this machine. Create an Airflow connection of type 'iceberg' for your catalog, and "
+                "pass its id as catalog_conn_id",
+                self.staging,
+            )
+
+    def _tell_of_pool(self) -> None:
+        """Name the pools of the next tasks: Airflow never starts a task whose pool does not exist.
+
+        A task cannot look up pools, so this is told in every case.
+        """
+        dag = self.get_dag()
+        for task in self.downstream_list if dag else ():
+            if task.pool != _DEFAULT_POOL:
+                self.log.info(
+                    "%s takes a slot of pool %r. If it stays in the state `scheduled`, the pool is full or "
+                    "does not exist: see `airflow pools list`, and create it with "
+                    "`airflow pools set %s 1 'Spark jobs'`",
+                    task.task_id,
+                    task.pool,
+                    task.pool,
+                )
 
     def _take_rendered(self) -> None:
         """Normalise and check the values of templates and of other tasks' outputs."""

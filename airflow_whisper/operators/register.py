@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.links import ReportLink, TableLink, push_report
 from airflow_whisper.templates import is_final, optional
 from whisper_spark.contract import partition_path
@@ -91,9 +92,10 @@ class RegisterTranscriptsOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Register the run, add the result to the asset events, and log it."""
-        check_uri("manifest", self.manifest)
-        if self.report is not None:
-            check_uri("report", self.report)
+        with wrong_configuration():
+            check_uri("manifest", self.manifest)
+            if self.report is not None:
+                check_uri("report", self.report)
 
         from airflow_whisper.hooks.catalog import open_catalog
         from airflow_whisper.hooks.object_storage import object_storage
@@ -103,11 +105,12 @@ class RegisterTranscriptsOperator(BaseOperator):
         storage = object_storage(optional(self.staging_conn_id), self.manifest)
         run = self._read_run(storage)
         name = f"{partition_path(run.partition)} of {run.table}"
+        catalog = open_catalog(optional(self.catalog_conn_id))
         try:
             registered = register_run(
                 run,
                 storage,
-                open_catalog(optional(self.catalog_conn_id)),
+                catalog,
                 report_uri=self.report,
                 require_report=self.require_report,
             )
@@ -124,7 +127,8 @@ class RegisterTranscriptsOperator(BaseOperator):
         if self.require_report:
             push_report(context, result["report_uri"], optional(self.staging_conn_id))
         self.log.info(
-            "%s %d rows (%d of them errors; %.2f h of audio) and deleted %d, as snapshot %d: %s",
+            "%s %d rows (%d of them errors; %.2f h of audio) and deleted %d, as snapshot %d: %s, "
+            "in catalog %r at %s",
             "Had registered before" if registered.again else "Registered",
             registered.rows,
             registered.errors,
@@ -132,6 +136,8 @@ class RegisterTranscriptsOperator(BaseOperator):
             registered.removed,
             registered.snapshot_id,
             name,
+            catalog.name,
+            registered.table_location,
         )
         self._tell_assets(context, run, result)
         return result

@@ -14,14 +14,16 @@ from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_whisper.errors import ConfigurationError
+from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.hooks.object_storage import object_storage, storage_config
 from airflow_whisper.hooks.spark_submit import (
     Submission,
     WhisperSubmitHook,
     check_deploy_mode,
     check_spark_connection,
+    is_local_master,
     runs_on_cluster,
+    spark_master,
 )
 from airflow_whisper.links import SparkUILink
 from airflow_whisper.operators.run_manifest import read_own_manifest
@@ -237,14 +239,14 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         """Submit the job unless everything is already staged, and return a summary of its result."""
         from whisper_spark.staging.result import finished_result, nothing_done
 
-        check_spark_connection(self.conn_id, self.deploy_mode)
-        storage = object_storage(self._staging_connection, self.manifest)
+        connection = check_spark_connection(self.conn_id, self.deploy_mode)
+        with wrong_configuration():
+            storage = object_storage(self._staging_connection, self.manifest)
         run, metadata = read_own_manifest(self.manifest, storage)
         self._run = run
-        try:
+        with wrong_configuration():
             _speed_options(run.options, self.options)
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from None
+        self._warn_of_local_staging(run, spark_master(connection))
         finished = finished_result(run, storage)
         if finished is not None:
             self.log.info("All %d files are staged already: Spark is not started", finished.files)
@@ -256,6 +258,15 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
             result = self._submit(context, run, storage)
         self._result = result
         return _summary(run, result)
+
+    def _warn_of_local_staging(self, run: Run, master: str) -> None:
+        if run.run_uri.startswith("file://") and not is_local_master(master):
+            self.log.warning(
+                "Staging is %s, a folder, but the executors of %s run on other machines. Unless all of them, "
+                "the driver and the Airflow workers share that disk, name an object store as staging",
+                run.run_uri,
+                master,
+            )
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
@@ -327,7 +338,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         )
 
     def _credentials(self, run: Run) -> dict[str, dict[str, str]]:
-        model = folder_uri(run.options.model) if "://" in run.options.model else None
+        with wrong_configuration():
+            model = folder_uri(run.options.model) if "://" in run.options.model else None
         return {
             "source": storage_config(optional(self.source_conn_id), run.source),
             "staging": storage_config(self._staging_connection, run.run_uri),

@@ -47,7 +47,7 @@ TABLE_PROPERTIES: dict[str, str] = {
 
 def check_table_name(table: str) -> None:
     """:raises ValueError: unless the name is ``namespace.table``."""
-    parts = table.split(".")
+    parts = table.split(".") if isinstance(table, str) else []
     if len(parts) < 2 or not all(part.strip() == part and part for part in parts):
         raise ValueError(
             f"table {table!r} must be written namespace.table, for example 'speech.transcripts': "

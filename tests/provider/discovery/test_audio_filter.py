@@ -58,3 +58,8 @@ def test_kind_by_pattern_and_extensions_together(key: str, kind: Kind) -> None:
 def test_wrong_extension_is_refused(extensions: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="must be a list such as"):
         AudioFilter(None, extensions)
+
+
+@pytest.mark.parametrize("pattern", ["call[0-9].wav", "[[]draft[]].wav", "[]]", "[!]a]*", "*.wav"])
+def test_pattern_with_closed_brackets_is_a_glob(pattern: str) -> None:
+    AudioFilter(pattern)

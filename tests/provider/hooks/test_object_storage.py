@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -233,8 +235,22 @@ def test_azure_connection_string_without_account(connect: Connect) -> None:
 
 
 def test_missing_connection_says_how_to_make_one() -> None:
-    with pytest.raises(InvalidConnectionError, match=r"no connection 'nowhere'.*--conn-type aws"):
+    with pytest.raises(
+        InvalidConnectionError, match=r"no connection 'nowhere'.*--conn-json '{\"conn_type\": \"aws\""
+    ):
         storage_config("nowhere", AWS_URI)
+
+
+def test_connection_that_became_generic_says_how_to_make_one_of_the_right_type(connect: Connect) -> None:
+    # What `airflow connections add --conn-type aws` makes where the Amazon provider is not installed.
+    conn = connect("generic", login="AKIA")
+    with pytest.raises(InvalidConnectionError) as caught:
+        storage_config(conn, AWS_URI)
+    assert "airflow-provider-whisper[amazon] is not installed" in str(caught.value)
+    command = re.search(r"`(airflow connections add \S+ --conn-json .*)`", str(caught.value))
+    assert command
+    arguments = shlex.split(command[1])
+    assert json.loads(arguments[-1])["conn_type"] == "aws"
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,29 @@ def test_cause_is_found_in_the_output(output: str, status: int, cause: str) -> N
     assert "\n" not in failure.cause(status)
 
 
+@pytest.mark.parametrize(
+    ("output", "status", "fails_at_once"),
+    [
+        ("whisper: failed: --options must be a JSON object", 2, True),
+        ("whisper: failed: s3://b/a.wav: no permission", 1, False),
+        ("JAVA_HOME is not set", 1, True),
+        ("Error: Unrecognized option: --nope", 1, True),
+        (AWAIT, 1, False),
+        ("", 137, False),
+        ("", 2, False),
+    ],
+)
+def test_job_that_a_retry_cannot_help_fails_at_once(
+    local_spark: None, run: Run, tmp_path: Path, output: str, status: int, fails_at_once: bool
+) -> None:
+    (tmp_path / "output").write_text(output)
+    binary = program(tmp_path, f"cat {tmp_path}/output; exit {status}")
+    operator = WhisperTranscribeOperator(task_id="t", manifest=run.manifest_uri, spark_binary=binary)
+    with pytest.raises(AirflowException) as caught:
+        operator.execute({})
+    assert isinstance(caught.value, AirflowFailException) is fails_at_once
+
+
 def test_message_of_a_failed_task_begins_with_the_cause(local_spark: None, run: Run, tmp_path: Path) -> None:
     # More lines after the cause than the provider keeps.
     script = "echo 'Error: Master must start with spark'\nfor i in $(seq 50); do echo usage; done\nexit 1"
@@ -166,6 +189,20 @@ def test_executor_that_fits_nowhere_is_told_in_the_log_once(
     failure_of(run, program(tmp_path, f"for i in 1 2 3; do echo '{waiting}'; done; exit 1"))
     log = "".join(capfd.readouterr())
     assert log.count("compare executor_cores, executor_memory and GPUs with what one worker offers") == 1
+
+
+@pytest.mark.parametrize(("host", "warns"), [("local[2]", False), ("spark://h:7077", True), ("yarn", True)])
+def test_folder_as_staging_of_a_cluster_is_a_warning(
+    host: str,
+    warns: bool,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    connect(monkeypatch, {"conn_type": "spark", "host": host})
+    failure_of(run, program(tmp_path, "exit 1"))
+    assert ("name an object store as staging" in "".join(capfd.readouterr())) is warns
 
 
 # --- the connection --------------------------------------------------------------------------------------

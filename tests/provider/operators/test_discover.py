@@ -15,8 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from literal_s3 import literal_s3
 from servers import S3Server
 
@@ -742,6 +743,10 @@ LOCAL = SimpleNamespace(source="/data/raw", staging="/data/staging", conn_id=Non
         ({"source": "ftp://host/raw"}, "source: .*not supported"),
         ({"source": ""}, "source must be a URI"),
         ({"staging": None}, "staging must be a URI"),
+        ({"staging": "staging/calls"}, "staging: .*'staging/calls'"),
+        ({"table": None}, "table None must be written namespace.table"),
+        ({"pattern": "["}, r"pattern '\[' has a '\[' without a '\]'"),
+        ({"pattern": "calls-[0-9*.wav"}, "without a"),
         ({"staging": "/data/raw"}, "must not lie inside source"),
         ({"staging": "/data/raw/staging/"}, "must not lie inside source"),
         ({"source": "s3a://calls", "staging": "s3://calls/staging"}, "must not lie inside source"),
@@ -774,6 +779,41 @@ def test_staging_beside_the_source_is_fine() -> None:
 def test_missing_connection_is_named(catalog_env: SimpleNamespace) -> None:
     with pytest.raises(InvalidConnectionError, match="no connection 'nowhere'"):
         operator(LOCAL, source="s3://calls/raw", source_conn_id="nowhere").execute({})
+
+
+def test_wrong_argument_that_a_template_gives_is_not_retried(catalog_env: SimpleNamespace) -> None:
+    task = operator(LOCAL, pattern="{{ v }}")
+    task.pattern = "["
+    with pytest.raises(AirflowFailException, match="without a"):
+        task.execute({})
+
+
+def test_remote_staging_with_the_embedded_catalog_is_a_warning(
+    place: SimpleNamespace, catalog_env: SimpleNamespace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    discover(place)
+    warned = "pass its id as catalog_conn_id" in "".join(capfd.readouterr())
+    assert warned is place.staging.startswith("s3://")
+
+
+def test_log_names_the_pool_of_the_next_task_because_airflow_starts_none_in_an_unknown_pool(
+    catalog_env: SimpleNamespace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.wav").write_bytes(b"x")
+    place = SimpleNamespace(source=f"{tmp_path}/raw", staging=f"{tmp_path}/staging", conn_id=None)
+    with DAG("calls", schedule=None):
+        found = operator(place)
+        (
+            found
+            >> EmptyOperator(task_id="transcribe", pool="gpus")
+            >> EmptyOperator(task_id="after", pool="other")
+        )
+    found.execute({})
+    log = "".join(capfd.readouterr())
+    assert "transcribe takes a slot of pool 'gpus'" in log
+    assert "airflow pools set gpus 1" in log
+    assert "'other'" not in log
 
 
 def rendered(task: DiscoverAudioOperator, **context: Any) -> DiscoverAudioOperator:

@@ -376,6 +376,7 @@ def test_log_says_what_was_done(tmp_path: Path, caplog: pytest.LogCaptureFixture
     log = caplog.text + capsys.readouterr().out
     assert "Registered 2 rows (0 of them errors; 0.02 h of audio) and deleted 0" in log
     assert str(result["snapshot_id"]) in log
+    assert f"in catalog 'whisper' at {result['table_location']}" in log
 
 
 def test_statement_is_a_template_too() -> None:
