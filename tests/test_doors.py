@@ -47,6 +47,7 @@ DOORS = {
     "whisper_spark.job": ["main"],
     "whisper_spark.options": ["KNOWN_MODELS", "LANGUAGES", "WhisperOptions"],
     "whisper_spark.parquet": ["open_parquet", "read_manifest", "read_run"],
+    "whisper_spark.redaction": ["is_in_step", "redact"],
     "whisper_spark.subtitles": ["Cue", "Layout", "cues", "to_json", "to_srt", "to_txt", "to_vtt"],
     "whisper_spark.udf": ["whisper_udf"],
 }

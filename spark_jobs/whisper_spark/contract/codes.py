@@ -18,6 +18,7 @@ ERROR_CODES: dict[str, str] = {
     "corrupt": "an audio container of which nothing can be decoded",
     "too_long": "longer than WhisperOptions.max_duration_s",
     "out_of_memory": "the device ran out of memory even for a batch of one window",
+    "transform_failed": "the function in WhisperOptions.transform failed; its row holds no text",
     "internal": "anything else; error_message says what, and the executor log has the traceback",
 }
 """The closed set of error codes and what each one means."""

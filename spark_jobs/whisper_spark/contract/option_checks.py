@@ -17,6 +17,8 @@ from whisper_spark.contract.names import COMPUTE_TYPES, KNOWN_MODELS, LANGUAGES,
 _URI = re.compile(r"^(s3|s3a|gs|gcs|az|abfs|abfss|file)://", re.IGNORECASE)
 _HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# module:function@version
+_TRANSFORM = re.compile(r"(?P<function>[^\W\d][\w.]*:[^\W\d][\w.]*)(@(?P<version>[\w.+-]+))?")
 _TEMPLATE = re.compile(r"\{\{|\{%")
 # Control characters, and lone surrogates, which cannot be encoded as UTF-8.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -140,6 +142,7 @@ def check_values(values: Mapping[str, Any]) -> None:
     """
     _check_model(values["model"], values["revision"], values["model_sha256"])
     _check_speakers(values)
+    _check_transform(values["transform"])
     _check_language(values["model"], values["language"], values["multilingual"])
     if values["compute_type"] not in COMPUTE_TYPES:
         raise ValueError(
@@ -193,6 +196,19 @@ def _check_speakers(values: Mapping[str, Any]) -> None:
     for name, why in _DIARIZE_NEEDS.items():
         if not values[name]:
             raise ValueError(f"diarize=True needs {name}=True: {why}")
+
+
+def _check_transform(transform: str | None) -> None:
+    match = transform and _TRANSFORM.fullmatch(transform)
+    if transform is None or (match and match["version"]):
+        return
+    if match:
+        raise ValueError(
+            f"transform={shown(transform)} lacks the version of the function, without which transcripts "
+            "would not be made again when it changes: give the function an attribute, "
+            f"{match['function'].rpartition(':')[2]}.version = '1', and write {match['function'] + '@1'!r}"
+        )
+    raise ValueError(f"transform must be 'package.module:function@version', got {shown(transform)}")
 
 
 def _check_language(model: str, language: str | None, multilingual: bool) -> None:

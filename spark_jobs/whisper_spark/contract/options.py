@@ -106,6 +106,10 @@ class WhisperOptions:
     :param suppress_tokens: token ids never to produce; -1 stands for Whisper's non-speech symbols. ``()`` or
         ``None`` suppress nothing.
     :param max_duration_s: longer files (seconds) become an error row ``too_long``.
+    :param transform: a function that each transcript passes through before any of it is written anywhere,
+        as ``"package.module:function@version"``. It runs on the executors, and takes and returns a
+        :class:`Transcript`, of which text and segments are kept, see ``docs/redaction.md``. The version is
+        that of its attribute ``version``; a function with another version is refused.
     :param compute_type: CTranslate2 weight type; ``"auto"`` is float16 on a GPU and int8 on a CPU.
     :param device: ``"auto"`` takes the GPU that Spark assigned, else a CPU. Not in the fingerprint.
     :param batch_size: windows of 30 seconds decoded together, or a larger number of shorter ones. ``None``
@@ -162,6 +166,7 @@ class WhisperOptions:
     suppress_blank: bool = True
     suppress_tokens: tuple[int, ...] = (-1,)
     max_duration_s: float = 86_400.0
+    transform: str | None = None
     compute_type: str = "auto"
     device: Literal["auto", "cuda", "cpu"] = _speed("auto")
     batch_size: int | None = _speed(None)

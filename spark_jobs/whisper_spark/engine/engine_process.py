@@ -24,6 +24,7 @@ from typing import Any
 from whisper_spark.audio.files import AudioFile
 from whisper_spark.child_process import ChildProcess
 from whisper_spark.contract import Transcript, WhisperOptions
+from whisper_spark.engine.transform import load_transform
 from whisper_spark.progress.counters import Activity, Progress
 from whisper_spark.storage.objects import ObjectStorage
 
@@ -211,6 +212,7 @@ def _run(order: Order, files: Connection, speaker: _Speaker) -> None:
     reports.start()
     last: Message = Done()
     try:
+        transform = load_transform(order.options)
         engine = engine_of(order.engine)(order.options, order.model_storage or None)
         speaker.say(Loaded())
         storage = ObjectStorage(order.storage)
@@ -219,7 +221,7 @@ def _run(order: Order, files: Connection, speaker: _Speaker) -> None:
             # moment.
             if (transcript.duration_s or 0.0) > _LONG_FILE_SECONDS:
                 speaker.say(progress.activity())
-            speaker.say(transcript)
+            speaker.say(transform(transcript))
     except ImportError as error:
         place = f"{error} on host {platform.node()} with {sys.executable}"
         last = Failed(_portable(type(error)(place, name=error.name)))

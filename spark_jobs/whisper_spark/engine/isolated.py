@@ -31,6 +31,7 @@ from whisper_spark.engine.engine_process import (
     keep_process,
     take_process,
 )
+from whisper_spark.engine.transform import load_transform
 from whisper_spark.engine.version import engine_version
 from whisper_spark.progress.counters import Activity, Progress
 from whisper_spark.storage.objects import ObjectStorage, normalise_uri
@@ -81,6 +82,7 @@ class IsolatedEngine:
         :param alone: number of files at the start that are processed one at a time: the next one is taken
             only when the one before is finished.
         :raises ModelError: when the model cannot be found or loaded.
+        :raises TransformError: when the function ``options.transform`` cannot be used.
         :raises UnusableDeviceError: when the device fails permanently.
         :raises EngineProcessError: when the engine's process ends and no file is the cause.
         """
@@ -93,8 +95,9 @@ class IsolatedEngine:
                 process = take_process()
             except OSError as error:
                 log.warning("a file that crashes the engine will end this process: %s", error)
+                transform = load_transform(self._options)
                 engine = engine_of(self._engine)(self._options, self._model_storage or None)
-                yield from engine.transcribe(queue.rest(), storage, progress)
+                yield from map(transform, engine.transcribe(queue.rest(), storage, progress))
                 return
             given = queue.given
             run = _Pass(process, queue, progress)

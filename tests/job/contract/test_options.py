@@ -53,6 +53,14 @@ from whisper_spark.contract.options import KNOWN_MODELS
         ({"suppress_tokens": (1_000_000_000,)}, "suppress_tokens must hold token ids.*got 1000000000"),
         ({"hotwords": "\ud800"}, "hotwords must be text"),
         ({"hotwords": "{{ params.words }}"}, r"template.*options=\{'hotwords': '\{\{ ... \}\}'"),
+        (
+            {"transform": "jobs.hide:numbers"},
+            r"lacks the version.*numbers.version = '1'.*'jobs.hide:numbers@1'",
+        ),
+        ({"transform": "jobs.hide.numbers@1"}, "transform must be 'package.module:function@version'"),
+        ({"transform": "jobs.hide:numbers@"}, "transform must be"),
+        ({"transform": "os;import x:y@1"}, "transform must be"),
+        ({"transform": ""}, "transform must be"),
         ({"language": "{% if x %}en{% endif %}"}, "Airflow renders none inside WhisperOptions"),
         (
             {"diarize": True},
@@ -290,3 +298,13 @@ def test_a_run_survives_the_metadata_of_its_manifest() -> None:
         audio_bytes=10,
     )
     assert Run.from_metadata(run.to_metadata()) == run
+
+
+def test_transform_and_its_version_are_part_of_the_fingerprint() -> None:
+    prints = {
+        WhisperOptions(transform=transform).fingerprint()
+        for transform in (None, "jobs.hide:numbers@1", "jobs.hide:numbers@2", "jobs.hide:names@1")
+    }
+    assert len(prints) == 4
+    given = WhisperOptions(transform="jobs.hide:numbers@1.2+a")
+    assert WhisperOptions.from_json(given.to_json()) == given
