@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,15 +119,22 @@ class Bucket:
     def _relayed_objects(
         self, prefix: str, chunk_size: int, after: str, unreadable: Callable[[str], None]
     ) -> Iterator[tuple[ObjectInfo, str]]:
-        def left_out(key: str) -> None:
-            if key > after:
-                unreadable(self._root + key)
+        # Filled by another thread.
+        left_out: deque[str] = deque()
 
-        with self._relayed(left_out) as store:
+        def report() -> None:
+            while left_out:
+                key = left_out.popleft()
+                if key > after:
+                    unreadable(self._root + key)
+
+        with self._relayed(left_out.append) as store:
             for info, key in self._plain_objects(store, prefix, chunk_size, after or None, unreadable):
+                report()
                 # Some servers for Azure ignore where a listing is to start.
                 if key > after:
                     yield info, key
+        report()
 
     def _plain_objects(
         self,

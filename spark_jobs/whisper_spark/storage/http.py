@@ -6,6 +6,7 @@ import contextlib
 import ssl
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 
 TIMEOUT_SECONDS = 60
 """Longest time without an answer, in seconds."""
@@ -13,6 +14,8 @@ TIMEOUT_SECONDS = 60
 
 def opener(config: Mapping[str, str]) -> urllib.request.OpenerDirector:
     """A client with the settings ``root_certificate``, ``allow_invalid_certificates`` and ``proxy_url``.
+
+    It follows no redirects, because a credential must not go to another host.
 
     :param config: see :class:`whisper_spark.storage.objects.ObjectStorage`. Without ``proxy_url``, the
         environment determines the proxy.
@@ -22,10 +25,16 @@ def opener(config: Mapping[str, str]) -> urllib.request.OpenerDirector:
         context.load_verify_locations(cadata=config["root_certificate"])
     if config.get("allow_invalid_certificates") == "true":
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
+    https = urllib.request.HTTPSHandler(context=context)
+    handlers: list[urllib.request.BaseHandler] = [https, _NoRedirects()]
     if "proxy_url" in config:
         handlers.append(urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), config["proxy_url"])))
     return urllib.request.build_opener(*handlers)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Make the answer an error instead."""
 
 
 def without_proxy_for(host: str, config: Mapping[str, str]) -> dict[str, str]:

@@ -18,10 +18,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http import HTTPStatus
 from http.client import HTTPException
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 from xml.etree import ElementTree
 
 from whisper_spark.storage.clients import endpoint_of, store_at
@@ -79,48 +78,65 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Forward a listing."""
         path = "/" + self.path.lstrip("/")
-        if "list-type=2" in path:
-            # In Google Cloud Storage, XML cannot contain all names without this.
-            path += "&encoding-type=url"
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OWN_HEADERS}
-        # The root names the scheme: that of the store's endpoint, which is checked.
-        request = urllib.request.Request(self.server.root + path, headers=headers)  # noqa: S310
         try:
-            with self.server.opener.open(request, timeout=TIMEOUT_SECONDS) as response:
-                status, body = response.status, _without_refused_names(response.read(), self.server.left_out)
+            status, body = 200, self._listing(path)
         except urllib.error.HTTPError as error:
             status, body = error.code, error.read()
         except (OSError, HTTPException):
             # obstore tries again.
-            status, body = HTTPStatus.BAD_GATEWAY, b""
+            status, body = 502, b""
         self.send_response(status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
+    def _listing(self, path: str) -> bytes:
+        body = self._fetched(path)
+        try:
+            return _without_refused_names(body, self.server.left_out)
+        except ElementTree.ParseError:
+            if "list-type=2" not in path:
+                return body
+        # In Google Cloud Storage, names may contain characters that XML cannot, unless they are encoded.
+        body = self._fetched(f"{path}&encoding-type=url")
+        try:
+            return _without_refused_names(body, self.server.left_out)
+        except ElementTree.ParseError:
+            # obstore says what is wrong with it.
+            return body
+
+    def _fetched(self, path: str) -> bytes:
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OWN_HEADERS}
+        # The root names the scheme: that of the store's endpoint, which is checked.
+        request = urllib.request.Request(self.server.root + path, headers=headers)  # noqa: S310
+        with self.server.opener.open(request, timeout=TIMEOUT_SECONDS) as response:
+            body: bytes = response.read()
+            return body
+
     def log_message(self, *_: object) -> None:
         """Do not log: a URL may contain a signature."""
 
 
 def _without_refused_names(body: bytes, left_out: Callable[[str], None]) -> bytes:
-    """A page of a listing without the names that obstore refuses."""
-    try:
-        # The XML comes from the store that also holds the audio, so it is trusted.
-        page = ElementTree.fromstring(body)  # noqa: S314
-    except ElementTree.ParseError:
-        # obstore says what is wrong with it.
-        return body
+    """A page of a listing without the names that obstore refuses.
+
+    :raises ElementTree.ParseError: when the page is not XML.
+    """
+    # The XML comes from the store that also holds the audio, so it is trusted.
+    page = ElementTree.fromstring(body)  # noqa: S314
     for element in page.iter():
         # ElementTree would write other prefixes for the namespaces than it has read.
         element.tag = element.tag.rpartition("}")[2]
     encoded = page.findtext("EncodingType") == "url"
+    # It is not documented whether "+" is a space. Where spaces are "%20", it is not.
+    decoded = unquote if b"%20" in body else unquote_plus
     for parent in list(page.iter()):
         for item in [child for child in parent if child.tag in _NAMES]:
             name = item.find(_NAMES[item.tag])
             if name is None:
                 continue
-            key = name.text = unquote_plus(name.text or "") if encoded else name.text or ""
+            key = name.text = decoded(name.text or "") if encoded else name.text or ""
             if not _is_listed(item, name, key):
                 parent.remove(item)
                 if not key.endswith("/") or _size(item):

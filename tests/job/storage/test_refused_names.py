@@ -91,14 +91,17 @@ def test_answer_that_is_no_listing_is_an_error_that_says_so() -> None:
 
 
 @contextmanager
-def proxy() -> Iterator[tuple[str, list[str]]]:
-    """A proxy that refuses everything, with the URLs that it was asked for."""
+def recorder(status: int = 403, location: str = "") -> Iterator[tuple[str, list[str]]]:
+    """A server that answers everything with a status, and the URLs that it was asked for."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            self.send_error(403)
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.send_header("Location", location)
+            self.end_headers()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -114,11 +117,20 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
+def test_credentials_of_a_listing_follow_no_redirect() -> None:
+    with recorder() as (elsewhere, asked), recorder(307, elsewhere) as (address, _):
+        config = {"google_base_url": address, "google_skip_signature": "true"}
+        relayed = relayed_store("gs", "bucket", config, lambda _: None)
+        with relayed as store, pytest.raises(obstore.exceptions.BaseError):
+            obstore.list_with_delimiter(store, "in")
+        assert not asked
+
+
 @pytest.mark.parametrize("name", ["http_proxy", "https_proxy", "all_proxy", None])
 def test_credentials_of_a_listing_never_go_to_a_proxy_in_plain_text(
     name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with literal_s3({"in/a//b": b"x", "in/c": b"x"}) as server, proxy() as (address, asked):
+    with literal_s3({"in/a//b": b"x", "in/c": b"x"}) as server, recorder() as (address, asked):
         storage = ObjectStorage(server.google_config)
         if name is None:
             storage = ObjectStorage(
