@@ -30,7 +30,16 @@ class Package:
         try:
             return metadata.version(self.name)
         except metadata.PackageNotFoundError:
-            return "?" if importlib.util.find_spec(self.module) else None
+            return "?" if self.is_installed else None
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether this interpreter can import it."""
+        try:
+            return importlib.util.find_spec(self.module) is not None
+        except ModuleNotFoundError:
+            # The package that it is a part of is missing.
+            return False
 
     @property
     def requirement(self) -> str:
@@ -47,6 +56,7 @@ PACKAGES = (
     Package("faster-whisper", ">=1.2.1,<1.3", "faster_whisper"),
     Package("ctranslate2", ">=4.8,<5", "ctranslate2"),
     Package("filelock", ">=3.20.1", "filelock"),
+    Package("protobuf", ">=4.25.8", "google.protobuf"),
     Package("threadpoolctl", ">=3.5", "threadpoolctl"),
     Package("av", "", "av"),
     Package("onnxruntime", "", "onnxruntime"),
@@ -57,7 +67,7 @@ faster-whisper."""
 
 def missing_packages(packages: Iterable[Package] = PACKAGES) -> list[Package]:
     """The packages that this interpreter cannot import."""
-    return [package for package in packages if not importlib.util.find_spec(package.module)]
+    return [package for package in packages if not package.is_installed]
 
 
 def missing_here() -> str | None:
