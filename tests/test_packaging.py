@@ -148,6 +148,20 @@ def requirements(extra: str | None) -> set[str]:
     return names
 
 
+def test_requirements_without_airflow_are_those_of_the_project(
+    empty_environment: Path, tmp_path: Path
+) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    of_airflow = {r for r in project["dependencies"] if Requirement(r).name not in {"obstore", "pyarrow"}}
+    wanted = {*project["dependencies"], *extras["whisper"]} - of_airflow
+    # As on a machine that has nothing but the wheel.
+    command = (empty_environment, "-m", "whisper_spark.requirements")
+    assert set(run(*command, cwd=tmp_path).splitlines()) == wanted
+    (pyspark,) = (r for r in extras["spark"] if Requirement(r).name == "pyspark")
+    assert set(run(*command, "--pyspark", cwd=tmp_path).splitlines()) == {*wanted, pyspark}
+
+
 def test_constraints_pin_every_requirement_and_name_no_index() -> None:
     text = (ROOT / "constraints.txt").read_text()
     assert "://" not in text

@@ -34,8 +34,12 @@ class SparkCluster:
 
 
 @contextmanager
-def standalone_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterator[SparkCluster]:
+def standalone_cluster(
+    folder: Path, workers: int = 2, cores: int = 1, python: str = sys.executable
+) -> Iterator[SparkCluster]:
     """Start a master and workers of the installed Spark, and stop them at the end.
+
+    ``python`` is the ``PYSPARK_PYTHON`` in the environment of the master and the workers.
 
     Each worker pretends to have one GPU with the address ``7``, so that tests can see which tasks get it.
     """
@@ -50,7 +54,7 @@ def standalone_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterat
         "SPARK_NO_DAEMONIZE": "1",
         "SPARK_DAEMON_MEMORY": "256m",
         "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1",
-        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_PYTHON": python,
         "SPARK_WORKER_OPTS": f"{gpu}.amount=1 {gpu}.discoveryScript={discovery}",
     }
     common = ["--host", "127.0.0.1"]
