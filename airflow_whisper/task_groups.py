@@ -91,8 +91,9 @@ def transcribe_partition(
     :param on_removed: what to do with the row of a file that no longer exists in ``source``: ``"keep"`` or
         ``"delete"``.
     :param on_stale: what to do with rows made with other options: ``"retranscribe"`` or ``"keep"``.
-    :param on_missing_source: what to do if the source contains no objects, or none that ``pattern`` and
-        ``extensions`` select: ``"fail"`` or ``"skip"``.
+    :param on_missing_source: ``"fail"`` or ``"skip"`` if the source does not exist, or has objects of which
+        ``pattern`` and ``extensions`` select none; see :class:`DiscoverAudioOperator`. An empty partition of
+        an existing source is skipped in either case.
     :param max_attempts: how often to try a file that fails with a transient error, over all runs.
     :param max_removed_rate: largest fraction of the partition's rows that one run may remove, 0 to 1.
     :param max_error_rate: fraction of error rows, 0 to 1, above which nothing is published.

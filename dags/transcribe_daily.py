@@ -1,8 +1,8 @@
 """Transcribe yesterday's audio every day. Use the same DAG to catch up, backfill or correct other days.
 
-Without configuration it transcribes the recordings in ``demo/audio``. For your own audio, set the environment
-variables named under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or
-copy this file and write the values into it.
+Without configuration it transcribes the recordings of 2026-11-01 that come with the package. For your own
+audio, set the environment variables named under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE``
+(``s3://calls/raw/dt={dt}/``), or copy this file and write the values into it.
 
 The Params below apply to a single run. Change them in the trigger form, in a backfill, or with
 ``airflow dags trigger --conf``.
@@ -20,9 +20,8 @@ import pendulum
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param
 
 from airflow_whisper import transcribe_partition
+from airflow_whisper.examples import DEMO_AUDIO
 from whisper_spark.options import KNOWN_MODELS, LANGUAGES, WhisperOptions
-
-DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
 
 # --- settings -----------------------------------------------------------------------------------------------
 # Write your values here, or set the environment variables on the scheduler, the DAG processor, the triggerer
@@ -132,7 +131,10 @@ with DAG(
             description="Rows made with other options than this run's",
         ),
         "on_missing_source": Param(
-            "fail", enum=["fail", "skip"], section="Audio", description="A day without any audio"
+            "fail",
+            enum=["fail", "skip"],
+            section="Audio",
+            description="Nothing in the source, or nothing that is audio",
         ),
         "max_error_rate": Param(
             0.05,

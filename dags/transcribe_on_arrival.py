@@ -4,9 +4,9 @@ A watcher in the triggerer lists the source and fires an asset event when audio 
 triggers a run of this DAG, which brings each partition named in the event up to date. No worker slot is
 occupied while waiting.
 
-Without configuration it transcribes the recordings in ``demo/audio``. For your own audio, set the environment
-variables named under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or
-copy this file and write the values into it.
+Without configuration it transcribes the recordings of 2026-11-01 that come with the package. For your own
+audio, set the environment variables named under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE``
+(``s3://calls/raw/dt={dt}/``), or copy this file and write the values into it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from airflow.sdk import DAG, Asset, AssetWatcher, task, task_group
 
 from airflow_whisper import WhisperOptions, transcribe_partition
 from airflow_whisper.events import arrived_partitions
+from airflow_whisper.examples import DEMO_AUDIO
 from airflow_whisper.triggers.audio import NewAudioTrigger
-
-DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
 
 # --- settings -----------------------------------------------------------------------------------------------
 # Write your values here, or set the environment variables on the scheduler, the DAG processor, the triggerer

@@ -27,10 +27,9 @@ from typing import Any
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
 from airflow_whisper import WhisperOptions, transcribe_partition
+from airflow_whisper.examples import DEMO_AUDIO
 from airflow_whisper.sensors.audio import NewAudioSensor
 from whisper_spark.contract import parse_partition_path, partition_path
-
-DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
 
 # --- settings -----------------------------------------------------------------------------------------------
 # Write your values here, or set the environment variables on the scheduler, the DAG processor, the triggerer

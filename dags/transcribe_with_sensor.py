@@ -3,9 +3,9 @@
 Use it if runs should start at fixed times and process only the partitions with new audio, however old they
 are. The sensor is deferrable, so it occupies no worker slot. A day without new audio ends as skipped.
 
-Without configuration it transcribes the recordings in ``demo/audio``. For your own audio, set the environment
-variables named under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE`` (``s3://calls/raw/dt={dt}/``), or
-copy this file and write the values into it.
+Without configuration it transcribes the recordings of 2026-11-01 that come with the package. For your own
+audio, set the environment variables named under "settings" below, above all ``AIRFLOW_WHISPER_SOURCE``
+(``s3://calls/raw/dt={dt}/``), or copy this file and write the values into it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from typing import Any
 from airflow.sdk import DAG, Asset, task_group
 
 from airflow_whisper import WhisperOptions, transcribe_partition
+from airflow_whisper.examples import DEMO_AUDIO
 from airflow_whisper.sensors.audio import NewAudioSensor
-
-DEMO_AUDIO = Path(__file__).resolve().parents[1] / "demo" / "audio"
 
 # --- settings -----------------------------------------------------------------------------------------------
 # Write your values here, or set the environment variables on the scheduler, the DAG processor, the triggerer

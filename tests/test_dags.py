@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,7 +18,7 @@ import pendulum
 import pytest
 from airflow.sdk import DAG, Asset
 
-from airflow_whisper import WhisperOptions, transcribe_partition
+from airflow_whisper import WhisperOptions, examples, transcribe_partition
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "dags").glob("*.py"))
@@ -108,7 +108,7 @@ def public_modules() -> list[str]:
 
 def test_what_airflow_parses_stays_light(tmp_path: Path) -> None:
     # Copies of the examples, because they have to run wherever they are copied to.
-    copies = sorted(shutil.copytree(ROOT / "dags", tmp_path / "dags").glob("*.py"))
+    copies = examples.copy(tmp_path / "dags")
     names = [*map(str, copies), *public_modules(), *INNER]
     everything, plugin = loaded(names, ["airflow_whisper.plugin"])
     assert {module.partition(".")[0] for module in everything.modules} & HEAVY == set()
@@ -130,6 +130,18 @@ def test_what_airflow_parses_imports_in_under_a_second() -> None:
 
 def test_examples_use_no_module_that_the_next_release_may_drop() -> None:
     assert not [path.name for path in EXAMPLES if "airflow_whisper.settings" in path.read_text()]
+
+
+def test_examples_name_one_asset_for_one_table() -> None:
+    # An asset of another name starts nothing.
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    named = {
+        name for page in pages for name in re.findall(r"""outlets=\[Asset\("([^"]+)"\)\]""", page.read_text())
+    }
+    assert named == {"speech.transcripts"}
+    assert all(
+        "Asset(TABLE)" in path.read_text() for path in EXAMPLES if "transcribe_partition(" in path.read_text()
+    )
 
 
 def test_airflow_finds_no_errors_in_the_examples(airflow_home: Path) -> None:

@@ -1,45 +1,50 @@
-"""Every example in docs/: Python is loaded as Airflow loads a DAG file, commands are parsed as by Airflow."""
+"""Every code block of README and docs/ is run, or says why not.
+
+Python is loaded as Airflow loads a DAG file, commands are checked by the programs that they call, SQL runs on
+a table of transcripts. A block with ``<!-- run by a test as: NAME -->`` above it has a test of its own, and
+one with ``<!-- not run: REASON -->`` has none. Output and drawings are ``text``.
+"""
 
 from __future__ import annotations
 
+import configparser
+import importlib.util
+import json
 import re
-import shlex
+import threading
 import time
-from collections.abc import Iterator
+import tomllib
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG
+from docs_blocks import PAGES, ROOT, Block, blocks, commands, connection
+from packaging.requirements import Requirement
 from servers import S3Server
 
+from airflow_whisper.hooks.catalog import open_catalog
+from airflow_whisper.hooks.object_storage import storage_config
+from airflow_whisper.hooks.spark_submit import check_spark_connection, spark_master
 from airflow_whisper.sensors.audio import NewAudioSensor
 from airflow_whisper.triggers.audio import NewAudioTrigger
 from airflow_whisper.watch.watcher import SourceWatch
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+PYTHON, SHELL = "python", "bash"
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return [text for found, text in BLOCK.findall(page.read_text()) if found == language]
+def of(*languages: str) -> list[Any]:
+    """The blocks in these languages that are to be run, as parameters of a test."""
+    chosen = [block for block in BLOCKS if block.language in languages and block.reason is None]
+    return [pytest.param(block, id=block.place) for block in chosen]
 
 
-def examples() -> Iterator[Any]:
-    for page in PAGES:
-        for number, text in enumerate(blocks(page, "python")):
-            yield pytest.param(text, id=f"{page.stem}-{number}")
-
-
-def commands() -> Iterator[str]:
-    for page in PAGES:
-        text = "\n".join(block for language, block in BLOCK.findall(page.read_text()) if language != "python")
-        for line in text.replace("\\\n", " ").splitlines():
-            if line.startswith("airflow "):
-                yield " ".join(line.split())
+def python_blocks(page: Path) -> list[str]:
+    return [block.text for block in blocks(page) if block.language == PYTHON]
 
 
 def dags_of(text: str, folder: Path) -> list[DAG]:
@@ -51,24 +56,108 @@ def dags_of(text: str, folder: Path) -> list[DAG]:
     return [*bag.dags.values()]
 
 
-@pytest.mark.parametrize("text", examples())
-def test_example_is_complete_and_airflow_accepts_it(text: str, tmp_path: Path, airflow_home: Path) -> None:
+def test_every_block_is_run_or_says_why_not() -> None:
+    assert len(BLOCKS) > 40
+    known = {PYTHON, SHELL, "json", "ini", "sql", "text"}
+    # Other languages need a test of their own.
+    problems = {
+        block.place: block.language
+        for block in BLOCKS
+        if block.language not in known and block.name is None and block.reason is None
+    }
+    assert problems == {}, "say what it is, or why it is not run: see CONTRIBUTING.md"
+
+
+def test_every_named_block_has_a_test_of_its_own() -> None:
+    names = [block.name for block in BLOCKS if block.name]
+    assert len(names) == len(set(names))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in names if f'"{name}"' not in tests] == []
+
+
+@pytest.mark.parametrize("block", of(PYTHON))
+def test_example_is_complete_and_airflow_accepts_it(block: Block, tmp_path: Path, airflow_home: Path) -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 
-    dags = dags_of(text, tmp_path)
-    if "DAG(" not in text:
-        exec(compile(text, "example", "exec"), {"__name__": "example"})
+    if "DAG(" not in block.text:
+        # A block with a name may need what its own test provides.
+        code = compile(block.text, block.place, "exec")
+        if block.name is None:
+            exec(code, {"__name__": "example"})
         return
+    dags = dags_of(block.text, tmp_path)
     assert dags
     for dag in dags:
         DagSerialization.to_dict(dag)
 
 
-@pytest.mark.parametrize("command", sorted(set(commands())))
-def test_command_is_one_that_airflow_has(command: str) -> None:
-    from airflow.cli.cli_parser import get_parser
+@pytest.mark.parametrize("block", of(PYTHON))
+def test_example_that_uses_a_table_in_a_lake_names_its_catalog(block: Block) -> None:
+    # Without one, the table is in a SQLite file on the worker.
+    uses = re.findall(r"(?:transcribe_partition|NewAudioSensor|MaintainTableOperator)\((?!\.)", block.text)
+    if "s3://" in block.text:
+        assert block.text.count("catalog_conn_id=") == len(uses)
 
-    get_parser().parse_args(shlex.split(command.replace("$", ""))[1:])
+
+@pytest.mark.parametrize("block", of(SHELL))
+def test_commands_are_ones_that_exist(block: Block) -> None:
+    found = commands(block)
+    assert found
+    for words in found:
+        _check_command(block, words)
+
+
+def _check_command(block: Block, words: list[str]) -> None:
+    program = Path(words[0]).name
+    if program == "airflow":
+        from airflow.cli.cli_parser import get_parser
+
+        arguments = get_parser().parse_args([word.replace("$", "") for word in words[1:]])
+        if getattr(arguments, "conn_json", None):
+            assert json.loads(arguments.conn_json)["conn_type"]
+        # It becomes `generic` where the provider of that type is not installed.
+        assert getattr(arguments, "conn_type", None) is None
+    elif program == "make":
+        targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert [word for word in words[1:] if "=" not in word and word not in targets] == []
+    elif program == "pip":
+        for word in words[2:]:
+            if word.startswith("airflow-provider-whisper"):
+                assert Requirement(word).extras <= _extras()
+    elif program in ("python", "python3") and words[1] == "-m":
+        assert importlib.util.find_spec(words[2])
+    else:
+        assert block.name, f"{block.place}: nothing checks {words[0]}: see CONTRIBUTING.md"
+
+
+def _extras() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("block", of("json"))
+def test_json_can_be_read(block: Block) -> None:
+    json.loads(block.text)
+
+
+@pytest.mark.parametrize("block", of("ini"))
+def test_settings_can_be_read(block: Block) -> None:
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read_string(block.text)
+    assert settings.sections()
+
+
+@pytest.mark.parametrize("block", [block for block in of("sql") if block.values[0].name is None])
+def test_query_runs_on_a_table_of_transcripts(block: Block) -> None:
+    import duckdb
+    from transcripts import make_transcript_rows
+
+    rows = make_transcript_rows(["s3://calls/a.wav"])
+    with duckdb.connect() as database:
+        database.execute("CREATE SCHEMA speech")
+        database.register("rows", rows)
+        database.execute("CREATE TABLE speech.transcripts AS SELECT * FROM rows")
+        assert database.execute(block.text).fetchall()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -98,7 +187,7 @@ def test_day_of_a_run_is_local_and_needs_no_logical_date(
     tmp_path: Path, airflow_home: Path, run: dict[str, str | None], day: str
 ) -> None:
     page = ROOT / "docs" / "partitions-and-assets.md"
-    (text,) = [text for text in blocks(page, "python") if "calls_of_the_day" in text]
+    (text,) = [text for text in python_blocks(page) if "calls_of_the_day" in text]
     (dag,) = dags_of(text, tmp_path)
     discover = dag.get_task("transcribe.discover")
     moments = {name: value and datetime.fromisoformat(value) for name, value in run.items()}
@@ -118,13 +207,15 @@ def calls(s3: S3Server, catalog_env: SimpleNamespace, monkeypatch: pytest.Monkey
     if "calls" not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket="calls")
     monkeypatch.setenv("AIRFLOW_CONN_CALLS_S3", s3.connection)
+    database = {"type": "sql", "uri": f"sqlite:///{catalog_env.warehouse.parent}/lake.db"}
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps({"conn_type": "iceberg", "extra": database}))
     return client
 
 
 def watched(page: Path) -> list[NewAudioTrigger]:
     """The triggers that the examples make."""
     made: list[NewAudioTrigger] = []
-    for text in blocks(page, "python"):
+    for text in python_blocks(page):
         if "NewAudioTrigger(" in text:
 
             class Noted(NewAudioTrigger):
@@ -156,7 +247,7 @@ def test_triggers_of_the_examples_find_audio(calls: Any) -> None:
 def test_sensor_of_the_examples_finds_audio(calls: Any, tmp_path: Path, airflow_home: Path) -> None:
     for i in range(10):
         calls.put_object(Bucket="calls", Key=f"raw/dt=2026-10-01/hour=07/{i}.wav", Body=b"x")
-    (text,) = [text for text in blocks(PAGE, "python") if "NewAudioSensor(" in text]
+    (text,) = [text for text in python_blocks(PAGE) if "NewAudioSensor(" in text]
     (dag,) = dags_of(text, tmp_path)
     sensor = dag.get_task("arrived")
     assert isinstance(sensor, NewAudioSensor)
@@ -170,3 +261,126 @@ def test_sensor_of_the_examples_finds_audio(calls: Any, tmp_path: Path, airflow_
             "partition": {"dt": "2026-10-01", "hour": "07"},
         }
     ]
+
+
+# --- the connections of "Your bucket, your catalog, your cluster" ------------------------------------------
+
+
+def connected(monkeypatch: pytest.MonkeyPatch, name: str, values: dict[str, str] | None = None) -> str:
+    """Make the connection of a block, with other values, and return its id."""
+    text = json.dumps(connection(name))
+    for old, new in (values or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    monkeypatch.setenv("AIRFLOW_CONN_DOCUMENTED", text)
+    return "documented"
+
+
+def test_buckets_of_the_page_become_settings_of_their_stores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = tmp_path / "key.json"
+    key.write_text('{"private_key": "x"}')
+    google = {"/etc/airflow/calls-key.json": str(key)}
+    aws = {"aws_access_key_id", "aws_secret_access_key", "aws_region"}
+    for name, values, uri, settings in (
+        ("bucket-s3-compatible", {}, "s3://calls/", aws | {"aws_endpoint"}),
+        ("bucket-aws", {}, "s3://calls/", aws),
+        (
+            "bucket-google",
+            google,
+            "gs://calls/",
+            {"google_service_account_key"},
+        ),
+        ("bucket-azure", {}, "az://calls/", {"azure_storage_account_name", "azure_storage_account_key"}),
+    ):
+        assert set(storage_config(connected(monkeypatch, name, values), uri)) == settings
+
+
+def test_role_of_the_page_is_asked_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def get_credentials(self: Any) -> Any:
+        asked.append(self.conn_config.role_arn)
+        return SimpleNamespace(access_key="k", secret_key="s", token="t")
+
+    monkeypatch.setattr(
+        "airflow.providers.amazon.aws.hooks.base_aws.AwsGenericHook.get_credentials", get_credentials
+    )
+    config = storage_config(connected(monkeypatch, "bucket-aws-role"), "s3://calls/")
+    assert config["aws_session_token"] == "t"
+    assert asked == ["arn:aws:iam::123456789012:role/calls"]
+
+
+def test_rest_catalog_of_the_page_signs_its_requests(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = s3.lake()
+    values = {
+        "https://s3tables.eu-central-1.amazonaws.com/iceberg": lake.properties["uri"],
+        "arn:aws:s3tables:eu-central-1:123456789012:bucket/lake": lake.properties["warehouse"],
+        "eu-central-1": lake.properties["s3.region"],
+        "ACCESS_KEY": s3.access_key,
+        "SECRET_KEY": s3.secret_key,
+        # Of S3 itself there is no other endpoint to name.
+        '"s3.region"': f'"s3.endpoint": "{s3.endpoint}", "s3.region"',
+    }
+    catalog = open_catalog(connected(monkeypatch, "catalog-rest-sigv4", values))
+    catalog.create_namespace("speech")
+    assert catalog.list_namespaces() == [("speech",)]
+
+
+def test_rest_catalog_of_the_page_gets_a_token_for_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Catalog(BaseHTTPRequestHandler):
+        def _answer(self, value: Any) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(value).encode())
+
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self._answer({"access_token": "tok", "token_type": "bearer", "expires_in": 3600})
+
+        def do_GET(self) -> None:
+            asked.append(f"{self.headers['Authorization']} {self.path}")
+            self._answer({"defaults": {}, "overrides": {}})
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Catalog) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            here = f"http://127.0.0.1:{server.server_port}/api/catalog"
+            values = {"https://catalog.example.com/api/catalog": here}
+            open_catalog(connected(monkeypatch, "catalog-rest", values))
+        finally:
+            server.shutdown()
+    sign_in, config, *_ = asked
+    assert {"client_id=CLIENT_ID", "client_secret=CLIENT_SECRET"} <= set(sign_in.split("&"))
+    assert "scope=PRINCIPAL_ROLE%3AALL" in sign_in
+    assert config == "Bearer tok /api/catalog/v1/config?warehouse=speech"
+
+
+def test_glue_of_the_page_is_opened_in_its_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = open_catalog(connected(monkeypatch, "catalog-glue"))
+    assert type(catalog).__name__ == "GlueCatalog"
+    assert catalog.properties["warehouse"] == "s3://lake/warehouse"
+    assert catalog.glue.meta.region_name == "eu-central-1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "master", "mode"),
+    [
+        ("spark-standalone", "spark://spark-master.example.com:7077", None),
+        ("spark-yarn", "yarn", "client"),
+        ("spark-kubernetes", "k8s://https://kubernetes.example.com:6443", "cluster"),
+    ],
+)
+def test_clusters_of_the_page_are_those_that_spark_submit_is_told(
+    name: str, master: str, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spark = check_spark_connection(connected(monkeypatch, name), None)
+    assert spark_master(spark) == master
+    assert spark.extra_dejson.get("deploy-mode") == mode

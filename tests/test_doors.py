@@ -18,6 +18,7 @@ DOORS = {
     "airflow_whisper": ["WhisperOptions", "__version__", "transcribe_partition"],
     "airflow_whisper.catalog": ["current_rows", "load_table", "open_catalog", "partition_rows"],
     "airflow_whisper.events": ["arrived_partitions", "pending_events"],
+    "airflow_whisper.examples": ["DEMO_AUDIO", "EXAMPLE_DAGS", "copy"],
     "airflow_whisper.get_provider_info": ["get_provider_info"],
     "airflow_whisper.links": ["ReportLink", "SparkUILink", "TableLink"],
     "airflow_whisper.operators.discover": ["DiscoverAudioOperator"],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import email
 import importlib
 import importlib.metadata
 import json
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from docs_blocks import commands, named_block
 from packaging.requirements import Requirement
 
 from airflow_whisper import WhisperOptions
@@ -40,9 +44,14 @@ def empty_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return python
 
 
-def run(*command: object, cwd: Path | None = None) -> str:
+def run(*command: object, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, cwd=cwd
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -68,6 +77,58 @@ def test_wheel_has_every_file_of_the_packages(wheel: Path, package: str) -> None
     }
     assert f"{folder.name}/py.typed" in files
     assert files <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_wheel_has_the_example_dags_and_their_recordings(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (ROOT / "dags").glob("*.py"):
+        assert f"airflow_whisper/example_dags/{path.name}" in names
+    assert any(name.startswith("airflow_whisper/example_dags/audio/dt=2026-11-01/") for name in names)
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_examples_are_copied_from_an_installed_package(empty_environment: Path, tmp_path: Path) -> None:
+    command = (empty_environment, "-m", "airflow_whisper.examples")
+    listed = run(*command, "list", cwd=tmp_path).splitlines()
+    assert [line.split()[0] for line in listed] == sorted(path.stem for path in (ROOT / "dags").glob("*.py"))
+    run(*command, "copy", "dags", "transcribe_daily", cwd=tmp_path)
+    copy = tmp_path / "dags" / "transcribe_daily.py"
+    assert copy.read_text() == (ROOT / "dags" / "transcribe_daily.py").read_text()
+    # A user's changes are not overwritten.
+    copy.write_text("mine")
+    refused = subprocess.run(
+        [*map(str, command), "copy", "dags"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert refused.returncode == 1
+    assert f"already there: {copy.relative_to(tmp_path)}. To replace them, add --overwrite" in refused.stderr
+    assert copy.read_text() == "mine"
+    run(*command, "copy", "dags", "--overwrite", cwd=tmp_path)
+    assert len([*(tmp_path / "dags").glob("*.py")]) == len(listed)
+    # What the examples transcribe without any settings.
+    program = "from airflow_whisper.examples import DEMO_AUDIO; print(len([*DEMO_AUDIO.glob('dt=*/*.flac')]))"
+    assert int(run(empty_environment, "-c", program, cwd=tmp_path)) == 5
+
+
+def test_release_has_links_of_the_project_and_readme_leads_out_of_the_archive(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT)
+    url = "https://git.example/speech/whisper"
+    run(*command, environment={**os.environ, "PROJECT_URL": url + "/"})
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    version = metadata["Version"]
+    urls = dict(entry.split(", ") for entry in metadata.get_all("Project-URL", []))
+    # Airflow shows the one with this name as the provider's documentation.
+    assert urls["Documentation"] == f"{url}/tree/v{version}/docs"
+    assert urls["Source"] == url
+    assert "maintainers" in metadata["Author"]
+    text = metadata.get_payload(decode=True).decode()
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    assert "![The Run Backfill form" in text
+    assert f"]({url}/raw/v{version}/docs/images/backfill-form.png)" in text
 
 
 def test_wheel_has_the_clip_of_the_self_test(wheel: Path) -> None:
@@ -158,8 +219,15 @@ def test_requirements_without_airflow_are_those_of_the_project(
     # As on a machine that has nothing but the wheel.
     command = (empty_environment, "-m", "whisper_spark.requirements")
     assert set(run(*command, cwd=tmp_path).splitlines()) == wanted
+    # The commands of the page, of which `empty_environment` has run the first.
+    first, second, third = commands(named_block("without-airflow"))
+    assert first == ["pip", "install", "--no-deps", "airflow-provider-whisper"]
+    *printing, arrow, file = second
+    assert (printing[:3], arrow) == (["python", "-m", "whisper_spark.requirements"], ">")
+    printed = set(run(*command, *printing[3:], cwd=tmp_path).splitlines())
     (pyspark,) = (r for r in extras["spark"] if Requirement(r).name == "pyspark")
-    assert set(run(*command, "--pyspark", cwd=tmp_path).splitlines()) == {*wanted, pyspark}
+    assert printed == {*wanted, pyspark}
+    assert third == ["pip", "install", "-r", file]
 
 
 def test_constraints_pin_every_requirement_and_name_no_index() -> None:

@@ -1,7 +1,7 @@
 """The page "Your bucket, your catalog, your cluster", walked in environments that hold only what it says.
 
-Three environments: an Airflow worker with the wheel and ``[spark]``, a Spark standalone cluster, and the Python
-of its executors, which has no Airflow and no pyspark of its own.
+Three environments: an Airflow worker with the wheel and ``[spark]``, a Spark standalone cluster, and the
+Python of its executors, which has no Airflow and no pyspark of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from docs_blocks import commands, connection, named_block
-from servers import REGION, S3Server
+from servers import S3Server
 from spark_cluster import SparkCluster, standalone_cluster
 from speech import Clip
 
@@ -94,7 +94,7 @@ def worker(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def executors(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the executors' environment, made with the commands of the page; beside it an archive of it."""
+    """Folder of the executors' environment, made as the page says, and beside it its archive."""
     folder = tmp_path_factory.mktemp("executors")
     (printed,) = commands(named_block("requirements"))
     *command, arrow, file = printed

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dag_runs import run_dag
+from docs_blocks import named_block
 from servers import S3Server
 from speech import Clip
 
 pytestmark = pytest.mark.timeout(600)
 
-ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("discover", "transcribe", "validate", "register")
 
 MAPPED = """
@@ -72,7 +71,7 @@ def test_readme_dag_publishes_a_partition(
 ) -> None:
     from pyiceberg.catalog.rest import RestCatalog
 
-    (text,) = re.findall(r"```python\n(.*?with DAG\(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text = named_block("readme-dag").text
     # The only change: large-v3-turbo is 1.6 GB on a model hub.
     add_dag(environment, "calls", text.replace('"large-v3-turbo"', repr(str(model_dir))))
     lake = s3.lake()

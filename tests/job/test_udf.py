@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from docs_blocks import named_block
 from pyspark.sql import SparkSession
+from servers import S3Server
 from speech import Clip
 
 from whisper_spark import Transcript, WhisperOptions, udf, whisper_udf
@@ -115,3 +117,34 @@ def test_uri_that_cannot_be_read_costs_its_own_row(
     rows = frame.select(whisper_udf(WhisperOptions(model="base"))("uri").alias("t")).collect()
     assert [row.t.status for row in rows] == ["error", "ok", "error"]
     assert "http://a/b.wav" in rows[0].t.error_message
+
+
+def test_notebook_of_the_readme_transcribes_with_and_without_spark(
+    spark: SparkSession,
+    librivox: list[Clip],
+    model_dir: Path,
+    s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bucket, clips = s3.bucket("notebook"), librivox[1:3]
+    s3.client().put_object(Bucket=bucket, Key="b.wav", Body=clips[1].path.read_bytes())
+    for name, value in s3.config.items():
+        monkeypatch.setenv(name.upper(), value)
+    text = named_block("readme-without-airflow").text
+    for old, new in (
+        ('"base"', repr(str(model_dir))),
+        ('"a.wav"', repr(str(clips[0].path))),
+        ("s3://bucket/b.mp3", f"s3://{bucket}/b.wav"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    names = {"df": spark.createDataFrame([(str(clips[0].path),)], "uri string")}
+    exec(compile(text, "README", "exec"), names)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in said] == [
+        [f"file://{clips[0].path}", "ok"],
+        [f"s3://{bucket}/b.wav", "ok"],
+    ]
+    (row,) = names["transcribed"].collect()
+    assert row.transcript.text in said[0]

@@ -47,7 +47,9 @@ def blocks(page: Path) -> list[Block]:
         line = content.count("\n", 0, match.start("indent")) + 1
         indent = match["indent"]
         text = "".join(part.removeprefix(indent) for part in match["text"].splitlines(keepends=True))
-        name = comment.removeprefix("run by a test as: ") if comment.startswith("run by a test as: ") else None
+        name = (
+            comment.removeprefix("run by a test as: ") if comment.startswith("run by a test as: ") else None
+        )
         reason = comment.removeprefix("not run: ") if comment.startswith("not run: ") else None
         found.append(Block(page, line, match["language"], text, name, reason))
     return found
