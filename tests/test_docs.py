@@ -94,7 +94,8 @@ def test_example_is_complete_and_airflow_accepts_it(block: Block, tmp_path: Path
 @pytest.mark.parametrize("block", of(PYTHON))
 def test_example_that_uses_a_table_in_a_lake_names_its_catalog(block: Block) -> None:
     # Without one, the table is in a SQLite file on the worker.
-    uses = re.findall(r"(?:transcribe_partition|NewAudioSensor|MaintainTableOperator)\((?!\.)", block.text)
+    operators = "DiscoverAudio|RegisterTranscripts|ExportTranscripts|MaintainTable"
+    uses = re.findall(rf"(?:transcribe_partition|NewAudioSensor|(?:{operators})Operator)\((?!\.)", block.text)
     if "s3://" in block.text:
         assert block.text.count("catalog_conn_id=") == len(uses)
 
