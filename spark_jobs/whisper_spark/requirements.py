@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-# The same versions as in pyproject.toml, which a test compares. They stand here as well, because executors get
+# The same versions as in pyproject.toml, which a test compares. They stand here too, because executors get
 # this package without its metadata.
 REQUIREMENTS = (
     "ctranslate2>=4.8,<5",
