@@ -117,6 +117,20 @@ def recorder(status: int = 403, location: str = "") -> Iterator[tuple[str, list[
         thread.join()
 
 
+def test_listing_of_an_account_in_the_uri_goes_to_its_endpoint() -> None:
+    with recorder() as (address, asked):
+        config = {
+            "azure_storage_endpoint": address.replace("127.0.0.1", "localhost"),
+            "azure_storage_sas_key": "sv=2021-08-06&sig=a%2Bb%3D",
+        }
+        relayed = relayed_store("abfss", "calls@localhost", config, lambda _: None)
+        with relayed as store, pytest.raises(obstore.exceptions.BaseError):
+            obstore.list_with_delimiter(store, "in")
+    (request,) = asked
+    assert request.startswith("/calls?restype=container&comp=list&prefix=in%2F")
+    assert "sig=a%2Bb%3D" in request
+
+
 def test_credentials_of_a_listing_follow_no_redirect() -> None:
     with recorder() as (elsewhere, asked), recorder(307, elsewhere) as (address, _):
         config = {"google_base_url": address, "google_skip_signature": "true"}
