@@ -13,15 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import counted_engine
 import pytest
+from counted_engine import LOADS_SUFFIX
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 from spark_cluster import staged_table, write_run
 from spark_session import local_session
+from speech import Clip
 from standin_engine import LOG_SUFFIX
 
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.progress.reports import JobSize, report_folder
+from whisper_spark.spark import run as run_module
+from whisper_spark.spark.conf import task_share
 from whisper_spark.spark.dataframes import manifest_rows, partitioned_by_size
 from whisper_spark.spark.failures import cause_of
 from whisper_spark.spark.run import JobRun
@@ -126,6 +131,34 @@ def test_every_file_gets_one_row_and_the_result_adds_them_up(bench: Workbench) -
     assert (again.transcribed, again.resumed, again.attempt_id) == (0, 7, "second")
     assert (again.ok, again.staged) == (result.ok, result.staged)
     assert [bench.times_transcribed(uri) for uri in audio] == [1] * 7
+
+
+def test_tasks_are_told_their_part_of_an_executor(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {"spark.executor.cores": "12", "spark.task.resource.gpu.amount": "0.3"}
+    monkeypatch.setattr(run_module, "task_share", lambda _: task_share(shared))
+    run = bench.manifest([bench.audio("share.wav", "share")])
+    bench.job_run(run)
+    assert [row["text"] for row in bench.rows(run).values()] == ["4 cores, 3 tasks on the GPU"]
+
+
+def test_model_is_loaded_once_for_each_python_worker_and_kept_between_tasks_and_jobs(
+    bench: Workbench, librivox: list[Clip], model_dir: Path
+) -> None:
+    model = bench.folder / "model"
+    model.symlink_to(model_dir)
+    options = WhisperOptions(model=str(model), language="en")
+    bench.spark.sparkContext.addPyFile(str(Path(counted_engine.__file__)))
+    loads = []
+    for number in range(2):
+        audio = [clip.path.as_uri() for clip in librivox]
+        run = write_run(f"file://{bench.folder}/staging-{number}", audio, options)
+        result = bench.job_run(run, engine="counted_engine:get_engine", tasks=len(audio))
+        assert (result.ok, result.transcribed) == (len(audio), len(audio))
+        loads.append(Path(f"{model}{LOADS_SUFFIX}").read_text().split())
+    # Two tasks run at a time, each in a Python worker with an engine process of its own.
+    assert 1 <= len(loads[0]) <= 2 < len(audio)
+    assert len(loads[1]) <= 2
+    assert len(set(loads[1])) == len(loads[1])
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -70,6 +70,10 @@ class StandIn:
 
             context = TaskContext.get()
             name = f"GPU {context.resources()['gpu'].addresses}, {context.cpus()} cores"
+        if action == "share":
+            from whisper_spark.decoding.device import available_cores, tasks_of_gpu
+
+            name = f"{available_cores()} cores, {tasks_of_gpu()} tasks on the GPU"
         words = (Word(0.0, 1.0, name, 0.9),)
         segment = Segment(0, None, 0.0, 1.0, name, "en", -0.1, 1.0, 0.0, words)
         return Transcript(

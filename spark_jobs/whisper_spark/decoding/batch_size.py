@@ -1,9 +1,10 @@
-"""Chooses the batch size, in windows of 30 seconds, by device, model and memory."""
+"""Chooses batch size, in windows of 30 seconds, and number of decoders by device, model and memory."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import logging
 
 from whisper_spark.audio.features import FULL_FRAMES
@@ -21,6 +22,13 @@ _CPU_BATCH = 4
 # Least size of the weights of medium and larger models, which need 250 MB per window for cross-attention.
 _LARGE_BYTES = 1_000_000_000
 _CPU_BATCH_OF_LARGE = 2
+
+# Each decoder has a batch of its own. If the memory has room for fewer windows than these in each, a single
+# decoder with a larger batch is better: it reads the weights less often.
+_LEAST_BATCH_OF_TWO = 16
+
+# What a process takes on a GPU besides weights and batches: CUDA's context, and the kernels of CTranslate2.
+_PROCESS_BYTES = 600_000_000
 
 # Share of the free memory to use; the rest is for fragmentation, cuBLAS and other processes on the GPU.
 _USABLE = 0.8
@@ -53,6 +61,38 @@ def choose_batch_size(
     return min(asked, most)
 
 
+def with_fitting_workers(
+    options: WhisperOptions, device: Device, shape: ModelShape, weights_bytes: int, total_bytes: int | None
+) -> Device:
+    """The device with one decoder, if its memory is too small for the batches of several.
+
+    A number that the options ask for is left as it is.
+
+    :param weights_bytes: size of ``model.bin``.
+    :param total_bytes: memory of the GPU; ``None``: unknown, or no GPU.
+    """
+    if total_bytes is None or options.num_workers is not None:
+        return device
+    least = options.batch_size or _LEAST_BATCH_OF_TWO
+    fits = _that_fits(options, device, shape, _part(device, weights_bytes, total_bytes)) >= least
+    return device if fits else dataclasses.replace(device, workers=1)
+
+
+def share_of_memory(device: Device, weights_bytes: int, free: int, total: int) -> int:
+    """Bytes of a GPU that this process may fill with batches, when several tasks share it.
+
+    The tasks start at about the same time, so that none of them sees what the others are going to take.
+
+    :param free: free bytes, with the model loaded.
+    :param total: bytes of the GPU.
+    """
+    return free if device.tasks == 1 else min(free, _part(device, weights_bytes, total))
+
+
+def _part(device: Device, weights_bytes: int, total: int) -> int:
+    return max(total // device.tasks - weights_bytes - _PROCESS_BYTES, 0)
+
+
 def _that_fits(options: WhisperOptions, device: Device, shape: ModelShape, free_bytes: int) -> int:
     per_window = shape.window_bytes(
         beams=max(options.beam_size, RETRY_BEAM),
@@ -63,11 +103,26 @@ def _that_fits(options: WhisperOptions, device: Device, shape: ModelShape, free_
     return max(1, min(_GPU_BATCH, fitting))
 
 
-def free_gpu_bytes(device: Device) -> int | None:
-    """Free memory of the GPU, in bytes; ``None`` when it is unknown, or there is no GPU.
+def total_gpu_bytes(device: Device) -> int | None:
+    """Memory of the GPU, in bytes; ``None`` when it is unknown, or there is no GPU."""
+    if device.kind != "cuda":
+        return None
+    with contextlib.suppress(OSError, AttributeError):
+        cuda = ctypes.CDLL("libcuda.so.1")
+        gpu, total = ctypes.c_int(), ctypes.c_size_t()
+        if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(gpu), device.index):
+            return None
+        return None if cuda.cuDeviceTotalMem_v2(ctypes.byref(total), gpu) else int(total.value)
+    return None
+
+
+def free_gpu_bytes(device: Device, weights_bytes: int = 0) -> int | None:
+    """Memory of the GPU that batches may fill, in bytes; ``None`` when it is unknown, or there is no GPU.
 
     CTranslate2 has no API for this, so it is requested from the CUDA driver, which a loaded model has
     initialised.
+
+    :param weights_bytes: size of the loaded model.
     """
     if device.kind != "cuda":
         return None
@@ -83,7 +138,9 @@ def free_gpu_bytes(device: Device) -> int | None:
                 return None
             failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
             cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
-            return None if failed else int(free.value)
+            if failed:
+                return None
+            return share_of_memory(device, weights_bytes, int(free.value), int(total.value))
         finally:
             cuda.cuDevicePrimaryCtxRelease_v2(gpu)
     return None

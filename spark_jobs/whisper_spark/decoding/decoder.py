@@ -18,8 +18,14 @@ from whisper_spark.audio.features import FULL_FRAMES, Features, LogMel
 from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding.alignment import Aligner
-from whisper_spark.decoding.batch_size import choose_batch_size, free_gpu_bytes
+from whisper_spark.decoding.batch_size import (
+    choose_batch_size,
+    free_gpu_bytes,
+    total_gpu_bytes,
+    with_fitting_workers,
+)
 from whisper_spark.decoding.calls import Model
+from whisper_spark.decoding.contexts import context_frames, context_step
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.encoder_output import Encoded
 from whisper_spark.decoding.language import FileLanguage, languages_of_files
@@ -59,13 +65,16 @@ class WindowDecoder:
 
     def __init__(self, options: WhisperOptions, folder: Path, device: Device) -> None:
         self.options = options
-        self.device = device
         tokenizer = load_tokenizer(folder)
         shape = read_shape(folder)
+        weights_bytes = (folder / "model.bin").stat().st_size
+        device = with_fitting_workers(options, device, shape, weights_bytes, total_gpu_bytes(device))
+        self.device = device
         self._model = Model(load_weights(folder, options, device), shape)
         check_options(options, tokenizer, multilingual=self.multilingual)
-        weights_bytes = (folder / "model.bin").stat().st_size
-        self.batch_size = choose_batch_size(options, device, shape, weights_bytes, free_gpu_bytes(device))
+        free_bytes = free_gpu_bytes(device, weights_bytes)
+        self.batch_size = choose_batch_size(options, device, shape, weights_bytes, free_bytes)
+        self._context_step = context_step(device, shape)
         self._prompts = Prompts(options, tokenizer, multilingual=self.multilingual)
         self._aligner = Aligner(options, self._model, self._prompts)
         self._first = first_pass(options)
@@ -81,6 +90,10 @@ class WindowDecoder:
     def window_bytes(self) -> int:
         """Size of the features of a window of 30 seconds, in bytes."""
         return self._model.bands * FULL_FRAMES * 4
+
+    def context(self, frames: int) -> int:
+        """Length of the encoder's input for a window of ``frames``."""
+        return context_frames(frames, self._context_step)
 
     def encode(self, windows: Sequence[Window], frames: int) -> Encoded:
         """Run the encoder.
@@ -125,7 +138,12 @@ class WindowDecoder:
 
         # The language of all other windows is known.
         voters = sorted(i for file in files for i in file)
-        rows = self.language_probabilities(encoded.rows(voters))
+        if self.device.kind == "cuda":
+            # For all windows: one step of the decoder is cheaper there than selecting rows, see Encoded.
+            every = self.language_probabilities(encoded)
+            rows = [every[i] for i in voters]
+        else:
+            rows = self.language_probabilities(encoded.rows(voters))
         detected = dict(zip(voters, rows, strict=True))
         return languages_of_files(files, detected, [w.map.speech_seconds for w in windows], first_texts)
 

@@ -14,6 +14,17 @@ from whisper_spark.decoding import cuda
 
 log = logging.getLogger(__name__)
 
+TASK_CORES = "whisper.task.cores"
+"""Local property of a Spark job: number of cores for each task."""
+
+GPU_TASKS = "whisper.gpu.tasks"
+"""Local property of a Spark job: number of tasks that share a GPU."""
+
+# Two decoders keep a GPU busy: while one copies, splits texts into words or picks its next batch, the other
+# one computes. Each of them needs a core to launch its kernels, and the readers need some too.
+_GPU_WORKERS = 2
+_CORES_FOR_TWO = 4
+
 
 class UnusableDeviceError(RuntimeError):
     """The requested device is not available, or does not produce usable transcripts."""
@@ -27,12 +38,14 @@ class Device:
     :param index: index of the GPU among those that this process sees; 0 for a CPU.
     :param workers: number of decoders that share one copy of the weights.
     :param threads: number of threads of each decoder.
+    :param tasks: number of Spark tasks that share the GPU.
     """
 
     kind: str
     index: int
     workers: int
     threads: int
+    tasks: int = 1
 
     @property
     def name(self) -> str:
@@ -51,7 +64,9 @@ def choose_device(options: WhisperOptions) -> Device:
     if options.device != "cpu":
         gpus, problem = usable_gpus()
         if gpus:
-            return Device("cuda", _assigned_gpu(gpus), options.num_workers or 1, options.cpu_threads or 1)
+            index, tasks = _assigned_gpu(gpus), tasks_of_gpu()
+            workers = options.num_workers or _gpu_workers(tasks)
+            return Device("cuda", index, workers, options.cpu_threads or 1, tasks)
         if options.device == "cuda":
             raise UnusableDeviceError(
                 f"device='cuda', but CTranslate2 sees no GPU on host {platform.node()} ({problem}). Check "
@@ -61,6 +76,12 @@ def choose_device(options: WhisperOptions) -> Device:
             )
     workers = options.num_workers or max(1, available_cores() // (options.cpu_threads or 1))
     return Device("cpu", 0, workers, options.cpu_threads or 1)
+
+
+def _gpu_workers(tasks: int) -> int:
+    """Number of decoders on a GPU that several tasks share."""
+    # The decoders of other tasks keep it busy as well.
+    return _GPU_WORKERS if tasks == 1 and available_cores() >= _CORES_FOR_TWO else 1
 
 
 def usable_gpus() -> tuple[int, str | None]:
@@ -106,11 +127,21 @@ def _visible_index(address: str, gpus: int) -> int:
     )
 
 
+def tasks_of_gpu() -> int:
+    """Number of Spark tasks that share the GPU of this task."""
+    context = _task_context()
+    return 1 if context is None else int(context.getLocalProperty(GPU_TASKS) or 1)
+
+
 def available_cores() -> int:
-    """Number of cores that Spark assigned to this task; without Spark, those that this process may use."""
+    """Number of cores for this Spark task; without Spark, those that this process may use.
+
+    They are its ``spark.task.cpus``, or its part of the cores of the executor if GPUs allow fewer tasks than
+    cores do.
+    """
     context = _task_context()
     if context is not None:
-        return int(context.cpus())
+        return max(int(context.cpus()), int(context.getLocalProperty(TASK_CORES) or 1))
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -24,7 +24,6 @@ from whisper_spark.audio.reader import Finished, Opened, Reader
 from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding import cuda
-from whisper_spark.decoding.contexts import context_frames
 from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import UnusableDeviceError
 from whisper_spark.decoding.encoder_output import Encoded
@@ -201,7 +200,7 @@ class Pipeline:
         The thread waits only after it has queued its windows, so the device always has work while it waits.
         """
         # The largest context of all, because the first windows of a file must be in the same batch.
-        context = max(context_frames(window.frames) for window in windows)
+        context = self._decoder.context(max(window.frames for window in windows))
         queued = [QueuedWindow(work, window, context) for window in windows]
         with self._state:
             first = work.issued == 0

@@ -8,8 +8,8 @@ from whisper_spark.decoding.device import Device, available_cores
 MOST_READERS = 16
 """Maximum number of files that are read at the same time, even with a larger ``prefetch_files``."""
 
-# With fewer cores, threads are as fast as processes: each core reads at about 290 times real time.
-_LEAST_CORES = 6
+# With fewer cores, threads are as fast as processes: each core reads at 400 to 600 times real time.
+_LEAST_CORES = 4
 
 
 def reader_processes(options: WhisperOptions, device: Device) -> int:

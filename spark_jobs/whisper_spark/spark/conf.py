@@ -7,10 +7,14 @@ import re
 from collections.abc import Mapping
 
 from whisper_spark.contract import WhisperOptions
+from whisper_spark.decoding.device import GPU_TASKS, TASK_CORES
 from whisper_spark.storage.credentials import redaction_regex
 
 FILES_A_SLOT = 200
 """Up to this many files per slot, every slot gets one task; with more files, four smaller tasks."""
+
+_GPU_OF_TASK = "spark.task.resource.gpu.amount"
+_GPU_OF_EXECUTOR = "spark.executor.resource.gpu.amount"
 
 _ALWAYS = {
     # A speculative copy of a task would transcribe the same files twice.
@@ -34,7 +38,8 @@ def spark_defaults(conf: Mapping[str, str], options: WhisperOptions) -> dict[str
     """Properties to set before the session starts, in addition to those of the user.
 
     One task runs one engine with all cores of an executor, so ``spark.task.cpus`` becomes
-    ``spark.executor.cores`` if that is known. ``device="cuda"`` requests one GPU per executor and task.
+    ``spark.executor.cores`` if that is known. Where GPUs allow several tasks per executor, each gets its part
+    of the cores. ``device="cuda"`` requests one GPU per executor and task.
     Properties in ``conf`` are not changed, with two exceptions: more ``spark.task.cpus`` than a local master
     has cores, because such a task would never start, and a redaction regex that does not match the properties
     with credentials.
@@ -43,7 +48,7 @@ def spark_defaults(conf: Mapping[str, str], options: WhisperOptions) -> dict[str
     cores = local_cores(conf.get("spark.master", ""))
     engine_cores = cores or _integer(conf.get("spark.executor.cores"))
     if engine_cores:
-        defaults["spark.task.cpus"] = str(engine_cores)
+        defaults["spark.task.cpus"] = str(max(1, engine_cores // _gpu_tasks(conf)))
     if options.device == "cuda" and not cores:
         # Not for a local master, whose tasks can use all GPUs of the machine.
         defaults["spark.executor.resource.gpu.amount"] = "1"
@@ -65,6 +70,30 @@ def local_cores(master: str) -> int | None:
     if match is None:
         return None
     return (os.cpu_count() or 1) if match[1] == "*" else max(1, int(match[1]))
+
+
+def task_share(conf: Mapping[str, str]) -> dict[str, str]:
+    """Local properties that tell each task which part of its executor it may use.
+
+    :return: :data:`~whisper_spark.decoding.device.TASK_CORES`, if the cores of an executor are known, and
+        :data:`~whisper_spark.decoding.device.GPU_TASKS`.
+    """
+    share = {GPU_TASKS: str(max(1, int(1 / (_amount(conf.get(_GPU_OF_TASK)) or 1.0))))}
+    cores = local_cores(conf.get("spark.master", "")) or _integer(conf.get("spark.executor.cores"))
+    if cores:
+        by_cores = max(1, cores // (_integer(conf.get("spark.task.cpus")) or 1))
+        by_gpus = _gpu_tasks(conf) if _amount(conf.get(_GPU_OF_TASK)) else by_cores
+        share[TASK_CORES] = str(max(1, cores // min(by_cores, by_gpus)))
+    return share
+
+
+def _gpu_tasks(conf: Mapping[str, str]) -> int:
+    """Number of tasks of an executor that its GPUs allow at the same time; 1 if tasks need no GPU."""
+    each, gpus = _amount(conf.get(_GPU_OF_TASK)), _amount(conf.get(_GPU_OF_EXECUTOR)) or 1.0
+    if not each:
+        return 1
+    # Spark gives a task parts of one GPU, or whole GPUs.
+    return max(1, int(gpus) * int(1 / each) if each < 1 else int(gpus / each))
 
 
 def slots(conf: Mapping[str, str], parallelism: int) -> int:
@@ -109,3 +138,11 @@ def task_count(files: int, slots: int) -> int:
 
 def _integer(value: str | None) -> int | None:
     return int(value) if value and value.isdigit() else None
+
+
+def _amount(value: str | None) -> float | None:
+    """A positive number; ``None`` for anything else."""
+    try:
+        return max(float(value or 0), 0.0) or None
+    except ValueError:
+        return None

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from whisper_spark.contract import partition_path
 from whisper_spark.progress.counters import STAGES, Snapshot, device_busy
 from whisper_spark.progress.reports import JobSize, ProgressLog, clear_left_over_reports, clear_reports
-from whisper_spark.spark.conf import slots, task_count
+from whisper_spark.spark.conf import slots, task_count, task_share
 from whisper_spark.spark.dataframes import (
     copy_rows,
     is_settled,
@@ -173,7 +173,10 @@ class JobRun:
             .agg(F.count("*").alias("files"), F.sum("duration_s").alias("seconds"))
         )
         start, started_at = time.monotonic(), datetime.now(UTC)
-        self._spark.sparkContext.addJobTag(self._job.id)
+        context = self._spark.sparkContext
+        for name, value in task_share(dict(context.getConf().getAll())).items():
+            context.setLocalProperty(name, value)
+        context.addJobTag(self._job.id)
         with self._progress(size):
             total = told.collect()[0]
         errors = {code: int(files) for code, files in _named(sums.value, "error ").items()}

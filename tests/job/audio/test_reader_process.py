@@ -184,7 +184,8 @@ time.sleep(600)
     ("kind", "cores", "asked", "processes"),
     [
         ("cpu", 32, None, 0),
-        ("cuda", 4, None, 0),
+        ("cuda", 3, None, 0),
+        ("cuda", 4, None, 4),
         ("cuda", 8, None, 8),
         ("cuda", 64, None, 16),
         ("cuda", 64, 0, 0),

@@ -15,8 +15,15 @@ from speech import Clip
 from whisper_spark import WhisperOptions
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.decoding import model_shape
-from whisper_spark.decoding.batch_size import choose_batch_size, free_gpu_bytes
+from whisper_spark.decoding.batch_size import (
+    choose_batch_size,
+    free_gpu_bytes,
+    share_of_memory,
+    total_gpu_bytes,
+    with_fitting_workers,
+)
 from whisper_spark.decoding.calls import BatchTooLargeError, Model
+from whisper_spark.decoding.contexts import MARGIN_FRAMES, context_frames, context_step
 from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.encoder_output import Encoded
@@ -176,9 +183,62 @@ def test_a_cpu_takes_few_windows_at_once(weights: int, batch: int) -> None:
 
 
 def test_a_host_without_a_gpu_has_no_gpu_memory() -> None:
-    assert free_gpu_bytes(Device("cpu", 0, 1, 1)) is None
-    if not ctranslate2.get_cuda_device_count():
-        assert free_gpu_bytes(GPU) is None
+    for bytes_of in (free_gpu_bytes, total_gpu_bytes):
+        assert bytes_of(Device("cpu", 0, 1, 1)) is None
+        if not ctranslate2.get_cuda_device_count():
+            assert bytes_of(GPU) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "total", "asked", "workers"),
+    [
+        (LARGEST, 80 * GIB, {}, 2),
+        (LARGEST, 24 * GIB, {}, 1),
+        (TURBO, 24 * GIB, {}, 2),
+        (BASE, 8 * GIB, {}, 2),
+        (LARGEST, 24 * GIB, {"num_workers": 2}, 2),
+        (LARGEST, 24 * GIB, {"batch_size": 8}, 2),
+        (LARGEST, 80 * GIB, {"batch_size": 64}, 1),
+        (LARGEST, None, {}, 2),
+    ],
+)
+def test_a_second_decoder_needs_memory_for_a_batch_of_its_own(
+    shape: ModelShape, total: int | None, asked: dict[str, int], workers: int
+) -> None:
+    chosen = with_fitting_workers(WhisperOptions(**asked), GPU, shape, 3 * GIB, total)  # type: ignore[arg-type]
+    assert chosen == dataclasses.replace(GPU, workers=workers)
+
+
+def test_tasks_that_share_a_gpu_leave_memory_to_each_other() -> None:
+    free, total, weights = 70 * GIB, 80 * GIB, 3 * GIB
+    four = dataclasses.replace(GPU, tasks=4, workers=1)
+    share = share_of_memory(four, weights, free, total)
+    assert share_of_memory(GPU, weights, free, total) == free
+    assert 4 * (share + weights) < total
+    # The last one to start sees what the others left.
+    assert share_of_memory(four, weights, GIB, total) == GIB
+    assert share_of_memory(four, weights, free, 8 * GIB) == 0
+    batch = choose_batch_size(WhisperOptions(), four, LARGEST, weights, share)
+    assert 1 < batch < choose_batch_size(WhisperOptions(), GPU, LARGEST, weights, free)
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "contexts"),
+    [
+        (Device("cpu", 0, 1, 1), BASE, [1000, 1200, 1400, 1600, 1800, 2000, 2200, 2400, 2600, 2800, 3000]),
+        (Device("cpu", 0, 1, 1), LARGEST, [1000, 1200, 1400, 1600, 1800, 2000, 2200, 2400, 2600, 2800, 3000]),
+        (GPU, SMALL, [1000, 2000, 3000]),
+        (GPU, MEDIUM, [1000, 1500, 2000, 2500, 3000]),
+        (GPU, TURBO, [1000, 1500, 2000, 2500, 3000]),
+    ],
+)
+def test_contexts_are_few_where_batches_must_be_full(
+    device: Device, shape: ModelShape, contexts: list[int]
+) -> None:
+    step = context_step(device, shape)
+    lengths = range(1, FULL_FRAMES + 1)
+    assert sorted({context_frames(frames, step) for frames in lengths}) == contexts
+    assert all(context_frames(f, step) >= min(f + MARGIN_FRAMES, FULL_FRAMES) for f in lengths)
 
 
 @pytest.mark.parametrize(("asked", "used"), [(238, 238), (239, 238), (1024, 238), (None, 4)])

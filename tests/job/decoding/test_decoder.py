@@ -76,3 +76,17 @@ def test_any_tokens_of_the_model_can_be_suppressed_or_none(
     short = min(librivox, key=lambda clip: clip.seconds)
     [found] = get_engine(options).transcribe([AudioFile(f"file://{short.path}")])
     assert "not an ill-disposed young man" in (found.text or "")
+
+
+def test_detecting_languages_on_a_gpu_copies_no_encoder_output(
+    decoder: WindowDecoder, librivox: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = decoder.features(samples_of(librivox[0].path))
+    window = Window(0, 0, ChunkMap((Chunk(0.0, 0.0, librivox[0].seconds),)), features)
+    rows = decoder.encode([window] * 3, FULL_FRAMES)
+    on_cpu = decoder.languages_of_files(rows, [window] * 3, [[1]])
+    monkeypatch.setattr(decoder, "device", Device("cuda", 0, 1, 1))
+    monkeypatch.setattr(Encoded, "on_host", property(lambda _: pytest.fail("copied to the host")))
+    [found] = decoder.languages_of_files(rows, [window] * 3, [[1]])
+    assert (found.language, found.texts) == ("en", {})
+    assert found.probability == pytest.approx(on_cpu[0].probability, abs=0.01)

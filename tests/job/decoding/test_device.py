@@ -14,8 +14,17 @@ from note import write_block
 
 from whisper_spark import WhisperOptions
 from whisper_spark.decoding import device
-from whisper_spark.decoding.device import Device, UnusableDeviceError, choose_device
+from whisper_spark.decoding.device import (
+    GPU_TASKS,
+    TASK_CORES,
+    Device,
+    UnusableDeviceError,
+    available_cores,
+    choose_device,
+)
 from whisper_spark.decoding.model import load_weights
+from whisper_spark.engine.readers import reader_processes
+from whisper_spark.spark.conf import spark_defaults, task_share
 
 
 @pytest.fixture
@@ -29,10 +38,21 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
     return see
 
 
-def spark_task(monkeypatch: pytest.MonkeyPatch, addresses: list[str] | None, partition: int = 0) -> None:
-    """Makes this process a Spark task with these GPUs and four cores."""
+def spark_task(
+    monkeypatch: pytest.MonkeyPatch,
+    addresses: list[str] | None,
+    partition: int = 0,
+    cores: int = 4,
+    properties: dict[str, str] | None = None,
+) -> None:
+    """Makes this process a Spark task with these GPUs, cores and local properties."""
     resources = {} if addresses is None else {"gpu": SimpleNamespace(addresses=addresses)}
-    task = SimpleNamespace(resources=lambda: resources, partitionId=lambda: partition, cpus=lambda: 4)
+    task = SimpleNamespace(
+        resources=lambda: resources,
+        partitionId=lambda: partition,
+        cpus=lambda: cores,
+        getLocalProperty=(properties or {}).get,
+    )
     monkeypatch.setattr(device, "_task_context", lambda: task)
 
 
@@ -90,6 +110,75 @@ def test_auto_falls_back_to_all_cores_of_the_task(gpus: Any, monkeypatch: pytest
     gpus(0)
     spark_task(monkeypatch, None)
     assert choose_device(WhisperOptions(device="auto")) == Device("cpu", 0, workers=4, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("cores", "tasks", "asked", "workers"),
+    [(16, 1, None, 2), (4, 1, None, 2), (3, 1, None, 1), (16, 4, None, 1), (2, 1, 3, 3), (16, 4, 2, 2)],
+)
+def test_gpu_gets_two_decoders_when_it_has_cores_for_them_and_no_other_task(
+    cores: int, tasks: int, asked: int | None, workers: int, gpus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(1)
+    spark_task(monkeypatch, ["0"], cores=cores, properties={GPU_TASKS: str(tasks)})
+    chosen = choose_device(WhisperOptions(num_workers=asked))
+    assert (chosen.workers, chosen.tasks) == (workers, tasks)
+
+
+def test_tasks_that_share_a_gpu_read_with_their_part_of_the_cores(
+    gpus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(1)
+    conf = {
+        "spark.executor.cores": "16",
+        "spark.executor.resource.gpu.amount": "1",
+        "spark.task.resource.gpu.amount": "0.25",
+    }
+    # Without spark.task.cpus a task gets four cores, and with another number it may use four all the same.
+    assert spark_defaults({**conf, "spark.master": "yarn"}, WhisperOptions())["spark.task.cpus"] == "4"
+    spark_task(monkeypatch, ["0"], cores=1, properties=task_share({**conf, "spark.task.cpus": "1"}))
+    device = choose_device(WhisperOptions())
+    assert available_cores() == reader_processes(WhisperOptions(), device) == 4
+    assert (device.tasks, device.workers) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("conf", "cores", "tasks"),
+    [
+        ({}, None, "1"),
+        ({"spark.master": "local[3]"}, "1", "1"),
+        ({"spark.master": "local[3]", "spark.task.cpus": "3"}, "3", "1"),
+        ({"spark.executor.cores": "16", "spark.task.cpus": "4"}, "4", "1"),
+        ({"spark.executor.cores": "16", "spark.task.cpus": "5"}, "5", "1"),
+        ({"spark.executor.cores": "16", "spark.task.resource.gpu.amount": "1"}, "16", "1"),
+        ({"spark.executor.cores": "16", "spark.task.resource.gpu.amount": "0.3"}, "5", "3"),
+        (
+            {
+                "spark.executor.cores": "16",
+                "spark.executor.resource.gpu.amount": "4",
+                "spark.task.resource.gpu.amount": "1",
+            },
+            "4",
+            "1",
+        ),
+        (
+            {
+                "spark.executor.cores": "16",
+                "spark.executor.resource.gpu.amount": "2",
+                "spark.task.resource.gpu.amount": "0.5",
+                "spark.task.cpus": "8",
+            },
+            "8",
+            "2",
+        ),
+        ({"spark.executor.cores": "16", "spark.task.resource.gpu.amount": "many"}, "1", "1"),
+    ],
+)
+def test_part_of_an_executor_follows_from_cores_and_gpus(
+    conf: dict[str, str], cores: str | None, tasks: str
+) -> None:
+    share = task_share(conf)
+    assert (share.get(TASK_CORES), share[GPU_TASKS]) == (cores, tasks)
 
 
 @pytest.mark.parametrize(
