@@ -1,12 +1,13 @@
 # Every target shares .venv, which is made on first use and again when its two inputs change.
 AUDIO ?=
 BENCH_ARGS ?=
+# `make demo PY=.cache/venv-3.13/bin/python` runs the demo with what `make test-py313` has created.
 PY := .venv/bin/python
 QUICK := not (airflow or jvm or model or server or slow)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java chromium postgres model speech demo prerequisites quick test test-e2e azurite test-azure test-lowest test-py312 bench bench-gpu lint format types constraints clean
+.PHONY: help setup java chromium postgres model speech demo prerequisites quick test test-e2e azurite test-azure test-lowest test-py312 test-py313 bench bench-gpu lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -54,11 +55,11 @@ azurite: ## fetch Azurite, the emulator of Azure Blob Storage, into .cache/azuri
 test-azure: setup azurite ## the tests of Azure, which `make test` leaves out where there is no Azurite
 	$(PY) -m pytest tests/provider/hooks/test_azure.py $(PYTEST_ARGS)
 
-test-lowest: setup ## the quick tests, with the lowest versions of the dependencies that pyproject.toml allows
-	$$(scripts/other_env.sh lowest) -m pytest -n 2 --timeout 120 -m "$(QUICK)" $(PYTEST_ARGS)
-
-test-py312: setup ## the quick tests on Python 3.12
-	$$(scripts/other_env.sh 3.12) -m pytest -n 2 --timeout 120 -m "$(QUICK)" $(PYTEST_ARGS)
+test-lowest: ## the quick tests, with the lowest versions of the dependencies that pyproject.toml allows
+test-py312: ## the quick tests on Python 3.12
+test-py313: ## the quick tests on Python 3.13
+test-lowest test-py312 test-py313: test-%: setup
+	$$(scripts/other_env.sh $(patsubst py3%,3.%,$*)) -m pytest -n 2 --dist worksteal --timeout 120 -m "$(QUICK)" $(PYTEST_ARGS)
 
 bench: setup java ## speed and word errors of every way to run Whisper; BENCH_ARGS="--quick", "--help"
 	$(PY) benchmarks/run.py $(BENCH_ARGS)

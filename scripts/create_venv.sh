@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Creates .venv with Python 3.11 or 3.12 and installs this project, its extras and its tools at the pinned versions.
+# Creates .venv with Python 3.11, 3.12 or 3.13 and installs this project, its extras and its tools at the pinned versions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; }
+supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
 if ! { [ -x .venv/bin/python ] && supported .venv/bin/python; }; then
   python=
-  for candidate in ${PYTHON:-} python3 python3.12 python3.11; do
+  for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
     if supported "$candidate"; then python=$candidate; break; fi
   done
   if [ -z "$python" ]; then
-    echo "Python 3.11 or 3.12 is needed: install one, then run: make setup PYTHON=/path/to/python3.12" >&2
+    echo "Python 3.11, 3.12 or 3.13 is needed: install one, then run: make setup PYTHON=/path/to/python3.13" >&2
     exit 1
   fi
   if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .cache/venv-NAME with this project, its extras and its tools, beside .venv, and prints its Python.
 #   scripts/other_env.sh lowest     the lowest version of every dependency that pyproject.toml allows
-#   scripts/other_env.sh 3.12       the pinned versions, on another Python
+#   scripts/other_env.sh 3.13       the pinned versions, on another Python
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=$1 venv=.cache/venv-$1
@@ -15,11 +15,15 @@ if [ "$name" = lowest ]; then
 else
   python=$name constraints=constraints.txt
 fi
+new=
 if ! [ -x $venv/bin/python ]; then
+  new=yes
   for candidate in ${PYTHON:-} "$HOME/.pyenv/versions/$python".*/bin/python $python; do
     if [ "$candidate" = $python ] || [ -x "$candidate" ]; then break; fi
   done
   uv venv --quiet --python "$candidate" $venv >&2 || { echo "name one: PYTHON=/path/to/python$python" >&2; exit 1; }
 fi
 uv pip install --quiet --python $venv/bin/python --constraints $constraints --group dev --editable '.[all]' >&2
+# As in create_venv.sh: or each process compiles what it imports, where PYTHONDONTWRITEBYTECODE is set.
+[ -z "$new" ] || $venv/bin/python -m compileall -q -j 0 -x '/tests?/' $venv/lib >/dev/null || true
 echo $venv/bin/python

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(3 * PATIENCE)
 DAG_ID = "transcribe_on_arrival"
 CONSUMER = "transcripts_consumer"
 FILES, OVERWRITTEN, LATE = 200, 20, 15
-UPLOAD_SECONDS = 60
+UPLOAD_SECONDS = 45
 KILLED = {UPLOAD_SECONDS / 3: "triggerer", UPLOAD_SECONDS * 2 / 3: "scheduler"}
 # Tomorrow, and not the day before yesterday: past days are looked at less often, and midnight may come.
 DAYS = [

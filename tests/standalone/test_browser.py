@@ -22,8 +22,8 @@ from speech import Clip
 pytestmark = pytest.mark.timeout(3 * PATIENCE)
 
 DAG_ID = "transcribe_daily"
-DAYS = [f"2026-11-{day:02}" for day in range(1, 6)]
-CLEARED = DAYS[2]
+DAYS = [f"2026-11-{day:02}" for day in range(1, 4)]
+CLEARED = DAYS[1]
 TASKS = ("discover", "transcribe", "validate", "register")
 ALL = dict.fromkeys(TASKS, "success")
 NONE = dict.fromkeys(TASKS, "skipped")
@@ -81,12 +81,12 @@ def browser(site: Site, artifacts: Path) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def backfilled(site: Site, browser: Browser, librivox: list[Clip]) -> Iterator[Seen]:
-    for day, clip in zip(DAYS, librivox, strict=True):
+    for day, clip in zip(DAYS, librivox, strict=False):
         site.put(f"daily/dt={day}/a.wav", clip.path.read_bytes())
     browser.log_in()
     browser.open_dag(DAG_ID)
     form = browser.fill_in_backfill(DAYS[0], DAYS[-1], max_active_runs=2)
-    expect(form).to_contain_text("5 runs will be triggered.")
+    expect(form).to_contain_text("3 runs will be triggered.")
     expect(form.get_by_role("checkbox", name=f"Unpause {DAG_ID} on trigger")).to_be_checked()
     browser.screenshot("backfill-form")
     browser.run_backfill(form)
@@ -122,7 +122,7 @@ def reprocessed(site: Site, browser: Browser, cleared: Seen) -> Seen:
     form.get_by_text("Override parameters on existing runs").click()
     form.get_by_role("button", name="Whisper").click()
     form.locator("[name=element_initial_prompt]").fill("Sense and Sensibility.")
-    expect(form).to_contain_text("5 runs will be triggered.")
+    expect(form).to_contain_text("3 runs will be triggered.")
     browser.screenshot("reprocess-form")
     browser.run_backfill(form)
 
