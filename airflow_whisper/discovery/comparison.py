@@ -27,7 +27,7 @@ CREATE TABLE left_out (uri TEXT, kind TEXT);
 CREATE TABLE rows (uri TEXT, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER, fingerprint TEXT,
                    seconds REAL);
 CREATE TABLE listed (uri TEXT PRIMARY KEY, etag TEXT, bytes INTEGER, modified INTEGER) WITHOUT ROWID;
-CREATE TABLE held (uri TEXT PRIMARY KEY, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER,
+CREATE TABLE existing (uri TEXT PRIMARY KEY, etag TEXT, status TEXT, error_code TEXT, attempt INTEGER,
                    fingerprint TEXT, seconds REAL) WITHOUT ROWID;
 CREATE TABLE files (uri TEXT, etag TEXT, bytes INTEGER, modified INTEGER, change TEXT, attempt INTEGER);
 CREATE TABLE missing (uri TEXT, change TEXT);
@@ -37,7 +37,7 @@ CREATE TABLE missing (uri TEXT, change TEXT);
 # tables in the same order reads both sequentially.
 _SORT = """
 INSERT INTO listed SELECT * FROM listing ORDER BY uri;
-INSERT INTO held SELECT * FROM rows ORDER BY uri;
+INSERT INTO existing SELECT * FROM rows ORDER BY uri;
 CREATE INDEX left_out_uri ON left_out (uri);
 DROP TABLE listing;
 DROP TABLE rows;
@@ -46,16 +46,16 @@ DROP TABLE rows;
 # If either side lacks an etag, the etags count as equal.
 _COMPARE = """
 INSERT INTO files
-SELECT uri, etag, bytes, modified, change, iif(change = 'retry', held_attempt + 1, 1) FROM (
-    SELECT l.uri, l.etag, l.bytes, l.modified, h.attempt AS held_attempt, CASE
-        WHEN h.uri IS NULL THEN 'new'
-        WHEN l.etag <> h.etag THEN 'changed'
-        WHEN h.fingerprint IS NOT :fingerprint AND :retranscribe THEN 'stale'
-        WHEN h.status <> 'ok' AND coalesce(h.error_code, '') NOT IN (:final)
-             AND h.attempt < :max_attempts THEN 'retry'
-        WHEN h.fingerprint IS NOT :fingerprint THEN 'kept_stale'
+SELECT uri, etag, bytes, modified, change, iif(change = 'retry', earlier_attempt + 1, 1) FROM (
+    SELECT l.uri, l.etag, l.bytes, l.modified, e.attempt AS earlier_attempt, CASE
+        WHEN e.uri IS NULL THEN 'new'
+        WHEN l.etag <> e.etag THEN 'changed'
+        WHEN e.fingerprint IS NOT :fingerprint AND :retranscribe THEN 'stale'
+        WHEN e.status <> 'ok' AND coalesce(e.error_code, '') NOT IN (:final)
+             AND e.attempt < :max_attempts THEN 'retry'
+        WHEN e.fingerprint IS NOT :fingerprint THEN 'kept_stale'
         ELSE 'unchanged' END AS change
-    FROM listed l LEFT JOIN held h ON h.uri = l.uri
+    FROM listed l LEFT JOIN existing e ON e.uri = l.uri
 ) ORDER BY bytes DESC, uri
 """.replace(":final", ", ".join(f"'{code}'" for code in sorted(FINAL_ERRORS)))
 
@@ -65,9 +65,9 @@ _MISSING = """
 INSERT INTO missing
 SELECT uri, CASE
     WHEN substr(uri, 1, length(:source)) <> :source THEN 'kept_elsewhere'
-    WHEN EXISTS (SELECT 1 FROM left_out WHERE left_out.uri = held.uri) THEN 'kept_left_out'
+    WHEN EXISTS (SELECT 1 FROM left_out WHERE left_out.uri = existing.uri) THEN 'kept_left_out'
     ELSE :gone END
-FROM held WHERE uri NOT IN (SELECT uri FROM listed) ORDER BY uri
+FROM existing WHERE uri NOT IN (SELECT uri FROM listed) ORDER BY uri
 """
 
 
@@ -235,7 +235,7 @@ class Comparison:
         counts |= dict(self._db.execute("SELECT change, count(*) FROM missing GROUP BY 1").fetchall())
         replaced = ", ".join(f"'{change}'" for change in CHANGES)
         (errors,) = self._db.first(
-            "SELECT count(*) FROM held WHERE status <> 'ok' AND uri NOT IN "  # noqa: S608
+            "SELECT count(*) FROM existing WHERE status <> 'ok' AND uri NOT IN "  # noqa: S608
             "(SELECT uri FROM missing WHERE change = 'removed' "
             f"UNION ALL SELECT uri FROM files WHERE change IN ({replaced}))"
         )
@@ -256,11 +256,11 @@ class Comparison:
         """Return the files to transcribe by extension, with the seconds that rows of the table tell."""
         changes = ", ".join(f"'{change}'" for change in CHANGES)
         query = f"""
-            SELECT {_extension("f.uri")}, count(*), sum(f.bytes), coalesce(sum(h.seconds), 0),
-                   sum(iif(h.seconds IS NULL, f.bytes, 0))
+            SELECT {_extension("f.uri")}, count(*), sum(f.bytes), coalesce(sum(e.seconds), 0),
+                   sum(iif(e.seconds IS NULL, f.bytes, 0))
             FROM files f
-            LEFT JOIN held h ON h.uri = f.uri AND h.status = 'ok' AND h.seconds > 0
-                AND h.etag = f.etag
+            LEFT JOIN existing e ON e.uri = f.uri AND e.status = 'ok' AND e.seconds > 0
+                AND e.etag = f.etag
             WHERE f.change IN ({changes}) GROUP BY 1 ORDER BY 1
         """  # noqa: S608
         return [Work(*row) for row in self._db.execute(query)]
@@ -268,9 +268,9 @@ class Comparison:
     def byte_rates(self) -> dict[str, float]:
         """Return bytes per second of audio by extension, from the rows of files that have not changed."""
         query = f"""
-            SELECT {_extension("l.uri")}, sum(l.bytes) / sum(h.seconds)
-            FROM listed l JOIN held h ON h.uri = l.uri AND h.etag = l.etag
-            WHERE h.status = 'ok' AND h.seconds > 0 AND l.bytes > 0 GROUP BY 1
+            SELECT {_extension("l.uri")}, sum(l.bytes) / sum(e.seconds)
+            FROM listed l JOIN existing e ON e.uri = l.uri AND e.etag = l.etag
+            WHERE e.status = 'ok' AND e.seconds > 0 AND l.bytes > 0 GROUP BY 1
         """  # noqa: S608
         return dict(self._db.execute(query).fetchall())
 

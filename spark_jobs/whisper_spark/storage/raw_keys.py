@@ -142,5 +142,6 @@ def _fetch(uri: str, address: str, config: Mapping[str, str]) -> ElementTree.Ele
         except (OSError, HTTPException) as error:
             if attempt == _TRIES:
                 raise StorageError(f"cannot list {uri}: {type(error).__name__}") from None
+        # By hand, because executors need not have tenacity.
         time.sleep(2**attempt / 4)
     raise AssertionError("unreachable")
