@@ -35,7 +35,7 @@ def spark() -> Iterator[SparkSession]:
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.codegen.wholeStage": "false",
     }
-    with local_session(conf, "history_engine") as session:
+    with local_session(conf, "history_engine", "standin_engine") as session:
         # Failures are part of a history.
         session.sparkContext.setLogLevel("OFF")
         yield session

@@ -8,11 +8,12 @@ with a lost GPU. The engine appends a line to ``.heard`` for each transcribed fi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from whisper_spark.contract import Segment, Transcript, WhisperOptions
+from standin_engine import error_of, transcript_of
+
+from whisper_spark.contract import Transcript, WhisperOptions
 from whisper_spark.progress.counters import Progress
 from whisper_spark.storage.objects import ObjectChanged, ObjectNotFound, StorageError
 
@@ -50,35 +51,18 @@ class HistoryEngine:
         progress.stop()
 
     def _transcript(self, file: Any, storage: Any, folder: Path) -> Transcript:
-        common = {
-            "audio_uri": file.uri,
-            "audio_etag": file.etag,
-            "audio_bytes": file.size,
-            "attempt": file.attempt,
-            "model": self._options.model,
-            "fingerprint": self._options.fingerprint(),
-            "engine_version": "stand-in 1",
-            "transcribed_at": datetime.now(UTC),
-        }
-
-        def error(code: str) -> Transcript:
-            return Transcript(status="error", error_code=code, error_message=f"stand-in: {code}", **common)
-
         name = file.uri.rsplit("/", 1)[1]
         if (folder / f".{name}.fails").exists():
-            return error("internal")
+            return error_of(file, self._options, "internal")
         try:
             with storage.open(file.uri, etag=file.etag) as audio:
                 text = audio.read().decode()
         except ObjectNotFound:
-            return error("not_found")
+            return error_of(file, self._options, "not_found")
         except ObjectChanged:
-            return error("changed_during_read")
+            return error_of(file, self._options, "changed_during_read")
         except StorageError:
-            return error("internal")
+            return error_of(file, self._options, "internal")
         if text == BROKEN:
-            return error("corrupt")
-        segment = Segment(0, None, 0.0, 1.0, text, "en", -0.1, 1.0, 0.0, None)
-        return Transcript(
-            language="en", duration_s=2.0, speech_s=1.0, channels=1, text=text, segments=(segment,), **common
-        )
+            return error_of(file, self._options, "corrupt")
+        return transcript_of(file, self._options, text)

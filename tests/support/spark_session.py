@@ -16,11 +16,11 @@ from whisper_spark.spark.conf import spark_defaults
 
 
 @contextmanager
-def local_session(conf: Mapping[str, str], engine: str) -> Iterator[SparkSession]:
+def local_session(conf: Mapping[str, str], *modules: str) -> Iterator[SparkSession]:
     """Start a session with the job's defaults, and stop it at the end.
 
     :param conf: Spark properties, at least ``spark.master``.
-    :param engine: name of the module in this folder that contains the stand-in engine.
+    :param modules: names of the modules in this folder that make up the stand-in engine.
     """
     own = {
         "spark.task.cpus": "1",
@@ -36,7 +36,8 @@ def local_session(conf: Mapping[str, str], engine: str) -> Iterator[SparkSession
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         session = builder.getOrCreate()
-        session.sparkContext.addPyFile(str(Path(__file__).with_name(f"{engine}.py")))
+        for module in modules:
+            session.sparkContext.addPyFile(str(Path(__file__).with_name(f"{module}.py")))
         try:
             yield session
         finally:

@@ -6,22 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from transcripts import OPTIONS, PARTITION, make_manifest_rows, write_run_files
 
-from whisper_spark.contract import (
-    Run,
-    Segment,
-    Transcript,
-    WhisperOptions,
-    manifest_schema,
-    run_folder,
-    transcript_schema,
-)
-from whisper_spark.staging.result import RunResult, StagedFile, staged_file_uri
-from whisper_spark.staging.rows import write_table
+from whisper_spark.contract import Run, Segment, Transcript, run_folder, transcript_schema
 from whisper_spark.storage.objects import ObjectStorage
 
-PARTITION = {"dt": "2026-11-01"}
-OPTIONS = WhisperOptions(model="base")
 STORAGE = ObjectStorage()
 
 
@@ -66,29 +55,7 @@ def staged_run(folder: Path, manifest: list[str], *files: list[dict[str, Any]], 
         manifest_id="0" * 32,
         counts=counts,
     )
-    listed = [
-        {
-            "audio_uri": f"s3://calls/raw/{name}",
-            "audio_etag": "e1",
-            "change": "new",
-            "attempt": 1,
-            **PARTITION,
-        }
-        for name in manifest
-    ]
-    schema = manifest_schema(PARTITION).with_metadata(run.to_metadata())
-    write_table(STORAGE, run.manifest_uri, pa.Table.from_pylist(listed, schema=schema))
-    staged = []
-    for number, rows in enumerate(files):
-        table = pa.Table.from_pylist(rows, schema=transcript_schema(PARTITION))
-        uri = staged_file_uri(run.rows_uri, "part", str(number), len(rows))
-        staged.append(StagedFile(uri, len(rows), write_table(STORAGE, uri, table)))
-    result = RunResult(
-        manifest_uri=run.manifest_uri,
-        manifest_id=run.manifest_id,
-        fingerprint=OPTIONS.fingerprint(),
-        attempt_id="attempt",
-        staged=tuple(staged),
-    )
-    STORAGE.write_bytes(run.result_uri, result.to_json().encode())
+    listed = make_manifest_rows([f"s3://calls/raw/{name}" for name in manifest])
+    schema = transcript_schema(PARTITION)
+    write_run_files(run, listed, [pa.Table.from_pylist(rows, schema=schema) for rows in files])
     return run

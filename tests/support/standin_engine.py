@@ -19,6 +19,40 @@ LOG_SUFFIX = ".transcribed"
 """Suffix of a log beside each audio file. The log has one character for each transcription of the file."""
 
 
+def transcript_of(file: Any, options: WhisperOptions, text: str) -> Transcript:
+    """Return a transcript of one English segment and one word."""
+    words = (Word(0.0, 1.0, text, 0.9),)
+    segment = Segment(0, None, 0.0, 1.0, text, "en", -0.1, 1.0, 0.0, words)
+    return Transcript(
+        language="en",
+        duration_s=2.0,
+        speech_s=1.0,
+        channels=1,
+        text=text,
+        segments=(segment,),
+        **_origin(file, options),
+    )
+
+
+def error_of(file: Any, options: WhisperOptions, code: str) -> Transcript:
+    """Return an error row."""
+    message = f"asked to fail: {code}"
+    return Transcript(status="error", error_code=code, error_message=message, **_origin(file, options))
+
+
+def _origin(file: Any, options: WhisperOptions) -> dict[str, Any]:
+    return {
+        "audio_uri": file.uri,
+        "audio_etag": file.etag,
+        "audio_bytes": file.size,
+        "attempt": file.attempt,
+        "model": options.model,
+        "fingerprint": options.fingerprint(),
+        "engine_version": "stand-in 1",
+        "transcribed_at": datetime.now(UTC),
+    }
+
+
 def get_engine(options: WhisperOptions, storage: Any = None) -> StandIn:
     return StandIn(options)
 
@@ -45,22 +79,10 @@ class StandIn:
         progress.stop()
 
     def _transcript(self, file: Any, order: list[str]) -> Transcript:
-        common = {
-            "audio_uri": file.uri,
-            "audio_etag": file.etag,
-            "audio_bytes": file.size,
-            "attempt": file.attempt,
-            "model": self._options.model,
-            "fingerprint": self._options.fingerprint(),
-            "engine_version": "stand-in 1",
-            "transcribed_at": datetime.now(UTC),
-        }
         action, argument = [*order, "", ""][:2]
         code = _error_code(action, argument)
         if code:
-            return Transcript(
-                status="error", error_code=code, error_message=f"asked to fail: {code}", **common
-            )
+            return error_of(file, self._options, code)
         _obey(action, argument)
         name = file.uri.rsplit("/", 1)[1]
         if action == "environment":
@@ -74,11 +96,7 @@ class StandIn:
             from whisper_spark.decoding.device import available_cores, tasks_of_gpu
 
             name = f"{available_cores()} cores, {tasks_of_gpu()} tasks on the GPU"
-        words = (Word(0.0, 1.0, name, 0.9),)
-        segment = Segment(0, None, 0.0, 1.0, name, "en", -0.1, 1.0, 0.0, words)
-        return Transcript(
-            language="en", duration_s=2.0, speech_s=1.0, channels=1, text=name, segments=(segment,), **common
-        )
+        return transcript_of(file, self._options, name)
 
 
 def _error_code(action: str, argument: str) -> str | None:

@@ -25,7 +25,9 @@ from whisper_spark.contract import (
 )
 from whisper_spark.decoding.quality import compression_ratio
 from whisper_spark.decoding.window_text import WindowText
-from whisper_spark.staging.result import RunResult, StagedFile
+from whisper_spark.staging.result import RunResult, StagedFile, staged_file_uri
+from whisper_spark.staging.rows import write_table
+from whisper_spark.storage.objects import ObjectStorage
 
 OPTIONS = WhisperOptions(model="base")
 PARTITION = {"dt": "2026-11-01"}
@@ -130,30 +132,34 @@ def stage_run(
         base_snapshot_id=base_snapshot_id,
         counts={change: len(uris), "removed": len(removed)},
     )
-    local = Path(run.run_uri.removeprefix("file://"))
-    (local / "rows").mkdir(parents=True, exist_ok=True)
-    pq.write_table(manifest.replace_schema_metadata(run.to_metadata()), local / "manifest.parquet")
+    size = -(-rows.num_rows // files)
+    parts = [rows.slice(start, size) for start in range(0, rows.num_rows, size)] if size else []
+    local = write_run_files(run, manifest, parts)
     if removed:
         pq.write_table(pa.table({"audio_uri": pa.array(removed, pa.string())}), local / "removed.parquet")
-    staged = []
-    for number in range(files if rows.num_rows else 0):
-        size = -(-rows.num_rows // files)
-        part = rows.slice(number * size, size)
-        path = local / "rows" / f"part-{number}.parquet"
-        pq.write_table(part, path)
-        staged.append(StagedFile(f"file://{path}", part.num_rows, path.stat().st_size))
-    result = RunResult(
-        manifest_uri=run.manifest_uri,
-        manifest_id=manifest_id,
-        fingerprint=options.fingerprint(),
-        attempt_id="1",
-        staged=tuple(staged),
-        files=len(uris),
-    )
-    (local / "result.json").write_text(result.to_json())
     if passed is not None:
         (local / "report.json").write_text(json.dumps({"passed": passed, "manifest_id": manifest_id}))
     return run
+
+
+def write_run_files(run: Run, manifest: pa.Table, parts: Iterable[pa.Table]) -> Path:
+    """Write the manifest, a staged file for each part and the result of a run; return its local folder."""
+    storage = ObjectStorage()
+    write_table(storage, run.manifest_uri, manifest.replace_schema_metadata(run.to_metadata()))
+    staged = []
+    for number, part in enumerate(parts):
+        uri = staged_file_uri(run.rows_uri, "part", str(number), part.num_rows)
+        staged.append(StagedFile(uri, part.num_rows, write_table(storage, uri, part)))
+    result = RunResult(
+        manifest_uri=run.manifest_uri,
+        manifest_id=run.manifest_id,
+        fingerprint=run.options.fingerprint(),
+        attempt_id="1",
+        staged=tuple(staged),
+        files=manifest.num_rows,
+    )
+    storage.write_bytes(run.result_uri, result.to_json().encode())
+    return Path(run.run_uri.removeprefix("file://"))
 
 
 def window_text(text: str, **changes: Any) -> WindowText:
