@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(3 * PATIENCE)
 
 DAG_ID = "transcribe_on_arrival"
 CONSUMER = "transcripts_consumer"
-FILES, OVERWRITTEN, LATE = 200, 20, 15
+FILES, OVERWRITTEN, LATE = 120, 15, 10
 UPLOAD_SECONDS = 45
 KILLED = {UPLOAD_SECONDS / 3: "triggerer", UPLOAD_SECONDS * 2 / 3: "scheduler"}
 # Tomorrow, and not the day before yesterday: past days are looked at less often, and midnight may come.
@@ -83,7 +83,7 @@ def test_uploaded_file_becomes_a_row_by_itself(
 
 
 def upload_plan(name: str, bodies: list[bytes]) -> list[Upload]:
-    """200 files in three partitions one after the other, except that some are late; some come again."""
+    """Files in three partitions one after the other, except that some are late; some come again."""
     random_ = random.Random(name)
     uploads = []
     for number in range(FILES):
