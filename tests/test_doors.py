@@ -21,6 +21,7 @@ DOORS = {
     "airflow_whisper.examples": ["DEMO_AUDIO", "EXAMPLE_DAGS", "copy"],
     "airflow_whisper.get_provider_info": ["get_provider_info"],
     "airflow_whisper.links": ["ReportLink", "SparkUILink", "TableLink"],
+    "airflow_whisper.operators.check": ["CheckClusterOperator"],
     "airflow_whisper.operators.discover": ["DiscoverAudioOperator"],
     "airflow_whisper.operators.export": ["ExportTranscriptsOperator"],
     "airflow_whisper.operators.maintain": ["MaintainTableOperator", "PurgeStagingOperator"],

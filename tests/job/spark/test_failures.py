@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from whisper_spark.spark.failures import cause_of
+from whisper_spark.spark.failures import MissingPackagesError, cause_of, is_wrong_configuration
 
 LOST = "Job aborted due to stage failure: Task 0 failed 4 times, most recent failure: Lost task 0.3 in"
 JAVA = """
@@ -104,9 +104,59 @@ JAVA = """
                 "spark.pyspark.python must name an interpreter that every executor has"
             ),
         ),
+        (
+            # What Spark 4.2 says of --executor-memory 200m.
+            (
+                "An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.\n"
+                ": org.apache.spark.SparkIllegalArgumentException: [INVALID_EXECUTOR_MEMORY] Executor memory "
+                "209715200 must be at least 471859200.\nPlease increase executor memory using the "
+                '--executor-memory option or "spark.executor.memory" in Spark configuration. SQLSTATE: F0000'
+                "\n\tat org.apache.spark.memory.UnifiedMemoryManager$.apply(UnifiedMemoryManager.scala:450)"
+            ),
+            (
+                "SparkIllegalArgumentException: [INVALID_EXECUTOR_MEMORY] Executor memory 209715200 must be "
+                "at least 471859200. Please increase executor memory using the --executor-memory option or "
+                '"spark.executor.memory" in Spark configuration.'
+            ),
+        ),
+        (
+            (
+                f": org.apache.spark.SparkException: {LOST} stage 0.0 (TID 3) (node-2 executor 0): "
+                "org.apache.spark.api.python.PythonException: Traceback (most recent call last):\n"
+                "pyspark.errors.exceptions.base.PySparkRuntimeError: [PYTHON_VERSION_MISMATCH] Python in "
+                "worker has different version: 3.12 than that in driver: 3.11, PySpark cannot run with "
+                f"different minor versions.\nPlease check environment variables PYSPARK_PYTHON\n{JAVA}"
+            ),
+            (
+                "[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.12 than that in driver: "
+                "3.11, PySpark cannot run with different minor versions on host node-2 (executor 0). Set "
+                "spark.pyspark.python to the same minor version on all executors"
+            ),
+        ),
         ("3 of 5 files have no row in s3://s/rows", "3 of 5 files have no row in s3://s/rows"),
         ("", "RuntimeError"),
     ],
 )
 def test_cause_is_named(text: str, cause: str) -> None:
     assert cause_of(RuntimeError(text)) == cause
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (ValueError("--options must be a JSON object"), True),
+        (MissingPackagesError("python on host a lacks pandas"), True),
+        (RuntimeError(": org.apache.spark.SparkIllegalArgumentException: Executor memory 1 must be"), True),
+        (
+            RuntimeError("whisper_spark.decoding.model_cache.ModelError: there is no folder /x on host a"),
+            True,
+        ),
+        (
+            RuntimeError("whisper_spark.decoding.model_cache.ModelError: cannot fetch the model at s3://m"),
+            False,
+        ),
+        (RuntimeError(f"{LOST} (TID 9) (node-7 executor 3): ExecutorLostFailure (x) Reason: gone"), False),
+    ],
+)
+def test_what_a_person_has_to_change_is_told_from_what_may_pass(error: Exception, permanent: bool) -> None:
+    assert is_wrong_configuration(error) is permanent

@@ -31,9 +31,11 @@ from standin_engine import LOG_SUFFIX
 from airflow_whisper.hooks.job_package import job_script, write_archive
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.hooks.spark_submit import client_environment, spark_submit_binary
+from airflow_whisper.operators.check import CheckClusterOperator
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.progress import reports as progress_reports
+from whisper_spark.spark.cluster import standalone_workers, why_no_executor
 from whisper_spark.staging.result import StagingError, read_result, staged_files
 from whisper_spark.storage.objects import ObjectStorage
 
@@ -587,6 +589,8 @@ def test_failed_job_names_its_cause_at_the_end(local_spark: None, tmp_path: Path
     cause = str(caught.value).rpartition("whisper: failed: ")[2].splitlines()[0]
     assert "no-such-model" in cause
     assert "ModelError" in cause
+    # A person has to name another model: the exit status of the job says so, through spark-submit.
+    assert isinstance(caught.value, AirflowFailException)
 
 
 @pytest.fixture(scope="module")
@@ -734,6 +738,52 @@ def test_cuda_gives_each_task_a_gpu_and_the_cores_of_its_executor(
     # One task at a time, each with a whole GPU.
     assert done["gpu_seconds"] == done["task_seconds"]
     assert 0 < done["task_seconds"] <= done["transcribe_seconds"]
+
+
+def test_check_of_a_cluster_names_what_each_executor_lacks(
+    cluster: SparkCluster,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    # The workers pretend to have a GPU: there is no driver behind it.
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("there is a GPU")
+    connection(monkeypatch, "cluster", {"conn_type": "spark", "host": cluster.master})
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+    operator = CheckClusterOperator(
+        task_id="check",
+        options={"model": str(model_dir), "device": "cuda"},
+        staging=f"file://{tmp_path}/staging",
+        conn_id="cluster",
+        executor_cores=1,
+        executor_memory="512m",
+        conf={**LOOPBACK, "spark.cores.max": 2},
+    )
+    with pytest.raises(AirflowException) as caught:
+        operator.execute({})
+    assert "The first, NVIDIA driver on host 127.0.0.1: no NVIDIA driver was found" in str(caught.value)
+    # The cluster may be put right, or be busy: a retry may help.
+    assert not isinstance(caught.value, AirflowFailException)
+    log = "".join(capfd.readouterr())
+    assert "executors            2 on 1 hosts, each with 1 core, 512 MiB of memory and 1 GPU" in log
+    assert "host 127.0.0.1: executor 0 (GPU 7), executor 1 (GPU 7)" in log
+    assert re.search(r"ok +packages +pyspark 4", log)
+    assert re.search(r"ok +staging .* can be written, read and deleted from", log)
+    # No GPU, no clip: the CPU would not show what the GPU does.
+    assert "known clip" not in log
+
+
+def test_master_of_a_cluster_tells_what_its_workers_have(cluster: SparkCluster) -> None:
+    place = {"spark.master": cluster.master, "spark.master.ui.port": str(cluster.ui_port)}
+    workers = standalone_workers(place)
+    assert workers is not None
+    assert [(worker.total.cores, worker.total.memory, worker.total.gpus) for worker in workers] == [
+        (1, 1024, 1)
+    ] * 2
+    told = why_no_executor({**place, "spark.executor.cores": "8"})
+    assert "the largest, 127.0.0.1, has 1 core, 1,024 MiB of memory and 1 GPU" in told
 
 
 def files_below(*folders: Path) -> Iterator[Path]:
