@@ -21,6 +21,7 @@ REQUIREMENTS = (
     "filelock>=3.20.1",
     "obstore>=0.12,<0.13",
     "pandas>=2.2,<3",
+    "protobuf>=4.25.8",
     "pyarrow>=19.0.1",
     "threadpoolctl>=3.5",
 )
