@@ -144,13 +144,15 @@ def measure(arguments: argparse.Namespace, gpu: int | None) -> list[dict[str, An
 
     results: list[dict[str, Any]] = []
     contenders = [
-        (engine, count)
+        (engine, count, weights)
         for engine in arguments.engines
         for count in (arguments.processes if engine == "ours" else [1])
+        for weights in (arguments.compute_types if engine == "ours" else ["auto"])
     ]
     folders = {name: corpus(name) for name in arguments.corpus}
     with stored(list(folders.values()), arguments.local) as (storage, uris):
-        for model, name, (engine, count) in itertools.product(arguments.models, arguments.corpus, contenders):
+        for model, name, contender in itertools.product(arguments.models, arguments.corpus, contenders):
+            engine, count, weights = contender
             if any(result["model"] == model and "failed" in result for result in results):
                 continue
             own = references(folders[name])
@@ -163,11 +165,17 @@ def measure(arguments: argparse.Namespace, gpu: int | None) -> list[dict[str, An
                 "corpus": name,
                 "engine": engine,
                 "processes": count,
+                "weights": weights,
                 "audio_s": once * len(files) / len(own),
                 **_in_processes(
                     engine,
                     count,
-                    {"model": _model(model), "device": arguments.device, **arguments.options},
+                    {
+                        "model": _model(model),
+                        "device": arguments.device,
+                        "compute_type": weights,
+                        **arguments.options,
+                    },
                     (storage, [f"{uris[folders[name]]}/{file}" for file in files], str(folders[name])),
                     gpu,
                 ),
@@ -251,7 +259,7 @@ def lines(results: Sequence[dict[str, Any]], device: str, local: bool) -> list[s
     ours = [result for result in done if result["engine"] == "ours"]
     stages = list(ours[0]["stages"]) if ours else []
     seconds = [
-        [r["model"], r["corpus"], str(r["processes"])]
+        [r["model"], r["corpus"], str(r["processes"]), r["weights"]]
         + [f"{r['stages'][name] / (r['audio_s'] / 3600):.2f}" for name in stages]
         for r in ours
     ]
@@ -266,7 +274,7 @@ def lines(results: Sequence[dict[str, Any]], device: str, local: bool) -> list[s
         "",
         "Seconds of threads for each hour of audio, by stage:",
         "",
-        *table(["model", "corpus", "processes", *stages], seconds),
+        *table(["model", "corpus", "processes", "weights", *stages], seconds),
     ]
 
 
@@ -280,6 +288,7 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "corpus": lambda r: r["corpus"],
     "engine": lambda r: r["engine"],
     "processes": lambda r: str(r["processes"]),
+    "weights": lambda r: r["weights"],
     "hours": lambda r: f"{r['audio_s'] / 3600:.2f}",
     "× real time": _speed,
     "WER %": lambda r: f"{100 * r['score']['wer']:.2f}",
@@ -326,6 +335,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--local", action="store_true", help="read files instead of an S3 server")
     parser.add_argument(
         "--processes", type=int, nargs="+", default=[1], help="that share the device (default: 1)"
+    )
+    parser.add_argument(
+        "--compute-types",
+        nargs="+",
+        default=["auto"],
+        metavar="TYPE",
+        help="of our weights, such as float16 int8_float16 bfloat16 (default: auto)",
     )
     return parser.parse_args()
 

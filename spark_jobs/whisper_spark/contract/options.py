@@ -110,7 +110,8 @@ class WhisperOptions:
         as ``"package.module:function@version"``. It runs on the executors, and takes and returns a
         :class:`Transcript`, of which text and segments are kept, see ``docs/redaction.md``. The version is
         that of its attribute ``version``; a function with another version is refused.
-    :param compute_type: CTranslate2 weight type; ``"auto"`` is float16 on a GPU and int8 on a CPU.
+    :param compute_type: CTranslate2 weight type. ``"auto"`` is float16 on a GPU, int8_float32 or float32 on
+        one without fast float16 (before compute capability 7.0), and int8 on a CPU.
     :param device: ``"auto"`` takes the GPU that Spark assigned, else a CPU. Not in the fingerprint.
     :param batch_size: windows of 30 seconds decoded together, or a larger number of shorter ones. ``None``
         picks 64 on a GPU, or what fits into its free memory, and on a CPU 4, or 2 for medium and larger

@@ -26,7 +26,7 @@ from whisper_spark.decoding.batch_size import (
 )
 from whisper_spark.decoding.calls import Model
 from whisper_spark.decoding.contexts import context_frames, context_step
-from whisper_spark.decoding.device import Device
+from whisper_spark.decoding.device import Device, choose_compute_type
 from whisper_spark.decoding.encoder_output import Encoded
 from whisper_spark.decoding.language import FileLanguage, languages_of_files
 from whisper_spark.decoding.model import load_weights
@@ -64,6 +64,7 @@ class WindowDecoder:
     """
 
     def __init__(self, options: WhisperOptions, folder: Path, device: Device) -> None:
+        options = dataclasses.replace(options, compute_type=choose_compute_type(options, device))
         self.options = options
         tokenizer = load_tokenizer(folder)
         shape = read_shape(folder)

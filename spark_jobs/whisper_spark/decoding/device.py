@@ -25,6 +25,14 @@ GPU_TASKS = "whisper.gpu.tasks"
 _GPU_WORKERS = 2
 _CORES_FOR_TWO = 4
 
+# What compute_type="auto" takes: the first of these that the device computes efficiently. Cards before Volta
+# have no fast float16, and from compute capability 6.1 on (P4, P40) fast int8. bfloat16 and int8_float16 are
+# never taken: float16 has more digits than the one, and is about as fast as the other.
+_COMPUTE_TYPES = {
+    "cuda": ("float16", "int8_float32", "float32"),
+    "cpu": ("int8", "int8_float32", "float32"),
+}
+
 
 class UnusableDeviceError(RuntimeError):
     """The requested device is not available, or does not produce usable transcripts."""
@@ -82,6 +90,22 @@ def _gpu_workers(tasks: int) -> int:
     """Number of decoders on a GPU that several tasks share."""
     # The decoders of other tasks keep it busy as well.
     return _GPU_WORKERS if tasks == 1 and available_cores() >= _CORES_FOR_TWO else 1
+
+
+def choose_compute_type(options: WhisperOptions, device: Device) -> str:
+    """CTranslate2's type of weights and computation: that of the options, or the best one of the device."""
+    if options.compute_type != "auto":
+        return options.compute_type
+    import ctranslate2
+
+    wanted = _COMPUTE_TYPES[device.kind]
+    try:
+        supported = ctranslate2.get_supported_compute_types(device.kind, device.index)
+    except (RuntimeError, ValueError) as error:
+        # Loading the model is going to fail for the same reason, with an explanation.
+        log.debug("CTranslate2 does not tell what %s computes: %s", device.name, error)
+        supported = set()
+    return next((name for name in wanted if name in supported), wanted[0])
 
 
 def usable_gpus() -> tuple[int, str | None]:

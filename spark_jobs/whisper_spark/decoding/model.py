@@ -11,7 +11,7 @@ from typing import Any
 
 from whisper_spark.contract.options import KNOWN_MODELS, WhisperOptions
 from whisper_spark.decoding import cuda
-from whisper_spark.decoding.device import Device
+from whisper_spark.decoding.device import Device, choose_compute_type
 from whisper_spark.decoding.model_cache import NEEDED, ModelError, fetched_model, local_model
 
 __all__ = ["ModelError", "find_model", "load_weights"]
@@ -83,9 +83,7 @@ def load_weights(folder: Path, options: WhisperOptions, device: Device) -> Any:
     os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
     import ctranslate2
 
-    compute_type = options.compute_type
-    if compute_type == "auto":
-        compute_type = "float16" if device.kind == "cuda" else "int8"
+    compute_type = choose_compute_type(options, device)
     try:
         return ctranslate2.models.Whisper(
             str(folder),

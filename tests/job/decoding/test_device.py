@@ -20,6 +20,7 @@ from whisper_spark.decoding.device import (
     Device,
     UnusableDeviceError,
     available_cores,
+    choose_compute_type,
     choose_device,
 )
 from whisper_spark.decoding.model import load_weights
@@ -192,6 +193,37 @@ def test_weights_are_half_precision_on_a_gpu_unless_asked_otherwise(
     monkeypatch.setattr(ctranslate2.models, "Whisper", lambda folder, **settings: loaded.update(settings))
     load_weights(Path("model"), WhisperOptions(compute_type=asked), Device(kind, 3, 1, 1))
     assert (loaded["compute_type"], loaded["device"], loaded["device_index"]) == (used, kind, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "supported", "chosen"),
+    [
+        ("cuda", {"float32", "float16", "bfloat16", "int8", "int8_float16", "int8_bfloat16"}, "float16"),
+        ("cuda", {"float32", "float16", "int8", "int8_float16", "int8_float32"}, "float16"),
+        ("cuda", {"float32", "int8", "int8_float32"}, "int8_float32"),
+        ("cuda", {"float32"}, "float32"),
+        ("cuda", RuntimeError("CUDA driver version is insufficient"), "float16"),
+        ("cpu", {"float32", "int8", "int8_float32"}, "int8"),
+        ("cpu", {"float32"}, "float32"),
+    ],
+    ids=["ampere", "volta", "pascal", "maxwell", "unknown", "cpu", "cpu-without-int8"],
+)
+def test_auto_takes_the_best_type_that_the_device_computes(
+    kind: str, supported: set[str] | Exception, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def types(name: str, index: int) -> set[str]:
+        asked.append((name, index))
+        if isinstance(supported, Exception):
+            raise supported
+        return supported
+
+    monkeypatch.setattr(ctranslate2, "get_supported_compute_types", types)
+    assert choose_compute_type(WhisperOptions(), Device(kind, 3, 1, 1)) == chosen
+    assert asked == [(kind, 3)]
+    # Whoever names a type gets it, or CTranslate2's error.
+    assert choose_compute_type(WhisperOptions(compute_type="bfloat16"), Device(kind, 3, 1, 1)) == "bfloat16"
 
 
 GPU_BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu.py"
