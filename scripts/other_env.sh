@@ -15,9 +15,7 @@ if [ "$name" = lowest ]; then
 else
   python=$name constraints=constraints.txt
 fi
-new=
 if ! [ -x $venv/bin/python ]; then
-  new=yes
   for candidate in ${PYTHON:-} "$HOME/.pyenv/versions/$python".*/bin/python $python; do
     if [ "$candidate" = $python ] || [ -x "$candidate" ]; then break; fi
   done
@@ -25,5 +23,8 @@ if ! [ -x $venv/bin/python ]; then
 fi
 uv pip install --quiet --python $venv/bin/python --constraints $constraints --group dev --editable '.[all]' >&2
 # As in create_venv.sh: or each process compiles what it imports, where PYTHONDONTWRITEBYTECODE is set.
-[ -z "$new" ] || $venv/bin/python -m compileall -q -j 0 -x '/tests?/' $venv/lib >/dev/null || true
+if ! [ -e $venv/.compiled ]; then
+  $venv/bin/python -m compileall -q -j 0 -x '/tests?/' $venv/lib >/dev/null || true
+  touch $venv/.compiled
+fi
 echo $venv/bin/python

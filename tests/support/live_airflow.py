@@ -74,7 +74,7 @@ class LiveAirflow:
         """Stop all started processes and their descendants."""
         for process in self.processes:
             process.send_signal(signal.SIGINT)
-        _, left = psutil.wait_procs(self._own_processes(), timeout=15)
+        _, left = psutil.wait_procs(self._own_processes(), timeout=5)
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
