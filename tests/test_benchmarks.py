@@ -1,4 +1,4 @@
-"""The benchmarks' own judgement: what counts as an error, as in time, as invented, as used."""
+"""The benchmarks' metrics: word errors, timestamps, invented words, processor time and memory."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ OPTIONS = WhisperOptions(model="base")
 
 @pytest.fixture(scope="module")
 def spark() -> Iterator[SparkSession]:
-    """Two slots, and a task may fail twice."""
+    """A session with two slots, in which a task may fail twice."""
     with local_session({"spark.master": "local[2,3]"}, "standin_engine") as session:
         yield session
 
@@ -72,7 +72,7 @@ class Workbench:
         return write_run(f"file://{self.folder}/staging", audio, OPTIONS, **fields)
 
     def job_run(self, run: Run, **fields: Any) -> RunResult:
-        """What the job does, without spark-submit."""
+        """Run the job in this process, without spark-submit."""
         _, metadata = read_manifest(run.manifest_uri, self.storage)
         job = JobSpec(
             run=run,

@@ -1,4 +1,4 @@
-"""What arguments may be once templates are rendered."""
+"""The values that arguments may have after templates are rendered."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def short_clips(speech: list[Clip]) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def figures(artifacts: Path) -> Iterator[dict[str, Any]]:
-    """What was measured; kept with the logs."""
+    """Measured times and counts, which are kept with the logs."""
     figures: dict[str, Any] = {}
     yield figures
     (artifacts / "arrival.json").write_text(json.dumps(figures, indent=2))
@@ -167,7 +167,7 @@ def test_every_file_of_a_stream_ends_as_one_row_of_its_last_version_whatever_is_
 
 
 def registered(site: Site, since: datetime.datetime) -> list[dict[str, Any]]:
-    """What each commit has told the table's asset."""
+    """The ``extra`` of each event of the table's asset."""
     events = [event["extra"] for event in site.airflow.events(timestamp_gte=since.isoformat())]
     assert len(events) < MOST_LISTED, "the API lists no more: some are missing"
     return [extra for extra in events if extra.get("table") == TABLE]

@@ -31,7 +31,7 @@ NONE = dict.fromkeys(TASKS, "skipped")
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is after something that the person did."""
+    """The state of runs and table after an action of the person."""
 
     states: dict[str, dict[str, str]]
     """Of the tasks of each day's run."""
@@ -59,7 +59,7 @@ def see(site: Site) -> Seen:
 
 
 def wait_for_runs(site: Site, tries: int, days: list[str]) -> None:
-    """Until the tasks of each day have been tried so often, and have come to an end."""
+    """Wait until the run of each day has succeeded, after at least this many tries."""
 
     def done() -> bool:
         for day in days:

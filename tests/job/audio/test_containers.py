@@ -205,6 +205,6 @@ def test_layout_that_changes_on_the_way(
 
 
 def assert_halves_near(samples: Samples, sound: Samples, truth: Spans) -> None:
-    """One channel of six is quieter than one of one in a mix: each half by its own loudness."""
+    """Check both halves separately: in a mix, one channel of six is quieter than a single channel."""
     assert_near(spans(samples[: len(sound)]), truth)
     assert_near(spans(samples[len(sound) :]), truth)

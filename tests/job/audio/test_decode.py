@@ -51,7 +51,7 @@ def test_what_names_other_files_or_hosts_is_not_audio(kind: str) -> None:
 
 
 def caf(labels: list[int], rows: np.ndarray) -> bytes:
-    """Channels in an order of their own, named one by one."""
+    """A CAF file that lists its channels one by one, in an unusual order."""
     description = struct.pack(">d4sIIIII", RATE, b"lpcm", 2, 2 * len(labels), 1, len(labels), 16)
     names = b"".join(struct.pack(">II3f", label, 0, 0, 0, 0) for label in labels)
     layout = struct.pack(">III", 0, 0, len(labels)) + names

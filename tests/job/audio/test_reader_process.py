@@ -1,4 +1,4 @@
-"""Processes read what threads read, know secrets only through a socket, and outlive nobody."""
+"""Reader processes give what threads give, get credentials only by socket, and end with their parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Positions of frames: what the container's clock says, unless it cannot be meant."""
+"""Frames stand where their timestamps say, except where timestamps jump absurdly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from whisper_spark.audio.timeline import Timeline
 
 
 def end_after(times: list[float], longest: float = float("inf"), container: str = "matroska,webm") -> float:
-    """Where frames of a tenth of a second end that have these times."""
+    """End in seconds of frames of a tenth of a second with these timestamps."""
     timeline = Timeline(longest)
     timeline.start(0.0, 0.0, container)
     for time in times:
@@ -36,7 +36,7 @@ def test_clock_is_believed_unless_it_jumps(times: list[float], end: float) -> No
 
 
 def test_drift_is_bounded() -> None:
-    """A clock that runs 1 % slower than the samples of ten minutes."""
+    """Timestamps over ten minutes that run 1 % slower than the samples."""
     assert end_after([0.101 * number for number in range(6000)]) == pytest.approx(606, abs=0.3)
 
 

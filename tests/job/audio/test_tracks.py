@@ -23,7 +23,7 @@ from whisper_spark.audio.windows import Window
 
 
 def tracks(path: Path, rows: Sequence[Samples], default: int, container: str = "matroska") -> bytes:
-    """A file with a track for each row, of which players play one."""
+    """A file with one audio track for each row; players play the default track."""
     with av.open(str(path), "w", format=container) as file:
         streams: list[Any] = [file.add_stream("aac", rate=RATE, layout="mono") for _ in rows]
         for number, stream in enumerate(streams):

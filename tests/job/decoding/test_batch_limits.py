@@ -1,4 +1,4 @@
-"""No batch reaches CTranslate2 that it would compute wrong: it says nothing then, and gives nonsense."""
+"""Batches stay below the size at which CTranslate2 silently computes wrong results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the steps of a window do with a batch of unlike windows."""
+"""Retries, short contexts, suppressed tokens and language detection in one batch of windows."""
 
 from __future__ import annotations
 

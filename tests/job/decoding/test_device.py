@@ -30,7 +30,7 @@ from whisper_spark.spark.conf import spark_defaults, task_share
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes CTranslate2 see so many GPUs."""
+    """Make CTranslate2 report this number of GPUs."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def see(count: int) -> None:

@@ -1,4 +1,4 @@
-"""The language of a file: a vote of its windows, and where that leaves doubt, the likelier text."""
+"""The language of a file: its windows vote, and in doubt the more probable text decides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from whisper_spark.decoding.window_text import WindowText
 
 
 def decided(detected: list[dict[str, float]], texts: dict[str, WindowText]) -> str:
-    """The language of one file whose windows give these texts in these languages."""
+    """The language of a file, given the texts of its windows in the candidate languages."""
 
     def first_texts(trials: Sequence[tuple[int, str]]) -> list[WindowText]:
         return [texts[language] for _, language in trials]

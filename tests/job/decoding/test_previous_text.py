@@ -1,4 +1,4 @@
-"""What a window is told of the text before it, whatever the order in which windows are decoded."""
+"""The previous text that a window gets as its prompt, whatever the order in which windows are decoded."""
 
 from __future__ import annotations
 

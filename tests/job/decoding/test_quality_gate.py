@@ -1,4 +1,4 @@
-"""Which texts of a window are believed, which are decoded again, and which of several tries is kept."""
+"""Which texts the quality gate accepts, which windows are decoded again, and which try is kept."""
 
 from __future__ import annotations
 

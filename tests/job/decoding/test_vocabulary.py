@@ -23,7 +23,7 @@ def tokenizer(model_dir: Path) -> Any:
 
 
 def altered(model_dir: Path, folder: Path, change: Any) -> Path:
-    """A folder with the model's tokenizer, changed, and its vocabulary."""
+    """A folder with a changed tokenizer of the model, and the model's vocabulary."""
     content = json.loads((model_dir / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(change(content)))
     (folder / "vocabulary.json").write_bytes((model_dir / "vocabulary.json").read_bytes())
@@ -36,7 +36,7 @@ def without_special(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_one_language_more(content: dict[str, Any]) -> dict[str, Any]:
-    """As that of large-v3, which has Cantonese: all tokens behind the languages move by one."""
+    """A vocabulary like that of large-v3, with Cantonese: the tokens after the languages move by one."""
     moved = [{**token, "id": token["id"] + (token["id"] > 50357)} for token in content["added_tokens"]]
     cantonese = {**moved[-1], "id": 50358, "content": "<|yue|>"}
     return {**content, "added_tokens": sorted([*moved, cantonese], key=lambda token: token["id"])}

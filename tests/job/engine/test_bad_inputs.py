@@ -23,7 +23,7 @@ Outcomes = dict[str, tuple[Expected, Transcript]]
 
 @pytest.fixture(scope="module")
 def clip(librivox: list[Clip]) -> Clip:
-    """The shortest one that is long enough to cut a piece off."""
+    """The shortest clip that is long enough to be cut."""
     return min((c for c in librivox if c.seconds > 3), key=lambda c: c.seconds)
 
 

@@ -1,4 +1,4 @@
-"""Which windows share a batch: equal ones, as many as there is room for, and nobody waits for ever."""
+"""Windows of equal context share a batch, batches are filled, and no window waits for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many files the engine works on when nobody takes the results."""
+"""The engine stops reading ahead when nobody takes its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is found out about a device before the first file."""
+"""The self-test that refuses a device with wrong results before the first file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WINDOW = Window(0, 0, ChunkMap((Chunk(0.0, 0.0, 2.5),)), np.zeros((80, 250), np.
 
 
 class Decoder:
-    """A decoder of a GPU that gives right rows at first, and others from ``wrong_from`` on."""
+    """A stand-in for a decoder on a GPU whose rows are wrong from number ``wrong_from`` on."""
 
     def __init__(
         self, *wrong: str, wrong_from: int = 40, right: WindowText = RIGHT, error: str | None = None

@@ -1,4 +1,4 @@
-"""What a pass of the engine tells about itself, and how that gets from Spark tasks into a log."""
+"""Progress counters of the engine, and their way from Spark tasks into the task log."""
 
 from __future__ import annotations
 

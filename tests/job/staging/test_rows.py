@@ -1,4 +1,4 @@
-"""Rows become durable while the task still runs, and staging tells what is there."""
+"""Rows become durable while the task still runs, and staging lists exactly those."""
 
 from __future__ import annotations
 

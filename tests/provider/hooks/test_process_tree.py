@@ -85,7 +85,7 @@ def busy(run: Run) -> bool:
 
 
 def finish(run: Run, folder: Path) -> dict[str, Any]:
-    """Another try, in which the slow file is quick."""
+    """Run the task again, with the slow file made quick."""
     (folder / "awake").touch()
     return WhisperTranscribeOperator(task_id="t", **arguments(run, conf={"spark.ui.enabled": False})).execute(
         {}
@@ -159,7 +159,7 @@ def test_timeout_ends_executors_and_their_python_workers(
         seen: set[psutil.Process] = set()
 
         def fire() -> None:
-            """The alarm of ``execution_timeout``, as soon as there is something to lose."""
+            """Raise the alarm of ``execution_timeout`` as soon as rows are durable."""
             wait_for(lambda: busy(run), "busy job")
             seen.update(psutil.Process().children(recursive=True))
             os.kill(os.getpid(), signal.SIGALRM)

@@ -1,4 +1,4 @@
-"""Discovery: what a partition lacks, told from real listings and a real table."""
+"""Discovery: which files a partition lacks, from real listings and a real table."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def row(
 
 
 def decide(held: pa.RecordBatch | None, etag: str | None = "e1", **rules: Any) -> tuple[str, int | None]:
-    """What becomes of one file, and the attempt that it is in the manifest, if it is in it."""
+    """The change of one file, and its ``attempt`` in the manifest if it is listed there."""
     with Comparison() as comparison:
         comparison.add_rows([held] if held else [])
         comparison.add_listing(listing(etag), ["audio"])

@@ -1,4 +1,4 @@
-"""The operators that care for the table and for staging."""
+"""The operators that maintain the table and staging."""
 
 from __future__ import annotations
 

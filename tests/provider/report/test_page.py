@@ -1,4 +1,4 @@
-"""The report as a page: what a person sees, and what hostile names cannot do."""
+"""The HTML report: its contents, and the escaping of hostile file names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report page in Airflow's API server: whose report it reads, and what it does with what is odd."""
+"""The report's endpoint in Airflow's API server: permissions, locations, and invalid requests and reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOLDER = "speech.transcripts/dt=2026-11-01/3ebd40757f909d2d/" + "0" * 32
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    """The application, asked by somebody who may see everything."""
+    """A client of the application, with all permissions."""
     allow = SimpleNamespace(is_authorized_dag=lambda **_: True)
     monkeypatch.setattr(security, "get_auth_manager", lambda: allow)
     app = server.create_app()
@@ -193,7 +193,7 @@ def test_stores_that_do_not_answer_take_only_some_threads(
 
 
 class Database:
-    """What Airflow's database says about a task."""
+    """A stand-in for Airflow's database, with one task."""
 
     def __init__(self, **pushed: Any) -> None:
         self.pushed = {"uri": f"s3://calls/staging/{FOLDER}/report.json", "conn_id": "calls"} | pushed

@@ -1,4 +1,4 @@
-"""NewAudioSensor: new is what the table does not hold. Real folders and buckets, real tables, real task runs.
+"""NewAudioSensor: audio that the table lacks is new. Real folders, buckets, tables and task runs.
 
 Deferral is driven here as the triggerer does it; a whole DAG run with it is in tests/e2e.
 """

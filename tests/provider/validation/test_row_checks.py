@@ -1,4 +1,4 @@
-"""What has to be true of each staged row by itself, and of the schema of a file."""
+"""Checks of single staged rows, and of the schema of a file."""
 
 from __future__ import annotations
 
