@@ -1,13 +1,13 @@
 """A full-text index of all transcripts, which each commit to the table brings up to date.
 
 The table's asset triggers this DAG. It compares the partitions that the events name with the index, and
-adds, replaces and deletes what differs. So a run that is repeated changes nothing, a run that failed is caught
-up by the next one, and rows that were deleted from the table leave the index. Triggered by hand, without an
-event, it compares all partitions.
+adds, replaces and deletes what differs. So a run that is repeated changes nothing, a run that failed is
+caught up by the next one, and rows that were deleted from the table leave the index. Triggered by hand,
+without an event, it compares all partitions.
 
-The index is a SQLite database with FTS5, which is part of Python: one passage for each segment, with its time
-in the recording. ``docs/search.md`` shows how to search it, and what to change for another search engine or for
-embeddings.
+The index is a SQLite database with FTS5, which is part of Python: one passage for each segment, with its
+time in the recording. ``docs/search.md`` shows how to search it, and what to change for another search
+engine or for embeddings.
 
 The environment variables are named under "settings" below.
 """
