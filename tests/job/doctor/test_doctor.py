@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,9 @@ from typing import Any
 
 import ctranslate2
 import pytest
+from docs_blocks import commands, named_block
 
+from whisper_spark import WhisperOptions
 from whisper_spark.doctor.__main__ import main
 from whisper_spark.doctor.checks import Check, checked, ok, table
 from whisper_spark.doctor.places import check_source, check_staging
@@ -159,3 +162,26 @@ def test_check_that_breaks_does_not_stop_the_others() -> None:
 
     check = checked("disk", broken)
     assert (check.status, check.found) == ("failed", "OSError: unexpected")
+
+
+# --- docs/gpus.md ---
+
+
+def test_check_of_the_docs_has_arguments_that_the_job_takes() -> None:
+    from whisper_spark.job import parser
+
+    [words] = commands(named_block("check of a cluster"))
+    arguments = parser().parse_args(words[words.index("job.py") + 1 :])
+    assert arguments.check
+    assert WhisperOptions(**json.loads(arguments.options)).device == "cuda"
+
+
+def test_discovery_script_of_the_docs_prints_what_spark_reads(tmp_path: Path) -> None:
+    script = tmp_path / "gpus.sh"
+    script.write_text(named_block("discovery script").text)
+    # A stand-in for nvidia-smi on a host with two GPUs.
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(done.stdout) == {"name": "gpu", "addresses": ["0", "1"]}
