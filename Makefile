@@ -7,7 +7,7 @@ QUICK := not (airflow or jvm or model or server or slow)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java chromium postgres model speech demo prerequisites quick test test-e2e azurite test-azure test-lowest test-py312 test-py313 bench bench-gpu lint format types constraints clean
+.PHONY: help setup java chromium postgres model speech demo prerequisites quick test test-e2e azurite test-azure test-lowest test-py312 test-py313 bench bench-gpu docs lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ bench: setup java ## speed and word errors of every way to run Whisper; BENCH_AR
 bench-gpu: setup ## the engine on one GPU, from object storage; BENCH_ARGS="--help"
 	$(PY) benchmarks/gpu.py $(BENCH_ARGS)
 
+docs: setup ## the documentation as a web site, in docs/_build/html; every broken link is an error
+	AIRFLOW_HOME=$(CURDIR)/.cache/docs $(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 lint: setup ## style, and the layers in pyproject.toml
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -84,4 +87,4 @@ constraints: setup ## pin the newest versions that go together
 	  --no-emit-index-url --extra all --extra kubernetes --group dev pyproject.toml -o constraints.txt
 
 clean: ## remove everything that the other targets made, except downloads in .cache
-	rm -rf .venv .demo artifacts .mypy_cache .ruff_cache .pytest_cache dist build
+	rm -rf .venv .demo artifacts .mypy_cache .ruff_cache .pytest_cache dist build docs/_build docs/reference/generated

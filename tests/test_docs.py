@@ -8,9 +8,13 @@ one with ``<!-- not run: REASON -->`` has none. Output and drawings are ``text``
 from __future__ import annotations
 
 import configparser
+import importlib
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import tomllib
@@ -21,11 +25,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, BaseOperator
+from airflow.triggers.base import BaseTrigger
 from docs_blocks import PAGES, ROOT, Block, blocks, commands, connection
 from packaging.requirements import Requirement
 from servers import S3Server
 
+from airflow_whisper.get_provider_info import get_provider_info
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.hooks.object_storage import storage_config
 from airflow_whisper.hooks.spark_submit import check_spark_connection, spark_master
@@ -161,17 +167,57 @@ def test_query_runs_on_a_table_of_transcripts(block: Block) -> None:
         assert database.execute(block.text).fetchall()
 
 
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub names them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
-    missing = [
-        link
-        for link in links
-        if "://" not in link
-        and not link.startswith("#")
-        and not (page.parent / link.partition("#")[0]).exists()
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_reference_has_every_class_that_the_provider_names() -> None:
+    reference = (ROOT / "docs" / "reference" / "index.rst").read_text()
+    info: dict[str, Any] = get_provider_info()
+    modules = [
+        module
+        for kind in ("operators", "sensors", "triggers")
+        for entry in info[kind]
+        for module in entry["python-modules"]
     ]
-    assert missing == []
+    classes = {
+        f"{module}.{name}"
+        for module in modules
+        for name, value in vars(importlib.import_module(module)).items()
+        if isinstance(value, type)
+        and value.__module__ == module
+        and issubclass(value, BaseOperator | BaseTrigger)
+    }
+    assert len(classes) > 8
+    assert [name for name in sorted(classes) if f"   {name}\n" not in reference] == []
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path: Path) -> None:
+    # A copy, because the pages of the reference are generated beside the sources.
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build", "generated"))
+    (tmp_path / "README.md").symlink_to(ROOT / "README.md")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", "site"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = "airflow_whisper.operators.transcribe.WhisperTranscribeOperator.html"
+    html = (tmp_path / "site" / "reference" / "generated" / page).read_text()
+    # From the docstring, and from the signature.
+    assert "executor_cores" in html
+    assert "Transcribe the audio of a manifest on Spark" in html
 
 
 @pytest.mark.parametrize(
