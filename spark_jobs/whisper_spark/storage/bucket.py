@@ -154,7 +154,7 @@ class Bucket:
                     raise _NotPlain
                 for meta in chunk:
                     path = meta["path"]
-                    if not is_plain(path):
+                    if self._scheme != "s3" and not is_plain(path):
                         unreadable(self._root + path)
                         continue
                     # obstore removes the slash at the end of a key: the folder marker "folder/" is listed as
