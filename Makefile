@@ -5,6 +5,8 @@ BENCH_ARGS ?=
 PY := .venv/bin/python
 QUICK := not (airflow or jvm or model or server or slow)
 export PYTHONUTF8 := 1
+# Containers often set it, and then each process of the tests compiles our modules again: 4 seconds for pytest alone.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup java chromium postgres model speech demo prerequisites quick test test-e2e azurite test-azure test-lowest test-py312 test-py313 bench bench-gpu docs lint format types constraints clean

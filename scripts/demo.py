@@ -237,7 +237,8 @@ def report(work: Work, began: datetime.datetime, *, changed: bool) -> None:
         print(f"This run transcribed {len(now)} files in {seconds:.0f} s, all start-up included: {speed}.")
     else:
         print(f"Nothing to do: the table holds the transcript of every file. It took {seconds:.0f} s to see.")
-    print(f"\nTable {work.table}, partition dt={work.dt}, in {WAREHOUSE}. Query it in .venv/bin/python:\n")
+    python = os.path.relpath(sys.executable, ROOT)
+    print(f"\nTable {work.table}, partition dt={work.dt}, in {WAREHOUSE}. Query it in {python}:\n")
     print(snippet(work))
 
 
