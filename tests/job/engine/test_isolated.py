@@ -215,8 +215,10 @@ def test_environment_and_folder_of_the_caller_are_those_of_the_engine(
 def test_interrupt_ends_it_within_a_second(tmp_path: Path) -> None:
     slow = file(tmp_path, "slow.wav", "sleep 600")
     program = f"""
-import sys
+import signal, sys
 sys.path[:0] = {sys.path!r}
+# Processes that a shell started in the background ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from whisper_spark import WhisperOptions
 from whisper_spark.audio.files import AudioFile
 from whisper_spark.engine.isolated import IsolatedEngine

@@ -18,7 +18,7 @@ from transcripts import make_transcript_rows
 
 from whisper_spark import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.contract import Run, earlier_transcript_schema, run_folder, transcript_schema
-from whisper_spark.job import parser, speed_options
+from whisper_spark.job import main, parser, speed_options
 from whisper_spark.spark.conf import local_cores, slots, spark_defaults, task_count
 from whisper_spark.staging.result import (
     RunResult,
@@ -434,6 +434,6 @@ def test_help_shows_a_command_to_copy(capsys: pytest.CaptureFixture[str]) -> Non
 )
 def test_wrong_arguments_end_with_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parser().parse_args(arguments)
+        main(arguments)
     assert caught.value.code == 2
     assert "usage: spark-submit job.py" in capsys.readouterr().err
