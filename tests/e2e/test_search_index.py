@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import sqlite3
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -54,14 +53,13 @@ def example(index: Path) -> ModuleType:
 
 
 @pytest.fixture
-def search(index: Path) -> Iterator[Any]:
+def search(index: Path) -> Any:
     """The function of docs/search.md."""
     page = (ROOT / "docs" / "search.md").read_text()
     (text,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {}
     exec(compile(text, "search.md", "exec"), names)
-    yield names["search"]
-    names["index"].close()
+    return names["search"]
 
 
 def update(example: ModuleType, *partitions: str) -> list[dict[str, Any]]:
