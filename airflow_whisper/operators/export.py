@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.templates import TextTemplates, is_final, optional, text
 from whisper_spark.contract import check_partition, partition_path
 
@@ -146,7 +147,8 @@ class ExportTranscriptsOperator(TextTemplates, BaseOperator):
 
         if isinstance(self.partition, Mapping):
             self.partition = {key: text(value) for key, value in self.partition.items()}
-        self._check_arguments()
+        with wrong_configuration():
+            self._check_arguments()
         exported = export_partition(
             open_catalog(optional(self.catalog_conn_id)),
             self.table,

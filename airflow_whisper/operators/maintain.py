@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.templates import TextTemplates, is_final, optional, text
 from whisper_spark.contract import check_partition
 
@@ -94,7 +95,8 @@ class MaintainTableOperator(TextTemplates, BaseOperator):
 
         if isinstance(self.partition, Mapping):
             self.partition = {key: text(value) for key, value in self.partition.items()}
-        self._check_templates()
+        with wrong_configuration():
+            self._check_templates()
         catalog = open_catalog(optional(self.catalog_conn_id))
         compacted = self._compact(catalog) if self.compact else 0
         merged = 0
@@ -179,10 +181,11 @@ class PurgeStagingOperator(TextTemplates, BaseOperator):
         from airflow_whisper.hooks.object_storage import object_storage
         from airflow_whisper.table.schema import check_table_name
 
-        check_table_name(self.table)
         partition = None
-        if self.partition:
-            partition = check_partition({key: text(value) for key, value in self.partition.items()})
+        with wrong_configuration():
+            check_table_name(self.table)
+            if self.partition:
+                partition = check_partition({key: text(value) for key, value in self.partition.items()})
         runs, files = purge_staging(
             object_storage(optional(self.staging_conn_id), self.staging),
             self.staging,

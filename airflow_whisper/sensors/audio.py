@@ -12,6 +12,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.configuration import conf
 
 from airflow_whisper.discovery.audio_filter import extension_tuple
+from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.events import check_map_length
 from airflow_whisper.table.schema import check_table_name
 from airflow_whisper.templates import TextTemplates, is_final, optional, text
@@ -157,8 +158,9 @@ class NewAudioSensor(TextTemplates, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Poke until there is audio, or defer to the triggerer if the first poke finds none."""
-        check_table_name(self.table)
-        watched = self._watched()
+        with wrong_configuration():
+            check_table_name(self.table)
+            watched = self._watched()
         self._watch = SourceWatch(watched, self.log, TableFiles(optional(self.catalog_conn_id), self.table))
         try:
             if not self.deferrable:

@@ -13,8 +13,8 @@ class CatalogConnectionError(CatalogError, AirflowFailException):
     """The catalog's Airflow connection is missing, of another type, or unusable. A retry cannot help."""
 
 
-class TableMismatchError(CatalogError):
-    """A table of this name exists, but cannot hold transcripts of this partition."""
+class TableMismatchError(CatalogError, AirflowFailException):
+    """A table of this name exists, but cannot hold transcripts of this partition. A retry cannot help."""
 
 
 class PartitionConflictError(CatalogError):
