@@ -13,22 +13,16 @@ from __future__ import annotations
 
 import argparse
 
-# The same versions as in pyproject.toml, which a test compares. They stand here too, because executors get
-# this package without its metadata.
-REQUIREMENTS = (
-    "ctranslate2>=4.8,<5",
-    "faster-whisper>=1.2.1,<1.3",
-    "filelock>=3.20.1",
-    "obstore>=0.12,<0.13",
-    "pandas>=2.2,<3",
-    "protobuf>=4.25.8",
-    "pyarrow>=19.0.1",
-    "threadpoolctl>=3.5",
-)
-"""Requirements of an executor's Python, besides the pyspark that Spark itself brings."""
+from whisper_spark.engine.packages import PACKAGES
 
-PYSPARK = "pyspark==4.2.0"
+# Packages without versions of their own come with others.
+_PINNED = {package.name: f"{package.name}{package.wanted}" for package in PACKAGES if package.wanted}
+
+PYSPARK = _PINNED.pop("pyspark")
 """Spark, for a notebook or a cluster that is made with pip."""
+
+REQUIREMENTS = tuple(_PINNED.values())
+"""Requirements of an executor's Python, besides the pyspark that Spark itself brings."""
 
 
 def main(arguments: list[str] | None = None) -> None:
