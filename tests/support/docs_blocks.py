@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # A fence, with the comment in the line above it, if there is one. Fences in lists are indented.
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- (?P<comment>.*?) -->\n)?"
-    r"^(?P<indent>[ ]*)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+    r"^(?P<indent>[ ]*)```(?P<language>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
 
