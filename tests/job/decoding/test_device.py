@@ -23,7 +23,7 @@ from whisper_spark.decoding.device import (
     choose_compute_type,
     choose_device,
 )
-from whisper_spark.decoding.model import load_weights
+from whisper_spark.decoding.model import ModelError, load_weights
 from whisper_spark.engine.readers import reader_processes
 from whisper_spark.spark.conf import spark_defaults, task_share
 
@@ -224,6 +224,24 @@ def test_auto_takes_the_best_type_that_the_device_computes(
     assert asked == [(kind, 3)]
     # Whoever names a type gets it, or CTranslate2's error.
     assert choose_compute_type(WhisperOptions(compute_type="bfloat16"), Device(kind, 3, 1, 1)) == "bfloat16"
+
+
+def test_model_that_a_gpu_cannot_load_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: str, **settings: Any) -> None:
+        raise RuntimeError("CUDA failed with error out of memory")
+
+    monkeypatch.setattr(ctranslate2.models, "Whisper", fail)
+    with pytest.raises(ModelError, match=r"on GPU 0 as float16: CUDA .* out of memory: find the processes"):
+        load_weights(Path("model"), WhisperOptions(), Device("cuda", 0, 1, 1))
+
+
+def test_gpu_that_ctranslate2_refuses_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
+
+    monkeypatch.setattr(ctranslate2, "get_cuda_device_count", fail)
+    with pytest.raises(UnusableDeviceError, match=r"driver version is insufficient .*: install NVIDIA"):
+        choose_device(WhisperOptions(device="cuda"))
 
 
 GPU_BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu.py"

@@ -105,6 +105,12 @@ def test_a_full_batch_that_breaks_the_device_is_refused() -> None:
         check(Decoder(error="CUDA failed with error launch failure"))
 
 
+def test_an_error_that_is_known_is_followed_by_what_to_do() -> None:
+    error = "Library libcublas.so.12 is not found or cannot be loaded"
+    with pytest.raises(UnusableDeviceError, match=rf"{error}: pip install nvidia-cublas-cu12"):
+        check(Decoder(error=error))
+
+
 def test_whisper_passes_and_only_a_gpu_decodes_a_full_batch(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
