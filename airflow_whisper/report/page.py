@@ -36,6 +36,7 @@ _LONGEST_TEXT = 300
 _LONGEST_URI = 2000
 _MOST_BARS = 40
 _LANGUAGES = 12
+_MOST_SPEAKERS = 12
 
 # Distances between the ticks of a time axis, in seconds.
 _ROUND_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
@@ -60,6 +61,8 @@ def report_page(report: Report) -> str:
         confidence=_confidence(spread.get("confidence")),
         throughput=_throughput(spread.get("throughput"), report.job.get("real_time_factor")),
         languages=charts.bars(_most_common(counts.get("languages", {}), _LANGUAGES)),
+        speakers=charts.bars(_speakers(counts.get("speakers", {}))),
+        speakers_note=_speakers_note(report),
         flags=charts.bars(_most_common(report.warnings), QUALITY_FLAGS),
         error_codes=charts.bars(_most_common(counts.get("error_codes", {})), ERROR_CODES),
         worst=report.worst[:_MOST_ROWS],
@@ -194,6 +197,19 @@ def _throughput(series: Mapping[str, Any] | None, mean: float | None) -> charts.
         tick_every=int(every / step) if every else None,
         level=(mean, f"mean {_rate(mean)}×") if mean and "seconds" in series else None,
     )
+
+
+def _speakers(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The number of files by number of speakers, in order of that number."""
+    ordered = sorted((int(number), count) for number, count in counts.items())
+    rest = sum(count for _, count in ordered[_MOST_SPEAKERS:])
+    named = [(f"{number} speaker{'s' * (number != 1)}", count) for number, count in ordered[:_MOST_SPEAKERS]]
+    return [*named, *([("more", rest)] if rest else [])]
+
+
+def _speakers_note(report: Report) -> str:
+    uncertain = report.warnings.get("uncertain_speakers", 0)
+    return f"transcripts; {_share(uncertain, report.counts.get('ok', 0))} are uncertain"
 
 
 def _facts(report: Report) -> list[tuple[str, Any]]:

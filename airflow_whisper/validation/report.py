@@ -28,7 +28,8 @@ class Report:
     :param checks: the blocking checks.
     :param warnings: number of rows per quality flag.
     :param counts: ``files``, ``ok`` and ``errors``, and the number of rows per error code (``error_codes``)
-        and per language (``languages``), for this run only, not for the whole partition.
+        per language (``languages``) and per number of speakers (``speakers``), for this run only, not for the
+        whole partition.
     :param totals: ``audio_seconds``, ``speech_seconds`` and ``audio_hours`` of this run.
     :param distributions: see :meth:`airflow_whisper.validation.distributions.Distributions.to_dict`.
     :param job: ``model``; and, if the Spark job wrote a result, its ``transcribed``, ``resumed``,

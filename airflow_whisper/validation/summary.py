@@ -36,6 +36,7 @@ class Summary:
         self.errors = 0
         self.error_codes: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
+        self.speakers: Counter[int] = Counter()
         self.flags: Counter[str] = Counter()
         self.audio_seconds = 0.0
         self.speech_seconds = 0.0
@@ -52,6 +53,7 @@ class Summary:
         self.errors += errors.num_rows
         self.error_codes.update(_value_counts(errors.column("error_code")))
         self.languages.update(_value_counts(ok.column("language")))
+        self.speakers.update(_value_counts(ok.column("speakers")))
         flags = _value_counts(pc.list_flatten(batch.column("quality_flags")))
         self.flags.update({flag: count for flag, count in flags.items() if flag in QUALITY_FLAGS})
         self.audio_seconds += _sum(batch.column("duration_s"))
@@ -73,6 +75,7 @@ class Summary:
             "errors": self.errors,
             "error_codes": dict(self.error_codes.most_common(_MOST_KINDS)),
             "languages": dict(self.languages.most_common(_MOST_KINDS)),
+            "speakers": {str(number): count for number, count in self.speakers.most_common(_MOST_KINDS)},
         }
 
     def totals(self) -> dict[str, float]:
@@ -135,7 +138,7 @@ def _badness(row: Mapping[str, Any]) -> tuple[int, float]:
     return -len(row["quality_flags"]), row["avg_logprob"] or 0.0
 
 
-def _value_counts(array: pa.Array) -> dict[str, int]:
+def _value_counts(array: pa.Array) -> dict[Any, int]:
     counts = array.drop_null().value_counts()
     return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
 

@@ -92,12 +92,14 @@ class Window:
     :param number: index of the window among those of its channel.
     :param map: positions of its chunks in the file.
     :param features: log-mel features, float32 of shape (mel bands, frames), 10 ms per frame, without padding.
+    :param samples: the audio of its chunks, float32, when speakers are told apart; else ``None``.
     """
 
     channel: int
     number: int
     map: ChunkMap
     features: Features
+    samples: Samples | None = None
 
     @property
     def frames(self) -> int:
@@ -126,6 +128,7 @@ class WindowPacker:
         self._number = 0
         self._segment: Segmenter = SpeechSegmenter(options) if options.vad else FixedSegmenter(options)
         self._limit = window_samples(options)
+        self._keep_samples = options.diarize
         self._pieces: list[Region] = []
         self._length = 0
 
@@ -153,9 +156,11 @@ class WindowPacker:
 
     def _take(self) -> Window:
         pieces, self._pieces, self._length = self._pieces, [], 0
+        samples = np.concatenate([piece.samples for piece in pieces])
         with stage("features"):
-            features = self._features(np.concatenate([piece.samples for piece in pieces]))
-        window = Window(self._channel, self._number, _map_of(pieces), features)
+            features = self._features(samples)
+        kept = samples if self._keep_samples else None
+        window = Window(self._channel, self._number, _map_of(pieces), features, kept)
         self._number += 1
         return window
 

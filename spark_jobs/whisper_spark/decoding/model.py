@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from whisper_spark.contract.options import KNOWN_MODELS, WhisperOptions
+from whisper_spark.contract.options import WhisperOptions
 from whisper_spark.decoding import cuda
 from whisper_spark.decoding.device import Device, choose_compute_type
-from whisper_spark.decoding.model_cache import NEEDED, ModelError, fetched_model, local_model
+from whisper_spark.decoding.model_cache import WHISPER, ModelError, ModelKind, fetched_model, local_model
 
-__all__ = ["ModelError", "find_model", "load_weights"]
+__all__ = ["ModelError", "find_model", "load_weights", "model_folder", "verify_sha256"]
 
 
 def find_model(options: WhisperOptions, storage: Mapping[str, str] | None = None) -> Path:
@@ -23,51 +23,67 @@ def find_model(options: WhisperOptions, storage: Mapping[str, str] | None = None
     :param storage: obstore configuration for a model in an object store.
     :raises ModelError: when the model is missing or incomplete, or does not match ``model_sha256``.
     """
-    if options.model.lower().startswith("file:/"):
-        folder = local_model(options.model)
-    elif "://" in options.model:
-        folder = fetched_model(options.model, storage)
-    elif options.model in KNOWN_MODELS or not options.model.startswith(("/", ".", "~")):
-        folder = _hub_model(options)
-    else:
-        folder = Path(options.model).expanduser()
+
+    def from_hub() -> str:
+        from faster_whisper.utils import download_model
+
+        return str(download_model(options.model, revision=options.revision, cache_dir=None))
+
+    folder = model_folder(options.model, WHISPER, from_hub, storage)
+    if missing := WHISPER.missing(file.name for file in folder.glob("*") if file.is_file()):
+        raise ModelError(
+            f"{options.model} is no {WHISPER.name}: {', '.join(missing)} missing in {folder}. "
+            "Convert one with ct2-transformers-converter --copy_files tokenizer.json preprocessor_config.json"
+        )
+    if options.model_sha256:
+        verify_sha256(folder / WHISPER.weights, options.model_sha256, "model_sha256")
+    return folder
+
+
+def model_folder(
+    model: str, kind: ModelKind, from_hub: Callable[[], str], storage: Mapping[str, str] | None = None
+) -> Path:
+    """The folder of a model: a path, a URI, or what ``from_hub`` downloads.
+
+    :param storage: obstore configuration for a model in an object store.
+    :raises ModelError: when the model cannot be fetched.
+    """
+    if model.lower().startswith("file:/"):
+        return _existing(local_model(model, kind))
+    if "://" in model:
+        return fetched_model(model, storage, kind)
+    if model.startswith(("/", ".", "~")):
+        return _existing(Path(model).expanduser())
+    try:
+        return Path(from_hub())
+    except Exception as error:
+        # The hub client raises many kinds of exceptions, some of which are private.
+        raise ModelError(
+            f"cannot get model {model!r} from the hub ({type(error).__name__}: {error}). Executors "
+            "without internet need a folder or an object-store URI as model"
+        ) from error
+
+
+def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise ModelError(
             f"there is no folder {folder} on host {platform.node()}. A path as model must exist on every "
             "executor; the URI of a folder in an object store is fetched by each host"
         )
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
-    if missing:
-        raise ModelError(
-            f"{options.model} is no faster-whisper model: {', '.join(missing)} missing in {folder}. "
-            "Convert one with ct2-transformers-converter --copy_files tokenizer.json preprocessor_config.json"
-        )
-    if options.model_sha256:
-        _verify(folder, options.model_sha256)
     return folder
 
 
-def _hub_model(options: WhisperOptions) -> Path:
-    from faster_whisper.utils import download_model
+def verify_sha256(path: Path, expected: str, option: str) -> None:
+    """Check the weights.
 
-    try:
-        return Path(download_model(options.model, revision=options.revision, cache_dir=None))
-    except Exception as error:
-        # The hub client raises many kinds of exceptions, some of which are private.
+    :param option: the option that names the expected SHA-256, for the message.
+    :raises ModelError: when they are not the expected ones.
+    """
+    with path.open("rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    if found != expected:
         raise ModelError(
-            f"cannot get model {options.model!r} from the hub ({type(error).__name__}: {error}). Executors "
-            "without internet need a folder or an object-store URI as model"
-        ) from error
-
-
-def _verify(folder: Path, expected: str) -> None:
-    digest = hashlib.sha256()
-    with (folder / "model.bin").open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        raise ModelError(
-            f"model.bin in {folder} has SHA-256 {digest.hexdigest()}, but model_sha256 is {expected}: "
+            f"{path.name} in {path.parent} has SHA-256 {found}, but {option} is {expected}: "
             "the weights are not the ones these options name"
         )
 

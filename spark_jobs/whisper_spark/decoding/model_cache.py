@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,13 +23,8 @@ from whisper_spark.storage.objects import ObjectStorage, StorageError, folder_ur
 
 log = logging.getLogger(__name__)
 
-NEEDED = ("model.bin", "config.json", "tokenizer.json")
-"""Files that every model must have."""
-
-# Files that CTranslate2 and faster-whisper read. Other files are not downloaded.
-_WANTED = (*NEEDED, "preprocessor_config.json", "vocabulary.*", "shared_vocabulary.*")
-
-# Maximum size in bytes of all files but model.bin. The largest tokenizer.json of a Whisper model has 2.5 MB.
+# Maximum size in bytes of all files but the weights. The largest tokenizer.json of a Whisper model has 2.5
+# MB.
 _LARGEST_TEXT = 64 * 1024 * 1024
 
 # A copy that no process has requested for this many seconds is deleted when a newer one is downloaded.
@@ -41,13 +36,48 @@ class ModelError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class ModelKind:
+    """The files of a kind of model, as patterns of names.
+
+    :param name: for messages.
+    :param weights: the file with the weights.
+    :param needed: files that every model must have; the weights are one of them.
+    :param wanted: files that are read. Other files are not downloaded.
+    """
+
+    name: str
+    weights: str
+    needed: tuple[str, ...]
+    wanted: tuple[str, ...]
+
+    def wants(self, name: str) -> bool:
+        """Whether a file is read."""
+        return "/" not in name and any(fnmatch(name, pattern) for pattern in self.wanted)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """What is needed and not among the files."""
+        found = list(names)
+        return [pattern for pattern in self.needed if not any(fnmatch(name, pattern) for name in found)]
+
+
+_WHISPER_FILES = ("model.bin", "config.json", "tokenizer.json")
+WHISPER = ModelKind(
+    "faster-whisper model",
+    weights="model.bin",
+    needed=_WHISPER_FILES,
+    wanted=(*_WHISPER_FILES, "preprocessor_config.json", "vocabulary.*", "shared_vocabulary.*"),
+)
+"""A Whisper model in CTranslate2's format."""
+
+
+@dataclass(frozen=True)
 class _ModelFile:
     name: str
     etag: str | None
     size: int
 
 
-def fetched_model(uri: str, config: Mapping[str, str] | None) -> Path:
+def fetched_model(uri: str, config: Mapping[str, str] | None, kind: ModelKind = WHISPER) -> Path:
     """A local folder with a copy of a model from an object store.
 
     :param uri: URI of the folder of the model.
@@ -61,7 +91,7 @@ def fetched_model(uri: str, config: Mapping[str, str] | None) -> Path:
     except ValueError as error:
         raise ModelError(f"model: {error}") from None
     storage = ObjectStorage(config)
-    files = _listed(uri, storage)
+    files = _listed(uri, storage, kind)
     identity = repr(sorted((file.name, file.etag or "", file.size) for file in files))
     versions = private_folder(private_folder(cache_folder() / "models") / _digest(uri)[:16])
     folder = versions / _digest(uri + identity)[:32]
@@ -77,7 +107,7 @@ def fetched_model(uri: str, config: Mapping[str, str] | None) -> Path:
     return private_folder(folder)
 
 
-def local_model(uri: str) -> Path:
+def local_model(uri: str, kind: ModelKind = WHISPER) -> Path:
     """The folder of a ``file://`` URI, which is used without a copy.
 
     :raises ModelError: when one of its files is a link to a target outside of the folder.
@@ -88,7 +118,7 @@ def local_model(uri: str) -> Path:
         raise ModelError(f"model: {error}") from None
     root = folder.resolve()
     for file in folder.glob("*"):
-        if _is_wanted(file.name) and not file.resolve().is_relative_to(root):
+        if kind.wants(file.name) and not file.resolve().is_relative_to(root):
             raise ModelError(
                 f"{file} is a link that leads out of the folder of the model. Name the folder that it "
                 f"leads to, or write the model as a path: {folder}"
@@ -148,28 +178,22 @@ def private_folder(folder: Path) -> Path:
     return folder
 
 
-def _listed(uri: str, storage: ObjectStorage) -> list[_ModelFile]:
+def _listed(uri: str, storage: ObjectStorage, kind: ModelKind) -> list[_ModelFile]:
     """The files of a model in an object store, after a check of their names and sizes."""
     try:
         rows = [row for batch in storage.list(uri) for row in batch.to_pylist()]
     except StorageError as error:
         raise ModelError(f"cannot list the model at {uri}: {error}") from error
     files = [_ModelFile(r["audio_uri"][len(uri) :], r["audio_etag"], r["audio_bytes"]) for r in rows]
-    files = [file for file in files if _is_wanted(file.name)]
+    files = [file for file in files if kind.wants(file.name)]
     if not files:
         raise ModelError(f"there is no model at {uri}: the folder is empty or does not exist")
-    sizes = {file.name: file.size for file in files}
-    missing = [name for name in NEEDED if not sizes.get(name)]
-    if missing:
-        raise ModelError(f"{uri} is no faster-whisper model: {', '.join(missing)} missing or empty")
-    for name, size in sizes.items():
-        if name != "model.bin" and size > _LARGEST_TEXT:
-            raise ModelError(f"{uri} is no faster-whisper model: {name} has {size:,} bytes")
+    if missing := kind.missing(file.name for file in files if file.size):
+        raise ModelError(f"{uri} is no {kind.name}: {', '.join(missing)} missing or empty")
+    for file in files:
+        if not fnmatch(file.name, kind.weights) and file.size > _LARGEST_TEXT:
+            raise ModelError(f"{uri} is no {kind.name}: {file.name} has {file.size:,} bytes")
     return files
-
-
-def _is_wanted(name: str) -> bool:
-    return "/" not in name and any(fnmatch(name, pattern) for pattern in _WANTED)
 
 
 def _fetch(uri: str, files: Sequence[_ModelFile], storage: ObjectStorage, folder: Path) -> None:

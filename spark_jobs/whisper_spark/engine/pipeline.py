@@ -33,6 +33,8 @@ from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.engine.batching import Batches
 from whisper_spark.engine.work import FileWork, QueuedWindow, Step
 from whisper_spark.progress.counters import Progress, count, stage
+from whisper_spark.speakers.model import SpeakerModel
+from whisper_spark.speakers.voices import Voices
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Pipeline:
     :param files: taken one by one, at most ``options.prefetch_files`` ahead.
     :param readers: each is used by one thread, which reads one file after the other; closed at the end.
     :param progress: counters to update; finished files are counted by the caller.
+    :param speaker_model: tells the speakers of each file apart.
     """
 
     def __init__(
@@ -72,8 +75,10 @@ class Pipeline:
         options: WhisperOptions,
         readers: Sequence[Reader],
         progress: Progress | None = None,
+        speaker_model: SpeakerModel | None = None,
     ) -> None:
         self._files = iter(files)
+        self._speaker_model = speaker_model
         self._decoder = decoder
         self._options = options
         self._readers = readers
@@ -171,12 +176,13 @@ class Pipeline:
         if not self._decoder.multilingual:
             work.language = "en"
         head: list[Window] = []
+        voices = Voices(self._speaker_model, self._options) if self._speaker_model else None
         for part in reader.read(work.file):
             if self._stopped:
                 return
             match part:
                 case Window():
-                    head.append(part)
+                    head.append(voices.heard(part) if voices else part)
                     if work.issued or work.language or len(head) == _VOTERS:
                         self._put(work, head)
                         head = []
@@ -186,6 +192,7 @@ class Pipeline:
                 case Finished():
                     work.duration_s, work.speech_s = part.duration_s, part.speech_s
                     work.channels, work.flags = part.channels, part.flags
+                    work.speakers = voices.told_apart() if voices else None
                     if head:
                         self._put(work, head)
                 case FileError():

@@ -28,6 +28,8 @@ from whisper_spark.engine.version import engine_version
 from whisper_spark.engine.work import FileWork
 from whisper_spark.malloc import keep_freed_memory, release_freed_memory
 from whisper_spark.progress.counters import Progress, stage
+from whisper_spark.speakers.assignment import Spoken, with_speakers
+from whisper_spark.speakers.model import load_speaker_model
 from whisper_spark.storage.objects import ObjectStorage
 
 __all__ = ["AudioFile", "Engine", "ModelError", "UnusableDeviceError", "get_engine"]
@@ -54,6 +56,8 @@ class Engine:
         self.version = engine_version()
         device = choose_device(options)
         folder = find_model(options, storage)
+        # Before the Whisper model, which takes longer to load.
+        self._speaker_model = load_speaker_model(options, device, storage) if options.diarize else None
         if device.kind == "cpu":
             keep_freed_memory()
         self._decoder = WindowDecoder(options, folder, device)
@@ -80,7 +84,10 @@ class Engine:
         try:
             # The features of a window are too little work for several BLAS threads, which would mostly wait.
             with threadpool_limits(1, user_api="blas"):
-                for work in Pipeline(files, self._decoder, self.options, self._readers(store), progress):
+                pipeline = Pipeline(
+                    files, self._decoder, self.options, self._readers(store), progress, self._speaker_model
+                )
+                for work in pipeline:
                     with progress.recording(), stage("assemble"):
                         transcript = self._transcript(work)
                     progress.finished(transcript)
@@ -123,6 +130,7 @@ class Engine:
         segments = numbered(
             segment for text in spoken for segment in _segments(text, text.channel if split else None)
         )
+        spoken_by = self._spoken_by(segments, work)
         language = (self.options.multilingual and _main_language(segments)) or work.language
         transcript = replace(
             base,
@@ -130,10 +138,19 @@ class Engine:
             language_probability=_rounded(work.language_probability),
             speech_s=round(work.speech_s, 3),
             text=join_texts((s.text for s in segments), spaced=language not in _SPACELESS),
-            segments=segments,
-            quality_flags=_engine_flags(work, spoken),
+            segments=spoken_by.segments,
+            quality_flags=(*_engine_flags(work, spoken), *(["uncertain_speakers"] * spoken_by.uncertain)),
+            speakers=spoken_by.speakers,
         )
         return replace(transcript, quality_flags=quality_flags(transcript, self.options))
+
+    def _spoken_by(self, segments: tuple[Segment, ...], work: FileWork) -> Spoken:
+        """The segments with their speakers, or as they are if speakers are not or could not be told apart."""
+        if not self.options.diarize:
+            return Spoken(segments, speakers=None, uncertain=False)
+        if work.speakers is None:
+            return Spoken(segments, speakers=None, uncertain=True)
+        return with_speakers(segments, work.speakers)
 
 
 def _segments(text: WindowText, channel: int | None) -> Iterator[Segment]:

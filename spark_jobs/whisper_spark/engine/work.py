@@ -10,6 +10,7 @@ from whisper_spark.audio.files import AudioFile, FileError
 from whisper_spark.audio.windows import Window
 from whisper_spark.decoding.previous_text import PreviousText
 from whisper_spark.decoding.window_text import WindowText
+from whisper_spark.speakers.diarization import ChannelSpeakers
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +25,7 @@ class FileWork:
     :param waiting_for_language: windows that wait until the first ones have determined the language.
     :param waiting_for_text: windows to refine that wait for the text before them.
     :param previous: the first texts of the windows, by channel.
+    :param speakers: the speakers of each channel; ``None`` when they were not told apart.
     """
 
     file: AudioFile
@@ -42,6 +44,7 @@ class FileWork:
     waiting_for_language: list[QueuedWindow] = field(default_factory=list)
     waiting_for_text: list[QueuedWindow] = field(default_factory=list)
     previous: dict[int, PreviousText] = field(default_factory=dict)
+    speakers: dict[int, ChannelSpeakers] | None = None
 
     @property
     def complete(self) -> bool:

@@ -26,6 +26,7 @@ STAGES: dict[str, str] = {
     "decode": "containers and codecs to samples, waiting for a turn included",
     "vad": "voice detection, and packing speech into windows",
     "features": "samples to log-mel features",
+    "speakers": "speaker embeddings, and telling speakers apart",
     "blocked": "files ahead that wait because enough is ready for the device",
     "idle": "the device waits for windows",
     "encode": "the encoder",

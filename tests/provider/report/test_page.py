@@ -86,6 +86,23 @@ def test_page_tells_checks_numbers_and_the_worst_rows(tmp_path: Path) -> None:
     assert page.count("<figure>") == 6
 
 
+def test_page_shows_speakers_for_each_file_and_how_many_are_uncertain(tmp_path: Path) -> None:
+    files = [
+        row("a.wav", speakers=2),
+        row("b.wav", speakers=2),
+        row("c.wav", speakers=1),
+        row("d.wav", speakers=12, quality_flags=("uncertain_speakers",)),
+    ]
+    run = staged_run(tmp_path, ["a.wav", "b.wav", "c.wav", "d.wav"], files)
+    page, shown = page_of(run)
+    assert page.count("<figure>") == 7
+    assert "transcripts; 25 % are uncertain" in shown.text
+    places = [shown.text.index(name) for name in ("1 speaker", "2 speakers", "12 speakers")]
+    assert places == sorted(places)
+    report = validate_run(run, STORAGE, max_error_rate=1.0)
+    assert report.counts["speakers"] == {"2": 2, "1": 1, "12": 1}
+
+
 def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     page, shown = page_of(staged_run(tmp_path, ["a.wav"], [row("a.wav")]))
     allowed = {"html", "head", "meta", "title", "style", "body", "main", "header", "footer", "section"}

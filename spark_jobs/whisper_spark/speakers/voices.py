@@ -1,0 +1,109 @@
+"""The voices of one file: speaker embeddings while it is read, speakers at its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_spark.audio.windows import Window
+from whisper_spark.contract import SAMPLE_RATE, WhisperOptions
+from whisper_spark.progress.counters import stage
+from whisper_spark.speakers.diarization import ChannelSpeakers, speakers_of
+from whisper_spark.speakers.model import SpeakerModel
+from whisper_spark.speakers.speech import STRETCH, Speech, joined
+
+log = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+
+STEP = 0.75
+"""Largest distance between two stretches of the same region of speech, in seconds."""
+
+_SAMPLES = int(STRETCH * SAMPLE_RATE)
+
+
+class Voices:
+    """The voices of one file: collects speaker embeddings while it is read, and tells speakers apart at its
+    end.
+
+    It takes half a kilobyte of memory for each second of speech. A failure costs the file its speakers, not
+    its transcript.
+    """
+
+    def __init__(self, model: SpeakerModel, options: WhisperOptions) -> None:
+        self._model = model
+        self._options = options
+        self._parts: dict[int, list[Speech]] = {}
+        self._regions = 0
+        self._failed = False
+
+    def heard(self, window: Window) -> Window:
+        """Collect the speech of a window, and return the window without its samples.
+
+        The windows of a channel come in order.
+        """
+        if window.samples is None or self._failed:
+            return window
+        with stage("speakers"):
+            try:
+                self._add(window, window.samples)
+            except Exception:
+                log.exception("cannot compute speaker embeddings: a file gets no speakers")
+                self._failed = True
+        return replace(window, samples=None)
+
+    def told_apart(self) -> dict[int, ChannelSpeakers] | None:
+        """The speakers of each channel with speech; ``None`` after a failure."""
+        if self._failed:
+            return None
+        options, likeness = self._options, self._model.likeness
+        with stage("speakers"):
+            try:
+                return {
+                    channel: speakers_of(
+                        joined(self._parts.pop(channel)), likeness, options.min_speakers, options.max_speakers
+                    )
+                    for channel in sorted(self._parts)
+                }
+            except Exception:
+                log.exception("cannot tell speakers apart: a file gets no speakers")
+                return None
+
+    def _add(self, window: Window, samples: Floats) -> None:
+        starts, ends, regions, audio = [], [], [], []
+        for chunk in window.map.chunks:
+            first = round((chunk.offset + chunk.lead) * SAMPLE_RATE)
+            last = round((chunk.offset + chunk.length - chunk.tail) * SAMPLE_RATE)
+            shift = chunk.start - chunk.offset
+            for start, end in _stretches(first, last):
+                starts.append(start / SAMPLE_RATE + shift)
+                ends.append(end / SAMPLE_RATE + shift)
+                regions.append(self._regions)
+                audio.append(_of_full_length(samples[start:end]))
+            self._regions += 1
+        if audio:
+            embeddings = self._model.embed(np.stack(audio)).astype(np.float16)
+            part = Speech(np.array(starts), np.array(ends), np.array(regions), embeddings)
+            self._parts.setdefault(window.channel, []).append(part)
+
+
+def _stretches(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Stretches of equal length that cover a region of speech evenly. All values are in samples."""
+    length = last - first
+    if length <= _SAMPLES:
+        if length > 0:
+            yield first, last
+        return
+    steps = -(-(length - _SAMPLES) // int(STEP * SAMPLE_RATE))
+    for step in range(steps + 1):
+        start = first + (length - _SAMPLES) * step // steps
+        yield start, start + _SAMPLES
+
+
+def _of_full_length(samples: Floats) -> Floats:
+    """Repeat what is shorter, so that all stretches of a window can share a batch."""
+    return samples if len(samples) == _SAMPLES else np.resize(samples, _SAMPLES)
