@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/memory.py                        11 min, 1 h, 3 h and 11 h of a quiet line
     .venv/bin/python benchmarks/memory.py --constant --speech 0.6   the same of talk, without the model
     .venv/bin/python benchmarks/memory.py --speech 0.25 11 60       other lengths, in minutes
+    .venv/bin/python benchmarks/memory.py --speakers                and tell speakers apart
 
 Each length runs in a Python of its own; its memory is that of all processes together. The file repeats
 recorded prompts with pauses between. ``--speech`` is the share of speech in it; the default is low, because
@@ -41,7 +42,13 @@ TIMEOUT_S = 3_600.0
 """What the longest file may need more than the shortest."""
 
 COLUMNS = ("minutes", "windows", "words", "wall s", "x real time", "peak MiB")
-STAGES = {"decode": "decode", "voice detection": "vad", "features": "features", "transcript": "assemble"}
+STAGES = {
+    "decode": "decode",
+    "voice detection": "vad",
+    "features": "features",
+    "speakers": "speakers",
+    "transcript": "assemble",
+}
 # Their seconds for each hour of audio: equal for all lengths when the work is linear.
 
 
@@ -116,9 +123,10 @@ def constant_engine(options: Any, storage: Mapping[str, str] | None = None) -> A
     return get_engine(options, storage)
 
 
-def run_one(path: str, constant: bool) -> None:
+def run_one(path: str, constant: bool, speakers: bool) -> None:
     """Transcribe one file, and write what that took beside it as JSON."""
     from assemble_model import assemble
+    from assemble_speaker_model import assemble as assemble_speaker_model
 
     from whisper_spark import WhisperOptions
     from whisper_spark.audio.files import AudioFile
@@ -126,7 +134,8 @@ def run_one(path: str, constant: bool) -> None:
     from whisper_spark.progress.counters import Progress
     from whisper_spark.storage.objects import ObjectStorage
 
-    options = WhisperOptions(model=str(assemble()), language="en")
+    model = str(assemble_speaker_model()) if speakers else None
+    options = WhisperOptions(model=str(assemble()), language="en", diarize=speakers, speaker_model=model)
     engine = IsolatedEngine(options, engine="memory:constant_engine" if constant else None)
     storage, progress = ObjectStorage(), Progress()
     list(engine.transcribe([], storage))  # loads the model
@@ -153,12 +162,14 @@ def main() -> None:
     parser.add_argument("--speech", type=float, default=0.05, help="share of speech (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     parser.add_argument("--constant", action="store_true", help="without the model")
+    parser.add_argument("--speakers", action="store_true", help="tell speakers apart")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        run_one(arguments.one, arguments.constant)
+        run_one(arguments.one, arguments.constant, arguments.speakers)
         return
     model = "a constant answer instead of the model" if arguments.constant else "whisper-base int8"
+    model += ", speakers told apart" if arguments.speakers else ""
     print(f"{model}, {arguments.speech:.0%} speech", flush=True)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -167,6 +178,7 @@ def main() -> None:
             make_file(path, minutes, arguments.speech)
             command = [sys.executable, __file__, "--one", str(path)]
             command += ["--constant"] if arguments.constant else []
+            command += ["--speakers"] if arguments.speakers else []
             measured = measure(command, os.environ, path.with_suffix(".log"), TIMEOUT_S)
             row = json.loads(path.with_suffix(".json").read_text())
             found.append(row | {"peak MiB": round(measured.peak_mib)})
@@ -185,7 +197,8 @@ def main() -> None:
     ]
     print("", *lines, sep="\n")
     if arguments.write:
-        write_block("memory without the model" if arguments.constant else "memory", lines)
+        name = "memory without the model" if arguments.constant else "memory"
+        write_block(f"{name} with speakers" if arguments.speakers else name, lines)
     sys.exit(more > MOST_MIB)
 
 

@@ -80,8 +80,10 @@ def test_an_empty_folder_in_an_object_store_is_refused(
 
 
 def test_a_folder_without_a_model_or_with_two_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"must hold one \.onnx file, and .* holds none"):
+    with pytest.raises(ModelError, match=r"there is no folder .*nowhere on host"):
         find_speaker_model(options(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match=r"must hold one \.onnx file, and .* holds none"):
+        find_speaker_model(options(tmp_path))
     for name in ("a.onnx", "b.onnx"):
         (tmp_path / name).touch()
     with pytest.raises(ModelError, match=r"holds 2 of them: a\.onnx, b\.onnx"):

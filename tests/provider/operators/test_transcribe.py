@@ -235,6 +235,33 @@ def test_credentials_go_through_a_file_that_nobody_else_can_read(
     assert "--load-spark-defaults" not in recorder.argv
 
 
+@pytest.mark.parametrize(("diarize", "places"), [(True, {"model"}), (False, set())])
+def test_speaker_model_in_an_object_store_is_read_with_the_connection_of_models(
+    local_spark: None,
+    tmp_path: Path,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    diarize: bool,
+    places: set[str],
+) -> None:
+    connection(monkeypatch, "models_s3", {"conn_type": "aws", "login": "AKIA", "password": "hunter2-hunter2"})
+    options = WhisperOptions(model="base", diarize=diarize, speaker_model="s3://models/speakers/")
+    run = write_run(f"file://{tmp_path}/staging", make_audio(tmp_path / "audio", [""]), options)
+    submit(
+        WhisperTranscribeOperator(
+            task_id="t",
+            manifest=run.manifest_uri,
+            model_conn_id="models_s3",
+            spark_binary=str(recorder.binary),
+        )
+    )
+    properties = recorder.folder / "properties"
+    lines = properties.read_text().splitlines() if properties.exists() else []
+    keys = [line.partition("=")[0] for line in lines]
+    prefix = "spark.whisper.secret."
+    assert {key.removeprefix(prefix) for key in keys if key.startswith(prefix)} == places
+
+
 def test_model_uri_that_cannot_be_meant_is_refused_before_the_job(
     local_spark: None, tmp_path: Path, recorder: Recorder
 ) -> None:
