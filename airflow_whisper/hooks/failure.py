@@ -23,6 +23,8 @@ _REASON = re.compile(r"^whisper: failed: (.+)$")
 _JVM = re.compile(r'^Exception in thread "[^"]*" (.+)$')
 _CAUSED_BY = re.compile(r"^Caused by: (.+)$")
 _LAUNCHER = re.compile(r"^Error: (.+)$")
+# The beginning of each line of the job (``whisper_spark.job``).
+_OWN = "whisper: "
 # Exit status of the job for wrong arguments, options or Spark properties (``whisper_spark.job``).
 _WRONG_CONFIGURATION = 2
 _PYTHON = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|NotFound|Forbidden|Changed): .+$")
@@ -32,6 +34,7 @@ class Failure:
     """Collects the lines of the output that name a cause."""
 
     def __init__(self) -> None:
+        self._started = False
         self._known = ""
         self._reason = ""
         self._jvm = ""
@@ -42,6 +45,7 @@ class Failure:
     def add(self, line: str) -> None:
         """Process one line of spark-submit's output."""
         line = line.strip()
+        self._started = self._started or line.startswith(_OWN)
         for pattern, meaning in _KNOWN:
             if pattern.search(line):
                 self._known = meaning
@@ -63,7 +67,8 @@ class Failure:
         """
         if self._reason:
             return status == _WRONG_CONFIGURATION
-        return bool(self._known or self._launcher)
+        # Once the job runs, such lines may come from anywhere.
+        return not self._started and bool(self._known or self._launcher)
 
     def cause(self, status: int | None) -> str:
         """Return the cause in one line, from the most informative line found.

@@ -39,6 +39,9 @@ _APPLICATION = re.compile(r"whisper: Spark application (?P<id>\S+?)(?:, UI at (?
 # Part of the message that Spark's scheduler logs while no executor accepts tasks.
 _NO_RESOURCES = "Initial job has not accepted any resources"
 
+# The beginning of the line in which the job says why (``whisper_spark.spark.cluster``).
+_NO_EXECUTOR = "whisper: no executor has started yet"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
@@ -178,7 +181,8 @@ class WhisperSubmitHook(SparkSubmitHook):
             yield line
 
     def _warn_of_waiting(self, line: str) -> None:
-        """Explain Spark's warning about missing resources once. Spark repeats it every 15 s."""
+        """Explain Spark's warning about missing resources once, unless the job has. Spark repeats it."""
+        self._warned = self._warned or line.startswith(_NO_EXECUTOR)
         if _NO_RESOURCES in line and not self._warned:
             self._warned = True
             self.log.warning(

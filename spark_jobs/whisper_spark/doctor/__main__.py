@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         plan = HostPlan(
-            WhisperOptions(**json.loads(arguments.options)),
+            WhisperOptions.from_dict(json.loads(arguments.options)),
             arguments.source,
             arguments.staging,
             with_spark=arguments.spark,

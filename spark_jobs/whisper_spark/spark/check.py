@@ -13,7 +13,7 @@ from pyspark.accumulators import AccumulatorParam
 
 from whisper_spark.doctor.checks import Check, ok, summary, table
 from whisper_spark.doctor.host import HostPlan, host_checks
-from whisper_spark.spark.cluster import executor_size, gpu_problem, why_no_executor
+from whisper_spark.spark.cluster import executor_size, why_no_executor
 from whisper_spark.spark.conf import asked_executors, local_cores, slots
 from whisper_spark.spark.failures import CheckFailedError, cause_of
 
@@ -168,10 +168,6 @@ def cluster_check(conf: Mapping[str, str], present: list[Executor]) -> Check:
 
 def gpu_check(conf: Mapping[str, str], plan: HostPlan) -> Check:
     """Whether Spark gives GPUs to the tasks."""
-    problem = gpu_problem(conf)
-    if problem:
-        found, _, fix = problem.partition(": ")
-        return Check("GPU resource", "failed", found, fix)
     amount = conf.get("spark.task.resource.gpu.amount")
     if amount:
         return ok("GPU resource", f"{amount} for each task")

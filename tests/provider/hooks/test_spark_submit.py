@@ -126,6 +126,7 @@ def test_cause_is_found_in_the_output(output: str, status: int, cause: str) -> N
         ("JAVA_HOME is not set", 1, True),
         ("Error: Unrecognized option: --nope", 1, True),
         (AWAIT, 1, False),
+        ("whisper: Spark application app-1\nError: of some library", 137, False),
         ("", 137, False),
         ("", 2, False),
     ],
@@ -203,6 +204,17 @@ def test_folder_as_staging_of_a_cluster_is_a_warning(
     connect(monkeypatch, {"conn_type": "spark", "host": host})
     failure_of(run, program(tmp_path, "exit 1"))
     assert ("name an object store as staging" in "".join(capfd.readouterr())) is warns
+
+
+def test_job_that_says_why_no_executor_starts_is_not_talked_over(
+    local_spark: None, run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = "whisper: no executor has started yet: an executor needs 16 cores, and no worker is that large"
+    waiting = "26/11/01 WARN TaskSchedulerImpl: Initial job has not accepted any resources"
+    failure_of(run, program(tmp_path, f"echo '{said}'; echo '{waiting}'; exit 1"))
+    log = "".join(capfd.readouterr())
+    assert "no worker is that large" in log
+    assert "with what one worker offers" not in log
 
 
 # --- the connection --------------------------------------------------------------------------------------

@@ -802,6 +802,48 @@ def test_check_of_a_cluster_names_what_each_executor_lacks(
     assert "known clip" not in log
 
 
+def test_executor_that_is_larger_than_any_worker_is_told_while_the_job_waits(
+    cluster: SparkCluster,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    connection(monkeypatch, "cluster", {"conn_type": "spark", "host": cluster.master})
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+    # Without an end of its own, the job would wait for such a worker for ever.
+    script = tmp_path / "spark-submit"
+    script.write_text(
+        f"""#!{sys.executable}
+import subprocess, sys
+command = [{spark_binary("spark-submit")!r}, *sys.argv[1:]]
+job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+for line in job.stdout:
+    print(line, end="", flush=True)
+    if "no executor has started" in line:
+        job.terminate()
+sys.exit(job.wait())
+"""
+    )
+    script.chmod(0o755)
+    operator = WhisperTranscribeOperator(
+        task_id="t",
+        manifest=run.manifest_uri,
+        conn_id="cluster",
+        executor_cores=8,
+        executor_memory="512m",
+        spark_binary=str(script),
+        conf={**LOOPBACK, "spark.master.ui.port": cluster.ui_port},
+    )
+    with pytest.raises(AirflowException):
+        operator.execute({})
+    log = "".join(capfd.readouterr())
+    assert (
+        "whisper: no executor has started yet: an executor needs 8 cores, 512 MiB of memory and 0 GPUs" in log
+    )
+    assert "the largest, 127.0.0.1, has 1 core" in log
+
+
 def test_master_of_a_cluster_tells_what_its_workers_have(cluster: SparkCluster) -> None:
     place = {"spark.master": cluster.master, "spark.master.ui.port": str(cluster.ui_port)}
     workers = standalone_workers(place)
