@@ -1,4 +1,4 @@
-# Every target shares .venv, which is made on first use and again when its two inputs change.
+# Every target shares .venv, which is made on first use and again when its inputs change.
 AUDIO ?=
 BENCH_ARGS ?=
 # `make demo PY=.cache/venv-3.13/bin/python` runs the demo with what `make test-py313` has created.
@@ -16,7 +16,7 @@ help: ## this list
 
 setup: .venv/.installed ## create .venv with everything that development and the demo need
 
-.venv/.installed: pyproject.toml constraints.txt scripts/create_venv.sh
+.venv/.installed: pyproject.toml constraints.txt scripts/create_venv.sh spark_jobs/whisper_spark/__init__.py
 	scripts/create_venv.sh
 	@touch $@
 

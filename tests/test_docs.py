@@ -27,10 +27,11 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, BaseOperator
 from airflow.triggers.base import BaseTrigger
-from docs_blocks import PAGES, ROOT, Block, blocks, commands, connection
+from docs_blocks import PAGES, ROOT, Block, blocks, commands, connection, named_block
 from packaging.requirements import Requirement
 from servers import S3Server
 
+from airflow_whisper import WhisperOptions
 from airflow_whisper.get_provider_info import get_provider_info
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.hooks.object_storage import storage_config
@@ -309,6 +310,28 @@ def test_sensor_of_the_examples_finds_audio(calls: Any, tmp_path: Path, airflow_
             "partition": {"dt": "2026-10-01", "hour": "07"},
         }
     ]
+
+
+# --- upgrading ----------------------------------------------------------------------------------------------
+
+
+def test_upgrade_page_and_changelog_say_what_the_release_makes_stale() -> None:
+    import whisper_spark
+
+    page = named_block("upgrade-fingerprint").page.read_text()
+    releases = re.findall(r"^\| (\d+\.\d+\.\d+) \| `([0-9a-f]{16})` \|", page, re.MULTILINE)
+    (version, fingerprint), (before, fingerprint_before), *_ = releases
+    assert (version, fingerprint) == (whisper_spark.__version__, WhisperOptions().fingerprint())
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    release = changes.partition(f"## {version}\n")[2].partition(f"## {before}\n")[0]
+    breaking = release.partition("### Breaking changes\n")[2].partition("###")[0]
+    assert ("**Transcripts become stale**" in breaking) == (fingerprint != fingerprint_before)
+
+
+def test_command_of_the_upgrade_page_prints_a_fingerprint() -> None:
+    ((_, *arguments),) = commands(named_block("upgrade-fingerprint"))
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == WhisperOptions(model="large-v3-turbo").fingerprint()
 
 
 # --- the connections of "Your bucket, your catalog, your cluster" ------------------------------------------

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from airflow_whisper.table.column_docs import documented
 from airflow_whisper.table.columns import describe_moved, moved_columns, without
 from airflow_whisper.table.errors import RegistrationError, TableMismatchError
 from airflow_whisper.table.requirements import STATE_COLUMNS, problems
@@ -81,7 +82,7 @@ def ensure_table(catalog: Catalog, table: str, partition_keys: Iterable[str]) ->
 def _create_table(catalog: Catalog, table: str, keys: list[str]) -> Table:
     try:
         _create_namespaces(catalog, table)
-        schema = transcript_schema(keys)
+        schema = documented(transcript_schema(keys))
         with (
             catalog.create_table_transaction(table, schema, properties=TABLE_PROPERTIES) as transaction,
             transaction.update_spec() as spec,
@@ -135,7 +136,7 @@ def _with_new_columns(table: Table, keys: list[str]) -> Table:
             return table
         try:
             with table.update_schema() as update:
-                update.union_by_name(ours)
+                update.union_by_name(documented(ours, known=set(table.schema().column_names)))
         # Another writer committed first, perhaps the same columns.
         except CommitFailedException:
             pass

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from whisper_spark.engine.isolated import transcribe_files
     from whisper_spark.udf import whisper_udf
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Segment", "Transcript", "WhisperOptions", "Word", "transcribe_files", "whisper_udf"]
 
 _LAZY = {"transcribe_files": "whisper_spark.engine.isolated", "whisper_udf": "whisper_spark.udf"}

@@ -13,10 +13,12 @@ from lakes import (
     Lake,
     change,
 )
+from pyiceberg.table import Table
 from pyiceberg.types import IntegerType, LongType, StringType
 from transcripts import PARTITION, make_transcript_rows
 
 from airflow_whisper.table import schema as tables
+from airflow_whisper.table.column_docs import COLUMN_DOCS
 from airflow_whisper.table.errors import (
     TableMismatchError,
 )
@@ -167,3 +169,34 @@ def test_int_columns_may_be_wider_than_ours(sqlite: Lake) -> None:
         update.update_column("channels", LongType())
     replace_rows(catalog, TABLE, change(["a"], channels=2))
     assert catalog.load_table(TABLE).scan().to_arrow()["channels"].to_pylist() == [2]
+
+
+def comments(table: Table) -> dict[str, str | None]:
+    """The comment of every column and nested field, except the elements of lists, which have none."""
+    schema = table.schema()
+    paths = [path for path in schema.column_names if not path.endswith("element")]
+    return {path: schema.find_field(path).doc for path in paths}
+
+
+def test_every_column_of_a_new_table_has_a_comment(lake: Lake) -> None:
+    found = comments(ensure_table(lake.open(), TABLE, ["dt"]))
+    assert {"dt", "text", "segments.element.words.element.start"} <= set(found)
+    assert [path for path, comment in found.items() if not comment] == []
+    # None is left over from a column that no longer exists.
+    assert {*COLUMN_DOCS, "dt"} == set(found)
+
+
+def test_new_columns_of_an_existing_table_get_comments_and_others_keep_theirs(sqlite: Lake) -> None:
+    catalog = sqlite.open()
+    table = ensure_table(catalog, TABLE, ["dt"])
+    with table.update_schema() as update:
+        update.update_column("text", doc="What our callers said")
+        update.update_column("language", doc="")
+        update.delete_column("speakers")
+    # As a table that an earlier release made: the column has never been there.
+    older = catalog.load_table(TABLE).schema()
+    catalog.drop_table(TABLE)
+    catalog.create_table(TABLE, older, partition_spec=table.spec())
+    found = comments(ensure_table(catalog, TABLE, ["dt"]))
+    assert found["speakers"] == COLUMN_DOCS["speakers"]
+    assert (found["text"], found["language"]) == ("What our callers said", "")
