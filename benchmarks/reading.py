@@ -18,12 +18,16 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+
+from note import table
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "spark_jobs"
@@ -121,7 +125,7 @@ def main() -> None:
         print(json.dumps(read(arguments.reader, arguments.minutes)))
         return
     from corpus import corpus
-    from note import table
+    from note import NOTE, write_block
 
     folder = corpus(arguments.corpus)
     codes = {"this": HERE, **({"other": arguments.against.resolve()} if arguments.against else {})}
@@ -131,6 +135,28 @@ def main() -> None:
             for name, code in codes.items():
                 run = measure(code, readers, folder, arguments.minutes)
                 runs.setdefault((name, readers), []).append(run)
+    text = [
+        f"{arguments.corpus}, {datetime.now(UTC):%Y-%m-%d}, {_processor()}, medians of {arguments.rounds}:",
+        "",
+        *lines(runs),
+    ]
+    print(*text, sep="\n")
+    if arguments.write:
+        write_block("reading", text)
+        print(f"\nwritten to {NOTE.relative_to(ROOT)}")
+    cuts = {
+        readers: {run["windows"] for (_, n), found in runs.items() if n == readers for run in found}
+        for _, readers in runs
+    }
+    if any(len(different) > 1 for different in cuts.values()):
+        sys.exit("the windows differ")
+
+
+def lines(runs: dict[tuple[str, int], list[dict[str, float | str]]]) -> list[str]:
+    """The table as Markdown, in processor seconds for an hour of audio.
+
+    :param runs: results of :func:`measure` by name of the code and number of readers.
+    """
     columns = ["user", "system", *STAGES]
     rows = []
     for (name, readers), found in runs.items():
@@ -140,16 +166,14 @@ def main() -> None:
         total = medians["user"] + medians["system"]
         numbers = [f"{total:.2f}", *(f"{medians[column]:.2f}" for column in columns)]
         rows.append([name, str(readers), *numbers, f"{medians['page faults']:,.0f}"])
-    print(
-        f"{arguments.corpus}, processor seconds for an hour of audio, median of {arguments.rounds} run(s):\n"
-    )
-    print(*table(["code", "readers", "all", *columns, "page faults"], rows), sep="\n")
-    cuts = {
-        readers: {run["windows"] for (_, n), found in runs.items() if n == readers for run in found}
-        for _, readers in runs
-    }
-    if any(len(different) > 1 for different in cuts.values()):
-        sys.exit("the windows differ")
+    return table(["code", "readers", "all", *columns, "page faults"], rows)
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 def _arguments() -> argparse.Namespace:
@@ -163,6 +187,7 @@ def _arguments() -> argparse.Namespace:
         "--minutes", type=float, default=30.0, help="of audio for each reader (default: %(default)g)"
     )
     parser.add_argument("--rounds", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     parser.add_argument("--against", type=Path, help="folder of another whisper_spark to compare with")
     parser.add_argument("--reader", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
