@@ -46,9 +46,12 @@ def checked(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:
-        log.debug("the check %s ended with an error", name, exc_info=True)
+        log.warning("the check %s ended with an error", name, exc_info=True)
         return Check(
-            name, "failed", f"{type(error).__name__}: {error}", "read the error, which no check knows"
+            name,
+            "failed",
+            f"{type(error).__name__}: {error}",
+            "no check expects this error: the log has its traceback",
         )
 
 
