@@ -44,6 +44,7 @@ with DAG("hours", schedule=None, start_date=datetime(2026, 11, 1)):
             options=WhisperOptions(model=os.environ["MODEL"]),
             source_conn_id="calls_s3",
             on_missing_source="skip",
+            export=f"s3://{BUCKET}/subtitles/{{partition}}/{{name}}.{{format}}",
         )
 
     one_hour.expand_kwargs(partitions())
@@ -106,6 +107,11 @@ def test_task_group_can_be_mapped_over_partitions(
     assert run.returncode == 0, run.log[-8000:]
     for task in TASKS:
         assert (run.states[f"{task}[0]"], run.states[f"{task}[1]"]) == ("skipped", "success")
+    # Not skipped with the others, because an earlier export may have failed.
+    assert (run.states["export[0]"], run.states["export[1]"]) == ("success", "success")
+    listed = s3.client().list_objects_v2(Bucket=bucket, Prefix="subtitles/dt=2026-11-01/")["Contents"]
+    assert sorted(Path(item["Key"]).suffix for item in listed) == [".json", ".srt", ".txt", ".vtt"]
+    assert {Path(item["Key"]).parent.name for item in listed} == {"hour=13"}
     folder = environment["AIRFLOW_WHISPER_WAREHOUSE"]
     catalog = SqlCatalog("whisper", uri=f"sqlite:///{folder}/catalog.db")
     rows: list[dict[str, Any]] = catalog.load_table("speech.hourly").scan().to_arrow().to_pylist()

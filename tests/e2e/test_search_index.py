@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Asset
+from airflow.sdk.execution_time.context import OutletEventAccessors
 from dag_runs import run_dag
 from lakes import TABLE, change
+from transcripts import make_transcript_rows, stage_run
 
 from airflow_whisper.hooks.catalog import open_catalog
+from airflow_whisper.operators.register import RegisterTranscriptsOperator
 from airflow_whisper.table.read import current_snapshot_id
 from airflow_whisper.table.replace import replace_rows
 from whisper_spark.contract import Segment
@@ -81,6 +84,17 @@ def test_new_rows_are_found_at_their_time(example: ModuleType, search: Any) -> N
     assert update(example, DAY) == [{"partition": DAY, "added": 1, "deleted": 0}]
     assert search("refund") == [("s3://calls/a.wav", 1.0, None, "I want a [refund] for my order")]
     assert search("refunds") == []
+
+
+def test_event_of_register_says_what_to_index(example: ModuleType, search: Any, tmp_path: Path) -> None:
+    asset, context = Asset(TABLE), {"outlet_events": OutletEventAccessors()}
+    rows = make_transcript_rows(["s3://calls/a.wav"], segments=segments("a refund"))
+    run = stage_run(tmp_path, ["s3://calls/a.wav"], rows=rows)
+    operator = RegisterTranscriptsOperator(task_id="register", manifest=run.manifest_uri, outlets=[asset])
+    operator.execute(context)  # type: ignore[arg-type]
+    event = SimpleNamespace(extra=context["outlet_events"][asset].extra, timestamp=LATER)
+    example.update_index.function(triggering_asset_events={asset: [event]}, inlet_events=None)
+    assert len(search("refund")) == 1
 
 
 def test_running_again_changes_nothing(example: ModuleType, index: Path, search: Any) -> None:

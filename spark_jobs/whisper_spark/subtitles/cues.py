@@ -39,6 +39,9 @@ LINE_PAUSE_SECONDS = 0.2
 # Where many speakers say single words, each cue is shown at least so long, even if the next one is late then.
 _LEAST_SECONDS = 0.1
 
+# The start of a text tells its script.
+_SAMPLE_CHARACTERS = 1_000
+
 _CLOSING = "\"'”’»)]）」』】"
 _SENTENCE_END = (".", "?", "!", "。", "？", "！", "…", "؟", "।")
 _CLAUSE_END = (*_SENTENCE_END, ",", ";", ":", "、", "，", "；", "：", "،", "–", "—")
@@ -105,7 +108,7 @@ def cues(row: Any, layout: Layout | None = None, *, labelled: bool = False) -> l
     """
     values = plain_row(row)
     layout = layout or Layout()
-    language = values.get("language") or ""
+    language = _written_language(values)
     columns = layout.max_line_width or LINE_COLUMNS_OF.get(language, LINE_COLUMNS)
     speed = READING_SPEED_OF.get(language, READING_SPEED)
     spoken = [
@@ -115,6 +118,16 @@ def cues(row: Any, layout: Layout | None = None, *, labelled: bool = False) -> l
     ]
     spoken.sort(key=lambda cue: (cue.start, cue.end))
     return list(_timed(spoken, speed, layout.max_line_duration))
+
+
+def _written_language(row: Mapping[str, Any]) -> str:
+    """The language that the text is written in; empty for a translation, which is in English.
+
+    The row's language is the one that is spoken.
+    """
+    language: str = row.get("language") or ""
+    text = (row.get("text") or "")[:_SAMPLE_CHARACTERS]
+    return "" if language in LINE_COLUMNS_OF and text.isascii() and text else language
 
 
 # --- which words share a cue -----------------------------------------------------------------------------

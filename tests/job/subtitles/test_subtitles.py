@@ -252,6 +252,12 @@ def test_width_is_that_of_the_screen() -> None:
     assert (width("abc"), width("天气"), width("ที่นี่"), width("ｶﾞ"), width("e\u0301")) == (3, 4, 2, 2, 1)
 
 
+def test_translation_is_laid_out_as_english() -> None:
+    said = "the weather is very nice today, so let us go for a walk in the park"
+    (cue,) = cues({**row(segment(words_of(said)), language="ja"), "text": said})
+    assert cue.lines == ("the weather is very nice today,", "so let us go for a walk in the park")
+
+
 # --- rows without words ----------------------------------------------------------------------------------
 
 
