@@ -127,7 +127,8 @@ def _written_language(row: Mapping[str, Any]) -> str:
     """
     language: str = row.get("language") or ""
     text = (row.get("text") or "")[:_SAMPLE_CHARACTERS]
-    return "" if language in LINE_COLUMNS_OF and text.isascii() and text else language
+    foreign = sum(not character.isascii() for character in text)
+    return "" if language in LINE_COLUMNS_OF and foreign < len(text) / 5 else language
 
 
 # --- which words share a cue -----------------------------------------------------------------------------

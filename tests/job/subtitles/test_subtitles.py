@@ -253,9 +253,9 @@ def test_width_is_that_of_the_screen() -> None:
 
 
 def test_translation_is_laid_out_as_english() -> None:
-    said = "the weather is very nice today, so let us go for a walk in the park"
+    said = "the weather is very nice today, so let us go to a café in the park"
     (cue,) = cues({**row(segment(words_of(said)), language="ja"), "text": said})
-    assert cue.lines == ("the weather is very nice today,", "so let us go for a walk in the park")
+    assert cue.lines == ("the weather is very nice today,", "so let us go to a café in the park")
 
 
 # --- rows without words ----------------------------------------------------------------------------------
