@@ -35,6 +35,7 @@ def transcribe_partition(
     partition_from_modified: Mapping[str, str] | None = None,
     on_removed: Literal["keep", "delete"] | str = "keep",
     on_stale: Literal["retranscribe", "keep"] | str = "retranscribe",
+    accepted_fingerprints: Sequence[str] = (),
     on_missing_source: Literal["fail", "skip"] | str = "fail",
     max_attempts: int = 3,
     max_removed_rate: float | str = 0.5,
@@ -91,6 +92,8 @@ def transcribe_partition(
     :param on_removed: what to do with the row of a file that no longer exists in ``source``: ``"keep"`` or
         ``"delete"``.
     :param on_stale: what to do with rows made with other options: ``"retranscribe"`` or ``"keep"``.
+    :param accepted_fingerprints: values of the column ``fingerprint`` whose rows are kept although they were
+        made with other options, for example with the defaults of an earlier release.
     :param on_missing_source: ``"fail"`` or ``"skip"`` if the source does not exist, or has objects of which
         ``pattern`` and ``extensions`` select none; see :class:`DiscoverAudioOperator`. An empty partition of
         an existing source is skipped in either case.
@@ -141,6 +144,7 @@ def transcribe_partition(
             pattern=pattern,
             extensions=extensions,
             partition_from_modified=partition_from_modified,
+            accepted_fingerprints=accepted_fingerprints,
             max_attempts=max_attempts,
             max_removed_rate=max_removed_rate,
             dry_run=dry_run,

@@ -7,9 +7,11 @@ one with ``<!-- not run: REASON -->`` has none. Output and drawings are ``text``
 
 from __future__ import annotations
 
+import ast
 import configparser
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import shutil
@@ -31,7 +33,7 @@ from docs_blocks import PAGES, ROOT, Block, blocks, commands, connection, named_
 from packaging.requirements import Requirement
 from servers import S3Server
 
-from airflow_whisper import WhisperOptions
+from airflow_whisper import WhisperOptions, transcribe_partition
 from airflow_whisper.get_provider_info import get_provider_info
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.hooks.object_storage import storage_config
@@ -326,6 +328,11 @@ def test_upgrade_page_and_changelog_say_what_the_release_makes_stale() -> None:
     release = changes.partition(f"## {version}\n")[2].partition(f"## {before}\n")[0]
     breaking = release.partition("### Breaking changes\n")[2].partition("###")[0]
     assert ("**Transcripts become stale**" in breaking) == (fingerprint != fingerprint_before)
+    # The example keeps the rows of the release before.
+    keywords = ast.parse(named_block("upgrade-accept").text).body[0].value.keywords  # type: ignore[attr-defined]
+    (accepted,) = [ast.literal_eval(k.value) for k in keywords if k.arg == "accepted_fingerprints"]
+    assert accepted == [fingerprint_before]
+    assert "accepted_fingerprints" in inspect.signature(transcribe_partition).parameters
 
 
 def test_command_of_the_upgrade_page_prints_a_fingerprint() -> None:

@@ -5,6 +5,8 @@ The comparison uses a temporary SQLite database, so that ten million files use d
 
 from __future__ import annotations
 
+import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +52,8 @@ SELECT uri, etag, bytes, modified, change, iif(change = 'retry', earlier_attempt
     SELECT l.uri, l.etag, l.bytes, l.modified, e.attempt AS earlier_attempt, CASE
         WHEN e.uri IS NULL THEN 'new'
         WHEN l.etag <> e.etag THEN 'changed'
-        WHEN e.fingerprint IS NOT :fingerprint AND :retranscribe THEN 'stale'
+        WHEN e.fingerprint IS NOT :fingerprint AND :retranscribe
+             AND coalesce(e.fingerprint, '') NOT IN (SELECT value FROM json_each(:accepted)) THEN 'stale'
         WHEN e.status <> 'ok' AND coalesce(e.error_code, '') NOT IN (:final)
              AND e.attempt < :max_attempts THEN 'retry'
         WHEN e.fingerprint IS NOT :fingerprint THEN 'kept_stale'
@@ -90,6 +93,7 @@ class Rules:
 
     :param on_removed: whether to ``"keep"`` or ``"delete"`` rows whose audio has been removed.
     :param on_stale: whether to ``"retranscribe"`` or ``"keep"`` rows made with other options.
+    :param accepted_fingerprints: fingerprints of other options whose rows are kept in either case.
     :param max_attempts: how often to try a file, per etag, that fails with a transient error.
     :param max_removed_rate: largest fraction of a partition's rows that one run may remove, 0 to 1.
     """
@@ -98,6 +102,7 @@ class Rules:
     on_stale: Literal["retranscribe", "keep"] = "retranscribe"
     max_attempts: int = 3
     max_removed_rate: float = 0.5
+    accepted_fingerprints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in (("on_removed", ("keep", "delete")), ("on_stale", ("retranscribe", "keep"))):
@@ -114,6 +119,12 @@ class Rules:
         rate = self.max_removed_rate
         if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate <= 1:
             raise ValueError(f"max_removed_rate must be a number from 0 to 1 (0.5 is 50 %), got {rate!r}")
+        for fingerprint in self.accepted_fingerprints:
+            if not re.fullmatch("[0-9a-f]{16}", fingerprint):
+                raise ValueError(
+                    "accepted_fingerprints must hold values of the column fingerprint, 16 hex digits each, "
+                    f"got {fingerprint!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -216,6 +227,7 @@ class Comparison:
         values = {
             "fingerprint": fingerprint,
             "retranscribe": rules.on_stale == "retranscribe",
+            "accepted": json.dumps(rules.accepted_fingerprints),
             "max_attempts": rules.max_attempts,
         }
         with self._db.transaction():

@@ -92,6 +92,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
     :param max_removed_rate: largest fraction of the partition's rows that one run may remove, 0 to 1. A run
         that would remove more fails and removes nothing.
     :param on_stale: what to do with rows made with other options: ``"retranscribe"`` or ``"keep"``.
+    :param accepted_fingerprints: values of the column ``fingerprint`` whose rows are kept although they were
+        made with other options, for example with the defaults of an earlier release.
     :param max_attempts: how often to try a file, per etag, that fails with a transient error.
     :param on_missing_source: ``"fail"`` or ``"skip"`` if there is no object at the source nor above the part
         of it that depends on the partition, or if there are objects, but ``pattern`` and ``extensions``
@@ -116,6 +118,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         "partition_from_modified",
         "on_removed",
         "on_stale",
+        "accepted_fingerprints",
         "max_attempts",
         "max_removed_rate",
         "on_missing_source",
@@ -125,6 +128,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         "options",
         "extensions",
         "partition_from_modified",
+        "accepted_fingerprints",
         "max_attempts",
         "max_removed_rate",
         "is_dry_run",
@@ -148,6 +152,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         partition_from_modified: Mapping[str, str] | None = None,
         on_removed: Literal["keep", "delete"] = "keep",
         on_stale: Literal["retranscribe", "keep"] = "retranscribe",
+        accepted_fingerprints: Sequence[str] = (),
         max_attempts: int = 3,
         max_removed_rate: float | str = 0.5,
         on_missing_source: Literal["fail", "skip"] = "fail",
@@ -169,6 +174,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         self.partition_from_modified = partition_from_modified
         self.on_removed = on_removed
         self.on_stale = on_stale
+        self.accepted_fingerprints = accepted_fingerprints
         self.max_attempts = max_attempts
         self.max_removed_rate = max_removed_rate
         self.on_missing_source = on_missing_source
@@ -203,7 +209,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         self._check_choices()
 
     def _check_choices(self) -> None:
-        if is_final([self.on_removed, self.on_stale, self.max_attempts, self.max_removed_rate]):
+        choices = [self.on_removed, self.on_stale, self.max_attempts, self.max_removed_rate]
+        if is_final([*choices, *self.accepted_fingerprints]):
             self._rules()
         if is_final(self.on_missing_source) and self.on_missing_source not in ("fail", "skip"):
             raise ValueError(f"on_missing_source must be 'fail' or 'skip', got {self.on_missing_source!r}")
@@ -228,6 +235,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         return Rules(
             on_removed=self.on_removed,
             on_stale=self.on_stale,
+            accepted_fingerprints=tuple(self.accepted_fingerprints),
             max_attempts=number("max_attempts", int, self.max_attempts),
             max_removed_rate=number("max_removed_rate", float, self.max_removed_rate),
         )

@@ -520,6 +520,16 @@ def test_other_options_make_rows_stale(place: SimpleNamespace) -> None:
         discover(place, on_stale="keep")
 
 
+def test_rows_of_an_accepted_fingerprint_stay_and_others_are_stale(place: SimpleNamespace) -> None:
+    publish(place, options=OTHER)
+    small = WhisperOptions(model="small").fingerprint()
+    with pytest.raises(AirflowSkipException, match="3 kept as made with other options"):
+        discover(place, accepted_fingerprints=[small, OTHER.fingerprint()])
+    # Otherwise a change of options is noticed as ever.
+    found = changes(place, discover(place, accepted_fingerprints=[small]))
+    assert set(found.values()) == {"stale"}
+
+
 def test_options_that_only_change_speed_make_nothing_stale(place: SimpleNamespace) -> None:
     publish(place)
     with pytest.raises(AirflowSkipException, match="3 unchanged"):
@@ -755,6 +765,8 @@ LOCAL = SimpleNamespace(source="/data/raw", staging="/data/staging", conn_id=Non
         ({"options": None}, "options must be"),
         ({"on_removed": "drop"}, "on_removed must be 'keep' or 'delete'"),
         ({"on_stale": "drop"}, "on_stale must be 'retranscribe' or 'keep'"),
+        ({"accepted_fingerprints": ["large-v3"]}, "16 hex digits each, got 'large-v3'"),
+        ({"accepted_fingerprints": "cefdb0eaf0510e80"}, "16 hex digits each, got 'c'"),
         ({"on_missing_source": "ignore"}, "on_missing_source must be"),
         ({"max_attempts": 0}, "max_attempts must be"),
         ({"max_attempts": "three"}, "max_attempts must be"),
