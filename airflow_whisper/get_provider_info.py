@@ -45,7 +45,9 @@ def get_provider_info() -> dict[str, object]:
                     "airflow_whisper.operators.transcribe",
                     "airflow_whisper.operators.validate",
                     "airflow_whisper.operators.register",
+                    "airflow_whisper.operators.export",
                     "airflow_whisper.operators.maintain",
+                    "airflow_whisper.operators.check",
                 ],
             }
         ],
