@@ -17,9 +17,9 @@ Floats = npt.NDArray[np.float32]
 # Evidence that it takes to change the speaker between two words without a pause, and how much less it takes
 # at the end of a sentence and at a pause of _LONG_PAUSE_S. Chosen on conversations other than those of
 # benchmarks/RESULTS.md.
-_CHANGE = 6.0
-_SENTENCE = 2.0
-_PAUSE = 3.0
+_CHANGE = 4.0
+_SENTENCE = 1.0
+_PAUSE = 2.0
 _LONG_PAUSE_S = 0.6
 _SENTENCE_END = (".", "?", "!", "。", "？", "！", "…", "؟", "।")
 

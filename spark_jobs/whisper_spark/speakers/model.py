@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.resources import files as resources
 from io import BytesIO
 from pathlib import Path
@@ -46,7 +47,8 @@ class SpeakerModel:
     The input is told by its shape: waveforms (batch, samples) at 16 kHz, or Kaldi filter banks
     (batch, frames, 80). Filter banks are computed as WeSpeaker does, or as 3D-Speaker does for its models.
 
-    ``likeness`` is the similarity of two stretches of speech of one speaker, as measured with a known clip.
+    ``provider`` is that of onnxruntime, and ``likeness`` is the similarity of two stretches of speech of one
+    speaker, as measured with a known clip.
 
     :param path: an ``.onnx`` file.
     :param device: the device of the Whisper model; embeddings use the same GPU.
@@ -56,6 +58,8 @@ class SpeakerModel:
     def __init__(self, path: Path, device: Device) -> None:
         self._path = path
         self._session = _session(path, device)
+        # onnxruntime falls back to the CPU when a library of CUDA is missing.
+        self.provider = str(self._session.get_providers()[0])
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not _is_understood(inputs[0].shape):
             shapes = ", ".join(f"{i.name} {i.shape} of {i.type}" for i in inputs)
@@ -65,7 +69,7 @@ class SpeakerModel:
         self._one_by_one = inputs[0].shape[0] == 1
         self._like_3d_speaker = self._is_of_3d_speaker()
         # A GPU computes one batch at a time.
-        self._turn = threading.Lock() if device.kind == "cuda" else None
+        self._turn = threading.Lock() if self.provider == "CUDAExecutionProvider" else nullcontext()
         self.likeness = self._likeness()
 
     def embed(self, waveforms: Floats) -> Floats:
@@ -89,11 +93,8 @@ class SpeakerModel:
         return kaldi_fbank(waveforms * np.float32(1 << 15), "hamming")
 
     def _run(self, inputs: Floats) -> Floats:
-        if self._turn is None:
+        with self._turn:
             (found,) = self._session.run([self._output], {self._input: inputs})
-        else:
-            with self._turn:
-                (found,) = self._session.run([self._output], {self._input: inputs})
         return np.asarray(found, np.float32).reshape(len(inputs), -1)
 
     def _is_of_3d_speaker(self) -> bool:
@@ -136,7 +137,7 @@ def load_speaker_model(
     :raises ModelError: when the model is missing or does not fit.
     """
     model = SpeakerModel(find_speaker_model(options, storage), device)
-    log.info("%s tells speakers apart", options.speaker_model)
+    log.info("%s tells speakers apart, with onnxruntime's %s", options.speaker_model, model.provider)
     return model
 
 
