@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conversations import Turn
 from corpus import FRAME, Reference, trimmed
 from gpu_process import memory_mib, processor_seconds
 from measure import RunError, measure
@@ -23,6 +24,10 @@ from scoring import (
     times,
     word_errors,
 )
+from speakers import Call, k_means, right_words, runs_of
+
+from whisper_spark import Transcript, Word
+from whisper_spark.speakers.speech import Speech
 
 CALL = Reference(
     "call.wav",
@@ -154,3 +159,35 @@ def test_a_failing_program_shows_the_end_of_its_output(tmp_path: Path) -> None:
 )
 def test_digits_and_accents_are_no_errors(language: str, said: str, written: str) -> None:
     assert normalised(said, language) == normalised(written, language)
+
+
+# --- speakers ------------------------------------------------------------------------------------------
+
+
+def spoken(*names: str) -> tuple[Call, list[tuple[Word, str]]]:
+    """A call in which b answers a after two seconds, and words of half a second with these speakers."""
+    call = Call(
+        [Turn(0.0, 2.0, "a"), Turn(2.0, 4.0, "b")], Transcript("call.wav"), Speech(*[np.zeros(0)] * 4)
+    )
+    words = [Word(0.5 * number, 0.5 * number + 0.5, " w", 1.0) for number in range(len(names))]
+    return call, list(zip(words, names, strict=True))
+
+
+def test_words_have_the_right_speaker_whatever_the_names_are() -> None:
+    assert right_words(*spoken(*"xxxxyyyy")) == (8, 8)
+    assert right_words(*spoken(*"yyyyxxxx")) == (8, 8)
+    assert right_words(*spoken(*"xxxyyyyy")) == (7, 8)
+    # A third speaker is nobody, and one speaker cannot be two.
+    assert right_words(*spoken(*"xxzzyyyy")) == (6, 8)
+    assert right_words(*spoken(*"xxxxxxxx")) == (4, 8)
+
+
+def test_words_of_one_speaker_make_one_turn() -> None:
+    _, named = spoken(*"xxxy")
+    assert runs_of(named) == [(0.0, 1.5, "x"), (1.5, 2.0, "y")]
+
+
+def test_k_means_finds_groups_that_are_apart() -> None:
+    labels = np.repeat(np.arange(3), 20)
+    points = np.eye(3, 8)[labels] + 0.05 * np.random.default_rng(0).standard_normal((60, 8))
+    assert len({(a, b) for a, b in zip(labels, k_means(points.astype(np.float32), 3), strict=True)}) == 3
