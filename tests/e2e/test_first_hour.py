@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,8 @@ def executors(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = ("--python", folder / "whisper-env")
     run(*UV, "pip", *install[1:2], "--quiet", *python, *PINNED, *install[2:], cwd=folder)
     run(folder / pack[0], *pack[1:], cwd=folder)
+    installed = {path.name for path in (folder / "whisper-env").glob("lib/python*/site-packages/*")}
+    assert not installed & {"airflow", "pyspark", "whisper_spark"}
     return folder
 
 
@@ -200,7 +203,10 @@ def test_page_leads_to_a_published_partition(
     audio = {f"{i}.wav": librivox[i].path.read_bytes() for i in (1, 4)}
     s3.client().put_object(Bucket=bucket, Key="raw/dt=2026-11-01/1.wav", Body=audio["1.wav"])
     log = site.command("first-run", {})
+    # What the page tells people to look at.
+    assert re.search(r"To transcribe: .*\n", log)
     assert "whisper: Spark application app-" in log
+    assert re.search(r"in catalog 'lake' at s3://", log)
 
     def rows() -> list[dict[str, Any]]:
         from pyiceberg.catalog.sql import SqlCatalog
