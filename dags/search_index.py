@@ -6,8 +6,8 @@ caught up by the next one, and rows that were deleted from the table leave the i
 without an event, it compares all partitions.
 
 The index is a SQLite database with FTS5, which is part of Python: one passage for each segment, with its
-time in the recording. ``docs/search.md`` shows how to search it, and what to change for another search
-engine or for embeddings.
+time in the recording. ``docs/full-text-search.md`` shows how to search it, and what to change for another
+search engine or for embeddings.
 
 The environment variables are named under "settings" below.
 """

@@ -57,11 +57,11 @@ def example(index: Path) -> ModuleType:
 
 @pytest.fixture
 def search(index: Path) -> Any:
-    """The function of docs/search.md."""
-    page = (ROOT / "docs" / "search.md").read_text()
+    """The function of docs/full-text-search.md."""
+    page = (ROOT / "docs" / "full-text-search.md").read_text()
     (text,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {}
-    exec(compile(text, "search.md", "exec"), names)
+    exec(compile(text, "full-text-search.md", "exec"), names)
     return names["search"]
 
 
