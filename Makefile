@@ -48,10 +48,10 @@ quick: setup ## the tests that are fast and need no Airflow, Java, model or serv
 	$(PY) -m pytest -n 2 --dist worksteal --timeout 60 --durations 3 -m "$(QUICK)" $(PYTEST_ARGS)
 
 test: prerequisites speech speaker-model ## all tests but those of test-e2e
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10 $(PYTEST_ARGS)
 
 test-e2e: prerequisites speech chromium postgres ## a live Airflow, files that arrive, a person in the browser
-	$(PY) -m pytest tests/standalone $(PYTEST_ARGS)
+	$(PY) -m pytest tests/standalone --durations 10 $(PYTEST_ARGS)
 
 azurite: ## fetch Azurite, the emulator of Azure Blob Storage, into .cache/azurite with npm
 	@[ -x .cache/azurite/node_modules/.bin/azurite-blob ] || \
