@@ -206,6 +206,8 @@ def packets_of(stream: Any, channels: npt.NDArray[np.float32], rate: int) -> lis
 def _pictures(container: Any, form: Format, seconds: float) -> list[Any]:
     stream = container.add_stream(form.video, rate=25)
     stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    # libvpx's threads wait for each other in busy loops.
+    stream.codec_context.thread_count = 1
     packets = []
     for number in range(int(seconds * 25)):
         frame = av.VideoFrame(64, 48, "yuv420p")
