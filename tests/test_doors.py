@@ -16,7 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # What README, docs and example DAGs import, and what design and entry points promise.
 DOORS = {
     "airflow_whisper": ["WhisperOptions", "__version__", "transcribe_partition"],
-    "airflow_whisper.catalog": ["current_rows", "load_table", "open_catalog", "partition_rows"],
+    "airflow_whisper.catalog": [
+        "current_rows",
+        "current_snapshot_id",
+        "load_table",
+        "open_catalog",
+        "partition_rows",
+    ],
     "airflow_whisper.events": ["arrived_partitions", "pending_events"],
     "airflow_whisper.examples": ["DEMO_AUDIO", "EXAMPLE_DAGS", "copy"],
     "airflow_whisper.get_provider_info": ["get_provider_info"],
