@@ -150,7 +150,12 @@ class Engine:
             return Spoken(segments, speakers=None, uncertain=False)
         if work.speakers is None:
             return Spoken(segments, speakers=None, uncertain=True)
-        return with_speakers(segments, work.speakers)
+        try:
+            return with_speakers(segments, work.speakers)
+        except Exception:
+            # A failure must not cost the transcript, nor the files after it.
+            log.exception("cannot tell who speaks in %s", work.file.uri)
+            return Spoken(segments, speakers=None, uncertain=True)
 
 
 def _segments(text: WindowText, channel: int | None) -> Iterator[Segment]:

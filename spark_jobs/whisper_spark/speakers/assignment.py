@@ -148,7 +148,7 @@ def _split(segment: Segment, keys: Iterator[str]) -> Iterator[Segment]:
 
 def _renamed(segments: Sequence[Segment]) -> tuple[tuple[Segment, ...], int]:
     """Segments with their final ids and names of speakers, and the number of speakers."""
-    names: dict[str, str] = {}
+    names: dict[str | None, str] = {}
     for segment in segments:
         if segment.speaker is not None:
             names.setdefault(segment.speaker, f"SPEAKER_{len(names):02}")
@@ -156,8 +156,8 @@ def _renamed(segments: Sequence[Segment]) -> tuple[tuple[Segment, ...], int]:
         replace(
             segment,
             id=number,
-            speaker=None if segment.speaker is None else names[segment.speaker],
-            words=segment.words and tuple(replace(w, speaker=names[w.speaker or ""]) for w in segment.words),
+            speaker=names.get(segment.speaker),
+            words=segment.words and tuple(replace(w, speaker=names.get(w.speaker)) for w in segment.words),
         )
         for number, segment in enumerate(segments)
     ), len(names)

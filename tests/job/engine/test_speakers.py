@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from speech import Clip
 
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
 from whisper_spark.decoding.model import ModelError
+from whisper_spark.engine import transcriber
 from whisper_spark.engine.transcriber import AudioFile, Engine, get_engine
+from whisper_spark.speakers import voices
 from whisper_spark.speakers.model import SpeakerModel
 
 Turn = tuple[float, float, int]
@@ -134,14 +137,24 @@ def test_music_costs_nothing_but_speakers(tmp_path: Path, options: WhisperOption
     assert found.speakers == len({segment.speaker for segment in found.segments})
 
 
-def test_a_model_that_fails_while_a_file_is_read_costs_its_speakers(
-    mixed: Path, transcript: Transcript, options: WhisperOptions, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [(SpeakerModel, "embed"), (voices, "speakers_of"), (transcriber, "with_speakers")],
+    ids=["embedding", "clustering", "assignment"],
+)
+def test_a_failure_after_loading_costs_a_file_its_speakers_only(
+    mixed: Path,
+    transcript: Transcript,
+    options: WhisperOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Any,
+    name: str,
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
     engine = get_engine(options)
-    monkeypatch.setattr(SpeakerModel, "embed", fail)
+    monkeypatch.setattr(where, name, fail)
     [found] = engine.transcribe([AudioFile(f"file://{mixed}")])
     assert found.text == transcript.text
     assert (found.speakers, "uncertain_speakers" in found.quality_flags) == (None, True)

@@ -96,6 +96,14 @@ def test_a_speaker_without_a_word_is_not_counted() -> None:
     assert found.speakers == 1
 
 
+def test_words_of_a_channel_without_embeddings_have_no_speaker() -> None:
+    segments = [said("hello", 0.0, channel=0), said("good day", 1.0, channel=1)]
+    found = with_speakers(segments, {0: heard((0, 1, 0), speakers=1)})
+    assert [segment.speaker for segment in found.segments] == ["SPEAKER_00", None]
+    assert {word.speaker for word in found.segments[1].words or ()} == {None}
+    assert found.speakers == 1
+
+
 def test_a_file_without_words_has_no_speakers() -> None:
     found = with_speakers([], {})
     assert (found.segments, found.speakers, found.uncertain) == ((), 0, False)
