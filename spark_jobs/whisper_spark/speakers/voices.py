@@ -46,11 +46,12 @@ class Voices:
 
         The windows of a channel come in order.
         """
-        if window.samples is None or self._failed:
+        if window.samples is None:
             return window
         with stage("speakers"):
             try:
-                self._add(window, window.samples)
+                if not self._failed:
+                    self._add(window, window.samples)
             except Exception:
                 log.exception("cannot compute speaker embeddings: a file gets no speakers")
                 self._failed = True
@@ -87,6 +88,8 @@ class Voices:
             self._regions += 1
         if audio:
             embeddings = self._model.embed(np.stack(audio)).astype(np.float16)
+            if not np.isfinite(embeddings).all():
+                raise ValueError("the speaker model computed a number that is not finite")
             part = Speech(np.array(starts), np.array(ends), np.array(regions), embeddings)
             self._parts.setdefault(window.channel, []).append(part)
 
