@@ -44,13 +44,9 @@ class ReportLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
         """Return the URL of this task instance's report; empty if there is no report."""
-        from airflow.sdk.configuration import conf
         from airflow.sdk.execution_time.xcom import XCom
 
-        if XCom.get_value(ti_key=ti_key, key=REPORT_KEY) is None:
-            return ""
-        query = {name: getattr(ti_key, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
-        return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}{REPORT_PATH}?{urlencode(query)}"
+        return "" if XCom.get_value(ti_key=ti_key, key=REPORT_KEY) is None else report_url(ti_key)
 
 
 class TableLink(BaseOperatorLink):
@@ -65,6 +61,26 @@ class TableLink(BaseOperatorLink):
         """Return ``table_url`` if it is an HTTP address, otherwise an empty string."""
         url = operator.table_url or ""
         return url if url.startswith(("http://", "https://")) else ""
+
+
+def report_url(task_instance: Any) -> str:
+    """Return the URL of a task instance's report in the API server; without a host if none is configured.
+
+    :param task_instance: has ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
+    """
+    from airflow.sdk.configuration import conf
+
+    query = {name: getattr(task_instance, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+    return f"{(conf.get('api', 'base_url', fallback='') or '').rstrip('/')}{REPORT_PATH}?{urlencode(query)}"
+
+
+def report_address(task_instance: Any, uri: str) -> str:
+    """Return what a log says about the report: a URL, which the log viewer makes a link, and its URI.
+
+    Only the URI without ``[api] base_url``, because then no URL is known that could be clicked.
+    """
+    url = report_url(task_instance)
+    return f"{url} (in storage: {uri} )" if url.startswith(("http://", "https://")) else uri
 
 
 def push_report(context: Context, uri: str, conn_id: str | None) -> None:

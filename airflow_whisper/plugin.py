@@ -1,7 +1,8 @@
-"""Airflow plugin: the API server shows validation reports to users who may read the DAG's XComs.
+"""Airflow plugin: validation reports in the API server, and notes on runs that found nothing to do.
 
 A report is in object storage, where a browser cannot open it by its URI. The link on the task therefore
-points to the API server, which reads ``report.json`` with the task's connection and renders the page from it.
+points to the API server, which reads ``report.json`` with the task's connection and renders the page from it
+for users who may read the DAG's XComs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class WhisperPlugin(AirflowPlugin):
-    """Adds ``/whisper/report`` to the API server."""
+    """Adds ``/whisper/report`` to the API server, and a listener to the scheduler."""
 
     name = "whisper"
+
+    @property
+    def listeners(self) -> list[Any]:  # type: ignore[override]
+        """The listener that writes notes of DAG runs: see :mod:`airflow_whisper.listener`."""
+        from airflow_whisper.listener import RunNotes
+
+        return [RunNotes()]
 
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from airflow.sdk import TaskGroup, XComArg
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.operators.export import ExportTranscriptsOperator
@@ -13,8 +14,20 @@ from airflow_whisper.operators.maintain import MaintainTableOperator
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from airflow_whisper.operators.validate import ValidateTranscriptsOperator
-from airflow_whisper.templates import is_final
+from airflow_whisper.templates import boolean, is_final
 from whisper_spark.contract import WhisperOptions
+
+# What the web interface shows instead of ids, which all begin with the id of the group. It has no other means
+# to tell tasks apart at first sight: it knows neither colours nor icons of operators.
+_DISPLAY_NAMES = {
+    "discover": "discover audio",
+    "transcribe": "transcribe on Spark",
+    "validate": "validate transcripts",
+    "register": "register in table",
+    "export": "export files",
+    "maintain": "maintain table",
+}
+_TOOLTIP = "Brings one partition of transcripts up to date with its audio"
 
 
 def transcribe_partition(
@@ -114,8 +127,8 @@ def transcribe_partition(
         after each run that published something. A mapping gives arguments of :class:`MaintainTableOperator`.
         The alternative is a daily task for the whole table.
     :param dry_run: only estimate what a run would cost: ``discover`` logs it and pushes it as XCom
-        ``estimate``, and all tasks are skipped. For the total of a backfill, without any run, there is the
-        command ``airflow whisper estimate``.
+        ``estimate``, and all tasks are skipped, ``export`` as well. The command ``airflow whisper estimate``
+        adds up a whole backfill, without any run.
     :param spark: additional arguments of :class:`WhisperTranscribeOperator`, such as ``conf``,
         ``num_executors``, ``archives``, ``execution_timeout`` or ``history_server``.
     :param default_args: arguments for all four tasks, such as ``retries``.
@@ -131,9 +144,10 @@ def transcribe_partition(
         "on_missing_source": on_missing_source,
     }
     arguments_of_all: Any = dict(default_args or {})
-    with TaskGroup(group_id, default_args=arguments_of_all) as group:
+    with TaskGroup(group_id, default_args=arguments_of_all, tooltip=_TOOLTIP) as group:
         discover = DiscoverAudioOperator(
             task_id="discover",
+            task_display_name=_DISPLAY_NAMES["discover"],
             source=source,
             partition=partition,
             table=table,
@@ -157,17 +171,23 @@ def transcribe_partition(
             transcribe_args["pool"] = pool
         transcribe = WhisperTranscribeOperator(
             task_id="transcribe",
+            task_display_name=_DISPLAY_NAMES["transcribe"],
             source_conn_id=source_conn_id,
             model_conn_id=model_conn_id,
             **common,
             **transcribe_args,
         )
         validate = ValidateTranscriptsOperator(
-            task_id="validate", max_error_rate=max_error_rate, block_on=block_on, **common
+            task_id="validate",
+            task_display_name=_DISPLAY_NAMES["validate"],
+            max_error_rate=max_error_rate,
+            block_on=block_on,
+            **common,
         )
         report: Any = XComArg(validate, key="report_uri")
         register = RegisterTranscriptsOperator(
             task_id="register",
+            task_display_name=_DISPLAY_NAMES["register"],
             table=table,
             report=report,
             catalog_conn_id=catalog_conn_id,
@@ -186,12 +206,15 @@ def transcribe_partition(
                     "catalog_conn_id": catalog_conn_id,
                     # Not skipped with the others: an earlier export may have failed.
                     "trigger_rule": "none_failed",
+                    "task_display_name": _DISPLAY_NAMES["export"],
+                    "pre_execute": _skip_in_dry_run(dry_run),
                     **({"uri_template": export} if isinstance(export, str) else export),
                 }
             )
         if maintain is not False:
             register >> MaintainTableOperator(
                 task_id="maintain",
+                task_display_name=_DISPLAY_NAMES["maintain"],
                 table=table,
                 partition=partition,
                 catalog_conn_id=catalog_conn_id,
@@ -208,3 +231,15 @@ def _first_conn_id(first: str | None, second: str | None) -> str | None:
         f"{{% set first %}}{first}{{% endset %}}{{% set second %}}{second}{{% endset %}}"
         "{{ second if first in ('', 'None') else first }}"
     )
+
+
+def _skip_in_dry_run(dry_run: bool | str) -> Callable[[Any], None] | None:
+    """A hook for tasks that would run even though ``discover`` is skipped."""
+    if dry_run is False:
+        return None
+
+    def skip(context: Any) -> None:
+        if boolean("dry_run", context["task"].render_template(dry_run, context)):
+            raise AirflowSkipException("this is a dry run")
+
+    return skip

@@ -324,3 +324,24 @@ def test_task_group_gives_every_task_what_it_needs() -> None:
 def test_wrong_arguments_fail_while_the_dag_file_is_parsed(wrong: dict[str, Any], message: str) -> None:
     with new_dag(), pytest.raises(ValueError, match=message):
         transcribe_partition(**{**ARGUMENTS, **wrong})
+
+
+def test_form_of_the_daily_example_opens_with_what_people_change_and_says_what_it_means() -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    (path,) = [path for path in EXAMPLES if path.stem == "transcribe_daily"]
+    dag = DagBag(dag_folder=str(path)).dags["transcribe_daily"]
+    params = {name: dag.params.get_param(name).schema for name in dag.params}
+    assert [name for name, schema in params.items() if not schema.get("title")] == []
+    # The form opens only the section of Params without one, and shows it first.
+    opened = [name for name, schema in params.items() if "section" not in schema]
+    assert opened == [*params][: len(opened)] == ["dt", "model", "language", "dry_run"]
+    assert params["language"]["values_display"] == {"null": "detected for each file"}
+
+
+def test_tasks_of_the_group_have_names_that_do_not_begin_alike() -> None:
+    with new_dag() as dag:
+        transcribe_partition(**ARGUMENTS, maintain=True, export="s3://calls/subtitles/{name}.{format}")
+    names = [task.task_display_name for task in dag.tasks]
+    assert len({name.split()[0] for name in names}) == len(names) == 6
+    assert not [name for name in names if name.startswith("transcribe.")]

@@ -134,7 +134,6 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         "is_dry_run",
     }
     template_fields_renderers = {"partition": "json", "options": "py"}  # noqa: RUF012
-    ui_color = "#cfe2f3"
 
     def __init__(
         self,

@@ -72,7 +72,6 @@ class ExportTranscriptsOperator(TextTemplates, BaseOperator):
     )
     text_fields = frozenset(template_fields)
     template_fields_renderers = {"partition": "json"}  # noqa: RUF012
-    ui_color = "#cfe2f3"
 
     def __init__(
         self,

@@ -45,7 +45,6 @@ class MaintainTableOperator(TextTemplates, BaseOperator):
 
     template_fields: Sequence[str] = ("table", "catalog_conn_id", "partition")
     text_fields = frozenset(template_fields)
-    ui_color = "#e2e3e5"
 
     def __init__(
         self,
@@ -155,7 +154,6 @@ class PurgeStagingOperator(TextTemplates, BaseOperator):
 
     template_fields: Sequence[str] = ("staging", "table", "partition", "staging_conn_id")
     text_fields = frozenset(template_fields)
-    ui_color = "#e2e3e5"
 
     def __init__(
         self,

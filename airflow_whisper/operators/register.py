@@ -62,7 +62,6 @@ class RegisterTranscriptsOperator(BaseOperator):
         "table_url",
     )
     operator_extra_links = (ReportLink(), TableLink())
-    ui_color = "#cfe2f3"
 
     def __init__(
         self,

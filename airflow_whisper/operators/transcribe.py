@@ -28,7 +28,7 @@ from airflow_whisper.hooks.spark_submit import (
 from airflow_whisper.links import SparkUILink
 from airflow_whisper.operators.run_manifest import read_own_manifest
 from airflow_whisper.templates import is_final, optional
-from whisper_spark.contract import WhisperOptions, speed_options
+from whisper_spark.contract import WhisperOptions, partition_path, speed_options
 from whisper_spark.contract.text import visible
 from whisper_spark.storage.objects import folder_uri
 
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from whisper_spark.contract import Run
     from whisper_spark.staging.result import RunResult
     from whisper_spark.storage.objects import ObjectStorage
+
+
+DEFAULT_NAME = "airflow-whisper"
+"""Name of the Spark application where the task does not give one: see :func:`application_name`."""
 
 
 class WhisperTranscribeOperator(SparkSubmitOperator):
@@ -93,6 +97,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         ``spark://host:7077``, ``yarn`` or ``k8s://https://host``.
     :param conf: Spark properties. A value of ``None`` omits the property.
     :param deploy_mode: ``"client"`` or ``"cluster"``; ``None``: the deploy mode of the connection.
+    :param name: name of the Spark application. By default it names DAG, task and partition, for example
+        ``calls.transcribe.transcribe dt=2026-11-01``.
     :param application: script to run instead of the packaged job; it gets the same arguments.
     :param send_package: send ``whisper_spark`` to the executors with ``--py-files``. Set to ``False`` for an
         image in which the same release is installed; ``application="local:///.../whisper_spark/job.py"`` then
@@ -128,7 +134,6 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     )
     template_fields_renderers = {"conf": "json", "options": "json"}  # noqa: RUF012
     operator_extra_links = (SparkUILink(),)
-    ui_color = "#fce5cd"
 
     def __init__(
         self,
@@ -172,7 +177,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         track_driver_via_k8s_api: bool = False,
         yarn_track_via_rm_api: bool = False,
         yarn_rm_auth: AuthBase | None = None,
-        name: str = "airflow-whisper",
+        name: str = DEFAULT_NAME,
         durable: bool = False,
         history_server: str | None = None,
         **kwargs: Any,
@@ -298,6 +303,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         from whisper_spark.staging.result import StagingError, complete_result
 
         self._task_instance = context.get("ti")
+        if self.name == DEFAULT_NAME and self._task_instance is not None:
+            self.name = application_name(self._task_instance, run)
         job_run_id = uuid.uuid4().hex
         arguments = ["--manifest", run.manifest_uri, "--attempt-id", job_run_id]
         if self.options:
@@ -366,6 +373,11 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         self._application_id = application_id
         if ui and self._task_instance is not None:
             self._task_instance.xcom_push(key=SparkUILink().xcom_key, value=ui)
+
+
+def application_name(task_instance: Any, run: Run) -> str:
+    """Return the name of a run's Spark application, for people who look for it among others on a cluster."""
+    return f"{task_instance.dag_id}.{task_instance.task_id} {partition_path(run.partition)}"
 
 
 def _mapping(options: Mapping[str, Any] | str) -> dict[str, Any]:

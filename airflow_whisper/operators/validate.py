@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_whisper.errors import ConfigurationError
-from airflow_whisper.links import ReportLink, push_report
+from airflow_whisper.links import ReportLink, push_report, report_address
 from airflow_whisper.operators.run_manifest import read_any_manifest
 from airflow_whisper.templates import collection, is_final, number, optional
 
@@ -58,7 +58,6 @@ class ValidateTranscriptsOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("manifest", "staging_conn_id", "max_error_rate", "block_on")
     operator_extra_links = (ReportLink(),)
-    ui_color = "#d9ead3"
 
     def __init__(
         self,
@@ -105,8 +104,9 @@ class ValidateTranscriptsOperator(BaseOperator):
         report_uri = write_report(report, run, storage)
         context["ti"].xcom_push(key="report_uri", value=report_uri)
         push_report(context, report_uri, conn_id)
+        address = report_address(context["ti"], run.report_page_uri)
         if not report.passed:
-            self._fail(run, report, storage)
+            self._fail(run, report, storage, address)
         files, errors = report.counts["files"], report.counts["errors"]
         self.log.info(
             "All %d checks passed for %s %s: %d files, %d errors. Warnings: %s. Report: %s",
@@ -116,7 +116,7 @@ class ValidateTranscriptsOperator(BaseOperator):
             files,
             errors,
             ", ".join(f"{flag} {count}" for flag, count in report.warnings.items()) or "none",
-            run.report_page_uri,
+            address,
         )
         return {
             "report_uri": report_uri,
@@ -126,7 +126,7 @@ class ValidateTranscriptsOperator(BaseOperator):
             "warnings": dict(report.warnings),
         }
 
-    def _fail(self, run: Run, report: Report, storage: ObjectStorage) -> NoReturn:
+    def _fail(self, run: Run, report: Report, storage: ObjectStorage, address: str) -> NoReturn:
         from airflow_whisper.validation.report import check_table
 
         # Log line by line, because log viewers prefix each record and would break the table's alignment.
@@ -143,7 +143,7 @@ class ValidateTranscriptsOperator(BaseOperator):
         raise AirflowFailException(
             f"{len(report.failed)} of {len(report.checks)} checks failed for {run.table} "
             f"{report.partition} ({', '.join(check.check for check in report.failed)}); "
-            f"nothing was published. Report: {run.report_page_uri}{again}"
+            f"nothing was published. Report: {address}{again}"
         )
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
@@ -23,9 +22,6 @@ from whisper_spark.contract.text import visible
 
 if TYPE_CHECKING:
     from airflow_whisper.validation.report import Report
-
-LINKED_SCHEMES = ("s3", "gs", "az", "abfss", "http", "https", "file")
-"""Schemes of URIs that become links. Others, above all ``javascript``, are shown without a link."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Content security policy of the page: browsers may only use its own style."""
@@ -77,16 +73,6 @@ def message_page(message: str) -> str:
     return _render(title="No report", message=message)
 
 
-def address(uri: object) -> str | None:
-    """Return the target of a link to a URI; ``None`` unless its scheme is in :data:`LINKED_SCHEMES`."""
-    scheme, separator, _ = str(uri).partition("://")
-    if not separator or scheme.lower() not in LINKED_SCHEMES:
-        return None
-    # URIs of object stores and files are not percent-encoded: each "%", "?" and "#" is part of the name.
-    kept = "%?#" if scheme.lower().startswith("http") else ""
-    return quote(str(uri), safe="/:@!$&'()*+,;=~[]" + kept, errors="replace")
-
-
 def _render(**values: Any) -> str:
     style = Markup(files(__package__).joinpath("page.css").read_text())  # noqa: S704 - our own file
     page = _environment().get_template("page.html.jinja")
@@ -106,7 +92,6 @@ def _environment() -> Environment:
         loader=PackageLoader("airflow_whisper.report", "."), autoescape=True, finalize=_shown
     )
     environment.filters |= {
-        "address": address,
         "short": functools.partial(_cut, _LONGEST_TEXT),
         "long": functools.partial(_cut, _LONGEST_URI),
         "decimal": _decimal,

@@ -90,7 +90,6 @@ class NewAudioSensor(TextTemplates, BaseSensorOperator):
     )
     text_fields = template_fields
     template_fields_renderers = {"partition": "json"}  # noqa: RUF012
-    ui_color = "#cfe2f3"
 
     def __init__(
         self,

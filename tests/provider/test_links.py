@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,9 @@ from airflow.sdk import DAG, BaseOperator
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_whisper.hooks.spark_submit import spark_application
-from airflow_whisper.links import SparkUILink, TableLink
+from airflow_whisper.links import SparkUILink, TableLink, report_address
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
-from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
+from airflow_whisper.operators.transcribe import WhisperTranscribeOperator, application_name
 
 KEY: Any = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1)
 
@@ -51,6 +52,32 @@ def test_spark_link_leads_nowhere_after_the_end_unless_a_history_server_is_named
 def test_table_link_is_an_address_for_browsers_or_none(table_url: str | None, link: str) -> None:
     operator = RegisterTranscriptsOperator(task_id="r", manifest="s3://b/m", table_url=table_url)
     assert TableLink().get_link(operator, ti_key=KEY) == link
+
+
+def test_log_names_the_report_by_a_url_that_the_log_viewer_makes_a_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ti = SimpleNamespace(
+        dag_id="d", run_id="manual__2026-11-01T00:00:00+00:00", task_id="t.validate", map_index=2
+    )
+    assert report_address(ti, "s3://b/report.html") == "s3://b/report.html"
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "http://localhost:8080/")
+    text = f"Report: {report_address(ti, 's3://b/report.html')}"
+    # The pattern of Airflow's log viewer.
+    links = re.findall(r"(?:\s|^)(https?://(?:www\.|(?!www))[^\s.]+\.\S{2,}|www\.\S+\.\S{2,})", text)
+    (link,) = links
+    assert link == (
+        "http://localhost:8080/whisper/report?dag_id=d&run_id=manual__2026-11-01T00%3A00%3A00%2B00%3A00"
+        "&task_id=t.validate&map_index=2"
+    )
+    assert "s3://b/report.html" in text
+
+
+def test_spark_application_is_named_after_dag_task_and_partition() -> None:
+    ti = SimpleNamespace(dag_id="calls", task_id="transcribe.transcribe")
+    run = SimpleNamespace(partition={"dt": "2026-11-01", "hour": "13"})
+    name = application_name(ti, run)  # type: ignore[arg-type]
+    assert name == "calls.transcribe.transcribe dt=2026-11-01/hour=13"
 
 
 def test_links_survive_serialisation_into_the_web_interface() -> None:

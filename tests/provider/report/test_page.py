@@ -78,8 +78,12 @@ def test_page_tells_checks_numbers_and_the_worst_rows(tmp_path: Path) -> None:
     assert "1 of 9 checks failed: error rate. Nothing was published." in shown.text
     assert "33.33 % (1 of 3 files)" in shown.text
     assert "at most 10 %" in shown.text
-    links = [attributes["href"] for tag, attributes in shown.tags if tag == "a"]
-    assert links == ["s3://calls/raw/bad.wav", "s3://calls/raw/good.wav", "s3://calls/raw/broken.wav"]
+    named = re.findall(r"s3://calls/raw/\w+\.wav", shown.text)
+    assert list(dict.fromkeys(named[-3:])) == [
+        "s3://calls/raw/bad.wav",
+        "s3://calls/raw/good.wav",
+        "s3://calls/raw/broken.wav",
+    ]
     for part in ("repetitive", "again again again", "−1.20", "corrupt", "no frame", "base", PARTITION["dt"]):
         assert part in shown.text, part
     assert OPTIONS.fingerprint() in shown.text
@@ -107,7 +111,7 @@ def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     page, shown = page_of(staged_run(tmp_path, ["a.wav"], [row("a.wav")]))
     allowed = {"html", "head", "meta", "title", "style", "body", "main", "header", "footer", "section"}
     allowed |= {"p", "h1", "h2", "span", "b", "small", "dl", "div", "dt", "dd", "table", "thead", "tbody"}
-    allowed |= {"tr", "th", "td", "ul", "li", "figure", "figcaption", "svg", "line", "rect", "text", "a"}
+    allowed |= {"tr", "th", "td", "ul", "li", "figure", "figcaption", "svg", "line", "rect", "text"}
     allowed |= {"bdi", "q", "i"}
     assert {tag for tag, _ in shown.tags} <= allowed
     attributes = {name for _, values in shown.tags for name in values}
@@ -137,21 +141,12 @@ def test_hostile_names_texts_and_messages_are_only_shown(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("uri", "address"),
-    [
-        ("s3://calls/raw/0 #%20.wav", "s3://calls/raw/0%20%23%2520.wav"),
-        ("file:///audio/Gespräch.wav", "file:///audio/Gespr%C3%A4ch.wav"),
-        ("https://example.org/a.wav?x=1&y=2#z", "https://example.org/a.wav?x=1&y=2#z"),
-        ("javascript://example.org/%0aalert(1)", None),
-        ("data:text/html,hello", None),
-        ("no-uri", None),
-    ],
+    "uri", ["s3://calls/a.wav", "https://example.org/a.wav", "javascript://example.org/%0aalert(1)", "no-uri"]
 )
-def test_only_addresses_of_data_become_links(tmp_path: Path, uri: str, address: str | None) -> None:
+def test_uris_are_text_because_no_browser_opens_them(tmp_path: Path, uri: str) -> None:
     run = staged_run(tmp_path, ["a.wav"], [row("a.wav") | {"audio_uri": uri}])
-    _, shown = page_of(run)
-    links = [attributes["href"] for tag, attributes in shown.tags if tag == "a"]
-    assert links == ([address] if address else [])
+    page, shown = page_of(run)
+    assert "href" not in page
     assert uri in shown.text
 
 
