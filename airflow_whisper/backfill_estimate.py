@@ -144,7 +144,8 @@ def _run_estimate(task: DiscoverAudioOperator, info: DagRunInfo, conf: Mapping[s
     from airflow.sdk.bases.operator import ExecutorSafeguard
     from airflow.sdk.exceptions import AirflowSkipException
 
-    run = info.partition_key or (info.logical_date or info.run_after).isoformat()
+    date = (info.logical_date or info.run_after).isoformat()
+    run = info.partition_key or date.removesuffix("T00:00:00+00:00")
     task = task.prepare_for_execution()
     collected = _Collected()
     try:

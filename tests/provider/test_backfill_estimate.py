@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,9 +14,15 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param
+from docs_blocks import ROOT, blocks, commands, named_block
+from transcripts import make_transcript_rows, stage_run
 
-from airflow_whisper import transcribe_partition
+from airflow_whisper import WhisperOptions, transcribe_partition
 from airflow_whisper.backfill_estimate import backfill_estimates
+from airflow_whisper.hooks.catalog import open_catalog
+from airflow_whisper.table.publish import register_run
+from whisper_spark.staging.result import read_result
+from whisper_spark.storage.objects import ObjectStorage
 
 FIRST, LAST = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 3, tzinfo=UTC)
 
@@ -81,30 +87,54 @@ def test_dag_without_discovery_is_refused() -> None:
         [*backfill_estimates(DAG("other", schedule="@daily"), FIRST, LAST, {})]
 
 
-@pytest.mark.airflow
-def test_command_prints_one_total(calls: Path, airflow_home: Path) -> None:
-    folder = airflow_home / "dags"
-    folder.mkdir()
-    (folder / "calls.py").write_text(
-        "from datetime import UTC, datetime\n"
-        "from airflow.sdk import DAG, CronDataIntervalTimetable\n"
-        "from airflow_whisper import transcribe_partition\n"
-        "with DAG('calls', schedule=CronDataIntervalTimetable('@daily', timezone='UTC'),\n"
-        "         start_date=datetime(2026, 1, 1, tzinfo=UTC)):\n"
-        f"    transcribe_partition(source='{calls}/dt={{{{ ds }}}}/', partition={{'dt': '{{{{ ds }}}}'}},\n"
-        f"        table='speech.transcripts', staging='{calls}_staging')\n"
+def recording(path: Path, seconds: int) -> None:
+    """A WAV file of 16 bits and 8 kHz, of which only the header takes space on the disk."""
+    record(path, 0)
+    os.truncate(path, 44 + 16_000 * seconds)
+
+
+def publish_a_run(folder: Path, options: WhisperOptions) -> None:
+    """A run of the day before: an hour of audio in 30 seconds, on two GPUs."""
+    rows = make_transcript_rows(
+        ["s3://x/a.wav"], partition={"dt": "2026-10-31"}, fingerprint=options.fingerprint()
     )
-    command = "whisper estimate --dag-id calls --from-date 2026-11-01 --to-date 2026-11-03 --output json"
+    run = stage_run(folder, ["s3://x/a.wav"], partition={"dt": "2026-10-31"}, rows=rows, options=options)
+    result = dataclasses.replace(
+        read_result(run, ObjectStorage()),
+        transcribed=1,
+        transcribed_audio_seconds=3600.0,
+        transcribe_seconds=30.0,
+        task_seconds=60.0,
+        gpu_seconds=60.0,
+    )
+    Path(run.result_uri.removeprefix("file://")).write_text(result.to_json())
+    assert register_run(run, ObjectStorage(), open_catalog(None))
+
+
+@pytest.mark.airflow
+def test_command_in_the_docs_prints_what_the_docs_say(
+    tmp_path: Path, catalog_env: SimpleNamespace, airflow_home: Path
+) -> None:
+    page = ROOT / "docs" / "cost.md"
+    (example,) = [block.text for block in blocks(page) if block.language == "python"]
+    example = example.replace('"s3://', f'"{tmp_path}/').replace('source_conn_id="calls_s3",', "")
+    folder = tmp_path / "dags"
+    folder.mkdir()
+    (folder / "calls.py").write_text(example.replace('catalog_conn_id="lake",', ""))
+    raw = tmp_path / "calls" / "raw"
+    for name, seconds in (("01/a", 1200), ("01/b", 2400), ("02/a", 3600)):
+        recording(raw / f"dt=2026-11-{name}.wav", seconds)
+    publish_a_run(tmp_path / "staging", WhisperOptions(model="large-v3-turbo"))
+    ((program, *arguments),) = commands(named_block("estimate-command"))
+    assert program == "airflow"
     done = subprocess.run(
-        [sys.executable, "-m", "airflow", *command.split()],
+        [sys.executable, "-m", "airflow", *arguments],
         env={**os.environ, "AIRFLOW__CORE__DAGS_FOLDER": str(folder)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = json.loads(done.stdout[done.stdout.index("[{") :])
-    assert [line["files"] for line in lines] == ["1", "2", "0", "3"]
-    assert lines[-1]["run"] == "total"
-    assert float(lines[-1]["audio_hours"]) == pytest.approx(0.1, rel=0.01)
-    assert lines[-1]["gpu_hours"] == "?"
+    printed = [line.split() for line in done.stdout.replace(f"{tmp_path}/", "s3://").splitlines()]
+    printed = printed[printed.index([*named_block("estimate-output").text.splitlines()[0].split()]) :]
+    assert printed == [line.split() for line in named_block("estimate-output").text.splitlines()]
