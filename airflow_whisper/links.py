@@ -68,10 +68,8 @@ def report_url(task_instance: Any) -> str:
 
     :param task_instance: has ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
     """
-    from airflow.sdk.configuration import conf
-
     query = {name: getattr(task_instance, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
-    return f"{(conf.get('api', 'base_url', fallback='') or '').rstrip('/')}{REPORT_PATH}?{urlencode(query)}"
+    return f"{_base_url()}{REPORT_PATH}?{urlencode(query)}"
 
 
 def report_address(task_instance: Any, uri: str) -> str:
@@ -79,8 +77,13 @@ def report_address(task_instance: Any, uri: str) -> str:
 
     Only the URI without ``[api] base_url``, because then no URL is known that could be clicked.
     """
-    url = report_url(task_instance)
-    return f"{url} (in storage: {uri} )" if url.startswith(("http://", "https://")) else uri
+    return f"{report_url(task_instance)} (in storage: {uri} )" if _base_url() else uri
+
+
+def _base_url() -> str:
+    from airflow.sdk.configuration import conf
+
+    return (conf.get("api", "base_url", fallback="") or "").rstrip("/")
 
 
 def push_report(context: Context, uri: str, conn_id: str | None) -> None:
