@@ -69,7 +69,7 @@ class Browser:
     def clear_run(self, run_id: str) -> None:
         self.run(run_id).get_by_role("button", name="Clear Dag Run").click()
         dialog = self.page.get_by_role("dialog")
-        expect(dialog.get_by_role("cell", name="register in table")).to_be_visible()
+        expect(dialog.get_by_role("cell", name="transcribe.register")).to_be_visible()
         dialog.get_by_role("button", name="Confirm").click()
         expect(self.page.get_by_role("dialog")).to_have_count(0)
 
