@@ -29,7 +29,7 @@ _BATCH = 128
 
 
 class LogMel:
-    """Whisper's features, as faster-whisper computes them. Thread-safe.
+    """Whisper's features, to the last bit those of faster-whisper. Thread-safe.
 
     :param bands: number of mel bands, 80 or 128.
     """
@@ -46,12 +46,16 @@ class LogMel:
         # One frame more than there are samples for, which only takes part in finding the loudest value.
         padded = np.pad(np.pad(samples, (0, _STEP)), _WINDOW // 2, mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_STEP][:-1]
-        mel = np.empty((self.bands, len(frames)), np.float32)
+        power = np.empty((len(frames), _WINDOW // 2 + 1), np.float32)
         for first in range(0, len(frames), _BATCH):
             spectra = np.fft.rfft(frames[first : first + _BATCH] * _HANN)
-            power = np.square(spectra.real)
-            power += np.square(spectra.imag)
-            mel[:, first : first + _BATCH] = self._filters @ power.T
+            step = power[first : first + _BATCH]
+            # NumPy 1 computes the transform in float64.
+            np.abs(spectra.astype(np.complex64, copy=False), out=step)
+            step *= step
+        # At once, because the last bits of a matrix product depend on the number of columns, and with 8-bit
+        # weights some texts depend on those bits.
+        mel = self._filters @ power.T
         np.maximum(mel, _LEAST_POWER, out=mel)
         np.log10(mel, out=mel)
         np.maximum(mel, mel.max() - np.float32(_RANGE), out=mel)
