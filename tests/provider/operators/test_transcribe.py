@@ -329,7 +329,8 @@ def test_arguments_of_spark_submit_are_spelled_for_editors_and_reach_the_hook() 
     of_their_own = {"openlineage_inject_parent_job_info", "openlineage_inject_transport_info"}
     assert set(theirs) - set(ours) == {*of_their_own, "reconnect_on_retry"}
     differ = {name for name in set(theirs) & set(ours) if theirs[name].default != ours[name].default}
-    assert differ == {"name", "durable"}
+    # Not every version of the Spark provider makes tasks durable by default.
+    assert differ | {"durable"} == {"name", "durable"}
     # No text field of the parent may be forgotten on the way to it.
     texts = {name: f"my-{name}" for name in theirs if "str |" in str(theirs[name].annotation)}
     operator = WhisperTranscribeOperator(task_id="t", manifest="m", **(texts | {"deploy_mode": "client"}))
