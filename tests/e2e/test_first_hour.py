@@ -24,7 +24,7 @@ from servers import S3Server
 from spark_cluster import SparkCluster, standalone_cluster
 from speech import Clip
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = (sys.executable, "-m", "uv")
