@@ -73,7 +73,7 @@ bench-gpu: setup ## the engine on one GPU, from object storage; BENCH_ARGS="--he
 	$(PY) benchmarks/gpu.py $(BENCH_ARGS)
 
 docs: setup ## the documentation as a web site, in docs/_build/html; every broken link is an error
-	AIRFLOW_HOME=$(CURDIR)/.cache/docs $(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	AIRFLOW_HOME=$(CURDIR)/.cache/docs $(PY) -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
 
 lint: setup ## style, and the layers in pyproject.toml
 	$(PY) -m ruff check .
