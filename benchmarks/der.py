@@ -26,7 +26,7 @@ def main() -> None:
     total = metric["total"]
     names = {"missed detection": "missed", "false alarm": "false alarm", "confusion": "confusion"}
     rates = {short: metric[name] / total for name, short in names.items()}
-    print(json.dumps({"DER": abs(metric), "rate": abs(metric), **rates}))
+    print(json.dumps({"DER": abs(metric), **rates}))
 
 
 if __name__ == "__main__":

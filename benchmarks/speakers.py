@@ -77,6 +77,11 @@ class Call:
     def voices(self) -> list[str]:
         return sorted({turn.voice for turn in self.turns})
 
+    @property
+    def voices_of_words(self) -> set[str]:
+        """The voices of which a word is in the transcript."""
+        return {self.speaking((word.start + word.end) / 2) for word in self.words}
+
     def speaking(self, moment: float) -> str:
         """Whoever speaks at a moment, or speaks next to it."""
         return min(self.turns, key=lambda turn: max(turn.start - moment, moment - turn.end)).voice
@@ -314,7 +319,8 @@ def report(calls: Mapping[str, Call], model: SpeakerModel, whole: float, own: fl
         right, words = right_words(call, everything(call, model))
         found_speakers = f"{len(call.voices)} speakers, {call.transcript.speakers} found"
         print(f"{name}: {found_speakers}, {right / words:.1%} of words", *call.transcript.quality_flags)
-    wrong = [call for call in calls.values() if call.transcript.speakers != len(call.voices)]
+    # Voices of which no word is in the transcript cannot be counted in it.
+    wrong = [call for call in calls.values() if call.transcript.speakers != len(call.voices_of_words)]
     flagged = [c for c in calls.values() if "uncertain_speakers" in c.transcript.quality_flags]
     both = sum(call in wrong for call in flagged)
     minutes = sum(call.transcript.duration_s or 0 for call in calls.values()) / 60
