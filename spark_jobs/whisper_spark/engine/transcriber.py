@@ -137,7 +137,7 @@ class Engine:
             language=language,
             language_probability=_rounded(work.language_probability),
             speech_s=round(work.speech_s, 3),
-            text=join_texts((s.text for s in segments), spaced=language not in _SPACELESS),
+            text=join_texts((s.text for s in spoken_by.segments), spaced=language not in _SPACELESS),
             segments=spoken_by.segments,
             quality_flags=(*_engine_flags(work, spoken), *(["uncertain_speakers"] * spoken_by.uncertain)),
             speakers=spoken_by.speakers,

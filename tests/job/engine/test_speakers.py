@@ -14,10 +14,15 @@ from speaker_models import write_model
 from speech import Clip
 
 from whisper_spark import Transcript, WhisperOptions, transcribe_files
+from whisper_spark.contract import Word
 from whisper_spark.decoding.model import ModelError
+from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.engine import transcriber
 from whisper_spark.engine.transcriber import AudioFile, Engine, get_engine
+from whisper_spark.engine.work import FileWork
+from whisper_spark.redaction import is_in_step
 from whisper_spark.speakers import voices
+from whisper_spark.speakers.diarization import ChannelSpeakers
 from whisper_spark.speakers.model import SpeakerModel
 
 Turn = tuple[float, float, int]
@@ -115,6 +120,31 @@ def test_speakers_of_channels_are_told_apart_within_each(
     assert speakers == {(0, "SPEAKER_00"), (0, "SPEAKER_01"), (1, "SPEAKER_02")}
     assert found.speakers == 3
     assert turns[0][2] == 0
+
+
+def test_text_follows_segments_that_another_channel_interrupts(
+    options: WhisperOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def window(channel: int, *words: Word) -> WindowText:
+        text = "".join(word.word for word in words)
+        start, end = words[0].start, words[-1].end
+        return WindowText(channel, 0, (), text, "en", -0.1, 0.0, 1.0, 0.0, False, True, start, end, words)
+
+    engine = get_engine(options)
+    monkeypatch.setattr(engine, "options", dataclasses.replace(options, channels="split"))
+    # One segment of two speakers, and in the other channel one that begins with the second of them.
+    one = window(0, Word(0.0, 0.9, " Ready", 0.9), Word(1.2, 2.5, " yes", 0.9))
+    other = window(1, Word(1.0, 1.1, " who", 0.9))
+    apart = ChannelSpeakers(
+        np.array([0.0, 1.2]), np.array([1.0, 2.5]), np.array([[9, 0], [0, 9]], np.float32), True
+    )
+    alone = ChannelSpeakers(np.array([1.0]), np.array([1.1]), np.array([[9]], np.float32), True)
+    work = FileWork(AudioFile("file:///a.wav"), language="en", speakers={0: apart, 1: alone})
+    work.texts = [one, other]
+    found = engine._transcript(work)
+    assert [segment.text for segment in found.segments] == ["Ready", "who", "yes"]
+    assert found.text == "Ready who yes"
+    assert is_in_step(found)
 
 
 def test_silence_has_no_speakers_and_half_a_second_one(
