@@ -71,7 +71,7 @@ class WhisperOptions:
         speaker changes. Needs ``speaker_model``, ``word_timestamps`` and ``vad``.
     :param min_speakers: least number of speakers in a file, or in each channel with ``channels="split"``;
         ``None``: one.
-    :param max_speakers: largest number of speakers; ``None``: as many as are heard.
+    :param max_speakers: largest number of speakers; ``None``: as many as are heard, 100 at most.
     :param speaker_model: the ONNX model that turns speech into speaker embeddings: a folder or an
         object-store URI that holds one ``.onnx`` file, or a repository on the model hub, see
         ``docs/speakers.md``. Without ``diarize`` this and the options around it have no effect.

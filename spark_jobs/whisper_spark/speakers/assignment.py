@@ -86,7 +86,7 @@ def _speakers_of_words(
     evidence = _evidence_of_words(words, found)
     costs = [_cost_of_change(one, other) for one, other in pairwise(words)]
     best = evidence[0].astype(np.float64)
-    back = np.zeros((len(words), count), np.int64)
+    back = np.zeros((len(words), count), np.min_scalar_type(count))
     for number, cost in enumerate(costs, start=1):
         # The best predecessor is the speaker itself, or the one with the highest sum.
         top = int(best.argmax())
@@ -99,9 +99,8 @@ def _speakers_of_words(
         path[number - 1] = back[number, path[number]]
     rows = np.arange(len(words))
     own = evidence[rows, path]
-    others = evidence.copy()
-    others[rows, path] = -np.inf
-    return path, own - others.max(axis=1) >= _CLEARLY
+    evidence[rows, path] = -np.inf
+    return path, own - evidence.max(axis=1) >= _CLEARLY
 
 
 def _evidence_of_words(words: Sequence[Word], found: ChannelSpeakers) -> Floats:

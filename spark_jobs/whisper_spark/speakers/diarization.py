@@ -101,10 +101,16 @@ def _typical_similarity(speech: Speech, likeness: float) -> float:
     pairs = np.flatnonzero(np.diff(speech.regions) == 0)
     if not len(pairs):
         return likeness
-    ones, others = speech.embeddings[pairs], speech.embeddings[pairs + 1]
-    similarity = float(np.median(np.einsum("ij,ij->i", ones, others, dtype=np.float32)))
+    found = [_products(speech.embeddings, pairs[block]) for block in _blocks(len(pairs))]
+    similarity = float(np.median(np.concatenate(found)))
     trust = len(pairs) / (len(pairs) + _ENOUGH_PAIRS)
     return trust * (2 * similarity - 1) + (1 - trust) * likeness
+
+
+def _products(embeddings: npt.NDArray[np.float16], numbers: npt.NDArray[np.int64]) -> Floats:
+    """Similarity of some stretches with the ones behind them."""
+    ones, others = embeddings[numbers], embeddings[numbers + 1]
+    return np.asarray(np.einsum("ij,ij->i", ones, others, dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,10 @@ _INPUTS = (
 )
 
 
+# Waveforms that are embedded at once. The arrays of a large model and of its filter banks take about 10 MB for
+# each, and a window of many short sounds has hundreds. A GPU is well used with 32.
+_BATCH, _GPU_BATCH = 8, 32
+
 # Samples of each of the sounds that check a model.
 _CHECKED = SAMPLE_RATE * 3 // 2
 
@@ -66,10 +70,11 @@ class SpeakerModel:
             raise ModelError(f"{path} takes {shapes}. {_INPUTS}")
         self._input, self._output = inputs[0].name, outputs[0].name
         self._fbank = len(inputs[0].shape) == 3
-        self._one_by_one = inputs[0].shape[0] == 1
+        on_gpu = self.provider == "CUDAExecutionProvider"
+        self._batch = 1 if inputs[0].shape[0] == 1 else _GPU_BATCH if on_gpu else _BATCH
         self._like_3d_speaker = self._is_of_3d_speaker()
         # A GPU computes one batch at a time.
-        self._turn = threading.Lock() if self.provider == "CUDAExecutionProvider" else nullcontext()
+        self._turn = threading.Lock() if on_gpu else nullcontext()
         self.likeness = self._likeness()
 
     def embed(self, waveforms: Floats) -> Floats:
@@ -78,11 +83,10 @@ class SpeakerModel:
         :param waveforms: float32 of shape (batch, samples) at 16 kHz.
         :raises Exception: when onnxruntime fails.
         """
-        inputs = self._features(waveforms) if self._fbank else waveforms
-        if self._one_by_one:
-            embeddings = np.concatenate([self._run(inputs[i : i + 1]) for i in range(len(inputs))])
-        else:
-            embeddings = self._run(inputs)
+        batches = (waveforms[i : i + self._batch] for i in range(0, len(waveforms), self._batch))
+        embeddings = np.concatenate(
+            [self._run(self._features(batch) if self._fbank else batch) for batch in batches]
+        )
         # Silence may give a vector of zeros.
         lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
         return np.asarray(embeddings / np.maximum(lengths, 1e-12), np.float32)

@@ -25,12 +25,16 @@ STEP = 0.75
 
 _SAMPLES = int(STRETCH * SAMPLE_RATE)
 
+# Speakers of a channel unless ``max_speakers`` is given: the largest number that it can be. The memory to name
+# them grows with their number, and noise for hours may sound like hundreds.
+_MOST_SPEAKERS = 100
+
 
 class Voices:
     """The voices of one file: collects speaker embeddings while it is read, and tells speakers apart at its
     end.
 
-    It takes half a kilobyte of memory for each second of speech. A failure costs the file its speakers, not
+    It takes less than a kilobyte of memory for each second of speech. A failure costs the file its speakers, not
     its transcript.
     """
 
@@ -61,13 +65,11 @@ class Voices:
         """The speakers of each channel with speech; ``None`` after a failure."""
         if self._failed:
             return None
-        options, likeness = self._options, self._model.likeness
+        least, most = self._options.min_speakers, self._options.max_speakers or _MOST_SPEAKERS
         with stage("speakers"):
             try:
                 return {
-                    channel: speakers_of(
-                        joined(self._parts.pop(channel)), likeness, options.min_speakers, options.max_speakers
-                    )
+                    channel: speakers_of(joined(self._parts.pop(channel)), self._model.likeness, least, most)
                     for channel in sorted(self._parts)
                 }
             except Exception:

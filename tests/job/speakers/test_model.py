@@ -17,6 +17,7 @@ from whisper_spark import WhisperOptions
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.model import ModelError
 from whisper_spark.speakers import model as models
+from whisper_spark.speakers.fbank import kaldi_fbank
 from whisper_spark.speakers.model import SpeakerModel, find_speaker_model, load_speaker_model
 from whisper_spark.storage.objects import ObjectStorage
 
@@ -122,6 +123,23 @@ def test_both_inputs_are_understood_whatever_their_batch(tmp_path: Path, shape: 
     assert found.shape == (3, 16)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(found[1:2], model.embed(sounds[1:2]), atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_number_of_sounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SpeakerModel(write_model(tmp_path / "m.onnx", FRAMES), CPU)
+    batches: list[int] = []
+
+    def fbank(samples: np.ndarray, window: str) -> np.ndarray:
+        batches.append(len(samples))
+        return kaldi_fbank(samples, window)
+
+    monkeypatch.setattr(models, "kaldi_fbank", fbank)
+    sounds = np.random.default_rng(1).standard_normal((37, 8_000)).astype(np.float32) / 10
+    found = model.embed(sounds)
+    assert (sum(batches), max(batches)) == (37, 8)
+    np.testing.assert_allclose(found[30:], model.embed(sounds[30:]), atol=1e-5)
 
 
 @pytest.mark.parametrize(

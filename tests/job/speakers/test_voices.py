@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,6 +77,18 @@ def test_channels_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         1: [1, 3],
     }
     assert len(joined(list(found.values())).starts) == sum(len(speech.starts) for speech in found.values())
+
+
+@pytest.mark.parametrize(("max_speakers", "most"), [(None, 100), (2, 2)])
+def test_the_number_of_speakers_is_limited(
+    monkeypatch: pytest.MonkeyPatch, max_speakers: int | None, most: int
+) -> None:
+    limits: list[Any] = []
+    monkeypatch.setattr(voices, "speakers_of", lambda *arguments: limits.append(arguments[-1]))
+    file = Voices(Model(), replace(OPTIONS, max_speakers=max_speakers))  # type: ignore[arg-type]
+    file.heard(window(Chunk(0.0, 0.0, 3.0)))
+    file.told_apart()
+    assert limits == [most]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
