@@ -27,7 +27,10 @@ _PERMANENT = (
     "IllegalArgumentException: ",
     "ModelError: there is no folder",
     "is no faster-whisper model",
-    "but model_sha256 is",
+    "is no speaker model",
+    "must hold one .onnx file",
+    "model_sha256 is",
+    "TransformError: ",
     "[PYTHON_VERSION_MISMATCH]",
     "Python does not start",
 )

@@ -155,6 +155,25 @@ def test_cause_is_named(text: str, cause: str) -> None:
             RuntimeError("whisper_spark.decoding.model_cache.ModelError: cannot fetch the model at s3://m"),
             False,
         ),
+        (
+            RuntimeError(
+                "whisper_spark.engine.transform.TransformError: transform='a:b@1' cannot be imported"
+            ),
+            True,
+        ),
+        (
+            RuntimeError(
+                "whisper_spark.decoding.model_cache.ModelError: speaker_model /m must hold one .onnx file"
+            ),
+            True,
+        ),
+        (
+            RuntimeError(
+                "whisper_spark.decoding.model_cache.ModelError: a.onnx in /m has SHA-256 1, but "
+                "speaker_model_sha256 is 2: the weights"
+            ),
+            True,
+        ),
         (RuntimeError(f"{LOST} (TID 9) (node-7 executor 3): ExecutorLostFailure (x) Reason: gone"), False),
     ],
 )
