@@ -38,8 +38,8 @@ def check_clip(options: WhisperOptions, model_storage: Mapping[str, str]) -> Che
 
 def _transcribed(options: WhisperOptions, model_storage: Mapping[str, str]) -> Transcript:
     from whisper_spark.audio.files import AudioFile
+    from whisper_spark.audio.known_clip import clip_bytes
     from whisper_spark.engine.isolated import IsolatedEngine
-    from whisper_spark.engine.self_test import clip_bytes
     from whisper_spark.storage.objects import ObjectStorage
 
     # A file of its own, because the package may be a zip archive.

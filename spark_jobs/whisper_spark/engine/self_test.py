@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from importlib.resources import files as resources
 from io import BytesIO
 
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.audio.files import AudioFile
+from whisper_spark.audio.known_clip import clip_bytes
 from whisper_spark.audio.reader import FileReader
 from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions
@@ -21,18 +21,11 @@ from whisper_spark.engine.pipeline import Pipeline, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-# LibriVox recording of "Sense and Sensibility" (public domain), 2.5 seconds.
-_CLIP = "he_was_not_an_ill_disposed_young_man.flac"
 _CLIP_WORDS = frozenset({"not", "ill", "disposed", "young", "man"})
 
 # Least share of equal characters in two texts of the same window. Rounding differs a little between batches
 # of different sizes and may change a word; rows that were computed incorrectly have nothing in common.
 _LEAST_ALIKE = 0.6
-
-
-def clip_bytes() -> bytes:
-    """The known clip, as a FLAC file."""
-    return (resources("whisper_spark") / "assets" / _CLIP).read_bytes()
 
 
 def self_test(decoder: WindowDecoder, options: WhisperOptions) -> None:

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
-from importlib.resources import files as resources
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_spark.audio.decode import open_audio
+from whisper_spark.audio.known_clip import clip_bytes
 from whisper_spark.contract import SAMPLE_RATE, WhisperOptions
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.model import ModelError, model_folder, verify_sha256
@@ -27,9 +27,6 @@ Floats = npt.NDArray[np.float32]
 
 SPEAKER_MODEL = ModelKind("speaker model", weights="*.onnx", needed=("*.onnx",), wanted=("*.onnx",))
 """A speaker embedding model in ONNX format."""
-
-# LibriVox recording of "Sense and Sensibility" (public domain).
-SPOKEN_CLIP = "he_was_not_an_ill_disposed_young_man.flac"
 
 _INPUTS = (
     f"Two inputs are understood: waveforms (batch, samples) at 16 kHz, and Kaldi filter banks "
@@ -172,8 +169,7 @@ def find_speaker_model(options: WhisperOptions, storage: Mapping[str, str] | Non
 
 def _clip() -> Floats:
     """The clip that checks models, 2.5 s of speech."""
-    data = (resources("whisper_spark") / "assets" / SPOKEN_CLIP).read_bytes()
-    return np.concatenate([samples for samples, _ in open_audio(BytesIO(data)).blocks()])
+    return np.concatenate([samples for samples, _ in open_audio(BytesIO(clip_bytes())).blocks()])
 
 
 def _is_understood(shape: list[Any]) -> bool:
