@@ -34,8 +34,8 @@ _INPUTS = (
 )
 
 
-# Waveforms that are embedded at once. The arrays of a large model and of its filter banks take about 10 MB for
-# each, and a window of many short sounds has hundreds. A GPU is well used with 32.
+# Waveforms that are embedded at once. The arrays of a large model and of its filter banks take about 10 MB
+# for each, and a window of many short sounds has hundreds. A GPU needs larger batches than a CPU.
 _BATCH, _GPU_BATCH = 8, 32
 
 # Samples of each of the sounds that check a model.

@@ -25,8 +25,8 @@ STEP = 0.75
 
 _SAMPLES = int(STRETCH * SAMPLE_RATE)
 
-# Speakers of a channel unless ``max_speakers`` is given: the largest number that it can be. The memory to name
-# them grows with their number, and noise for hours may sound like hundreds.
+# Most speakers of a channel unless ``max_speakers`` is given, of which this is the largest value. The memory
+# to name them grows with their number, and noise for hours may sound like hundreds.
 _MOST_SPEAKERS = 100
 
 
@@ -34,8 +34,8 @@ class Voices:
     """The voices of one file: collects speaker embeddings while it is read, and tells speakers apart at its
     end.
 
-    It takes less than a kilobyte of memory for each second of speech. A failure costs the file its speakers, not
-    its transcript.
+    It takes less than a kilobyte of memory for each second of speech. A failure costs the file its speakers,
+    not its transcript.
     """
 
     def __init__(self, model: SpeakerModel, options: WhisperOptions) -> None:
