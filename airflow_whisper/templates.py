@@ -8,6 +8,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from whisper_spark.contract import WhisperOptions
+
 if TYPE_CHECKING:
     # For type checkers only: the mixin uses methods of the operator it is mixed into.
     from airflow.sdk import BaseOperator as _Base
@@ -85,6 +87,20 @@ def collection(value: Any) -> Any:
         if found is None or isinstance(found, list | tuple | dict):
             return found or ()
     return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def whisper_options(value: Any) -> WhisperOptions:
+    """Parse transcription options: :class:`WhisperOptions`, a mapping of its fields, or the same as JSON.
+
+    :raises ValueError: for any other value, and for options that are wrong.
+    """
+    if isinstance(value, WhisperOptions):
+        return value
+    if isinstance(value, Mapping):
+        return WhisperOptions.from_dict(dict(value))
+    if isinstance(value, str):
+        return WhisperOptions.from_json(value)
+    raise ValueError(f"options must be WhisperOptions, a dict of its fields or JSON, got {value!r}")
 
 
 def number(name: str, kind: type[T], value: Any) -> T:

@@ -11,7 +11,7 @@ from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.hooks.object_storage import storage_config
 from airflow_whisper.hooks.spark_submit import Submission, check_spark_connection
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
-from airflow_whisper.templates import is_final, optional
+from airflow_whisper.templates import is_final, optional, whisper_options
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.storage.objects import folder_uri
 
@@ -71,7 +71,7 @@ class CheckClusterOperator(WhisperTranscribeOperator):
             if optional(uri) and is_final(uri):
                 folder_uri(str(uri))
         if is_final(self.options):
-            _all_options(self.options)
+            whisper_options(self.options)
 
     # The parent returns a summary.
     def execute(self, context: Context) -> None:  # type: ignore[override]
@@ -79,7 +79,7 @@ class CheckClusterOperator(WhisperTranscribeOperator):
         check_spark_connection(self.conn_id, self.deploy_mode)
         with wrong_configuration():
             self._check_arguments()
-            self._submission = self._check_submission(_all_options(self.options))
+            self._submission = self._check_submission(whisper_options(self.options))
         self._task_instance = context.get("ti")
         self._hook = None
         SparkSubmitOperator.execute(self, context)
@@ -100,11 +100,3 @@ class CheckClusterOperator(WhisperTranscribeOperator):
             credentials={p: storage_config(optional(conn), uri) for p, (conn, uri) in places.items() if uri},
             send_package=self.send_package,
         )
-
-
-def _all_options(options: WhisperOptions | Mapping[str, Any] | str) -> WhisperOptions:
-    if isinstance(options, WhisperOptions):
-        return options
-    if isinstance(options, str):
-        return WhisperOptions.from_json(options)
-    return WhisperOptions.from_dict(dict(options))

@@ -20,7 +20,16 @@ from airflow_whisper.discovery.locations import (
 )
 from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.outcome import push_outcome
-from airflow_whisper.templates import TextTemplates, boolean, collection, is_final, number, optional, text
+from airflow_whisper.templates import (
+    TextTemplates,
+    boolean,
+    collection,
+    is_final,
+    number,
+    optional,
+    text,
+    whisper_options,
+)
 from airflow_whisper.watch.partition_templates import check_formats, modified_partition
 from whisper_spark.contract import WhisperOptions, check_partition, partition_path
 from whisper_spark.storage.objects import ObjectNotFound
@@ -202,7 +211,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         locations = {"source": self.source, "staging": self.staging}
         check_locations({argument: uri for argument, uri in locations.items() if is_final(uri)})
         if is_final(self.options):
-            _whisper_options(self.options)
+            whisper_options(self.options)
         if is_final([self.pattern, self.extensions]):
             self._audio_filter()
         self._check_choices()
@@ -371,7 +380,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             partition=partition,
             source=normalise_uri(self.source),
             staging=normalise_uri(self.staging),
-            options=_whisper_options(self.options),
+            options=whisper_options(self.options),
             base_snapshot_id=snapshot_id,
             max_attempts=int(self.max_attempts),
         )
@@ -470,13 +479,3 @@ _KINDS = {
     "sidecar": "sidecar files",
     "unmatched": "not matching `pattern` or `extensions`",
 }
-
-
-def _whisper_options(options: WhisperOptions | Mapping[str, Any] | str) -> WhisperOptions:
-    if isinstance(options, WhisperOptions):
-        return options
-    if isinstance(options, Mapping):
-        return WhisperOptions.from_dict(dict(options))
-    if isinstance(options, str):
-        return WhisperOptions.from_json(options)
-    raise ValueError(f"options must be WhisperOptions, a dict of its fields or JSON, got {options!r}")
