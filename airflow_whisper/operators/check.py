@@ -85,7 +85,6 @@ class CheckClusterOperator(WhisperTranscribeOperator):
         SparkSubmitOperator.execute(self, context)
 
     def _check_submission(self, options: WhisperOptions) -> Submission:
-        model = folder_uri(options.model) if "://" in options.model else None
         source, staging = optional(self.source), optional(self.staging)
         arguments = ["--check", "--options", options.to_json()]
         arguments += ["--source", source] if source else []
@@ -93,10 +92,12 @@ class CheckClusterOperator(WhisperTranscribeOperator):
         places = {
             "source": (self.source_conn_id, source),
             "staging": (self._staging_connection, staging),
-            "model": (self.model_conn_id, model),
         }
+        credentials = {p: storage_config(optional(conn), uri) for p, (conn, uri) in places.items() if uri}
+        if model := self._model_credentials(options):
+            credentials["model"] = model
         return Submission(
             arguments=tuple(arguments),
-            credentials={p: storage_config(optional(conn), uri) for p, (conn, uri) in places.items() if uri},
+            credentials=credentials,
             send_package=self.send_package,
         )

@@ -345,18 +345,21 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         )
 
     def _credentials(self, run: Run) -> dict[str, dict[str, str]]:
-        options = run.options
-        model: dict[str, str] = {}
+        return {
+            "source": storage_config(optional(self.source_conn_id), run.source),
+            "staging": storage_config(self._staging_connection, run.run_uri),
+            "model": self._model_credentials(run.options),
+        }
+
+    def _model_credentials(self, options: WhisperOptions) -> dict[str, str]:
+        """For the models that are in an object store; empty if none is."""
+        found: dict[str, str] = {}
         for location in (options.model, options.speaker_model if options.diarize else None):
             if location and "://" in location:
                 with wrong_configuration():
                     uri = folder_uri(location)
-                model |= storage_config(optional(self.model_conn_id), uri)
-        return {
-            "source": storage_config(optional(self.source_conn_id), run.source),
-            "staging": storage_config(self._staging_connection, run.run_uri),
-            "model": model,
-        }
+                found |= storage_config(optional(self.model_conn_id), uri)
+        return found
 
     def _get_hook(self) -> WhisperSubmitHook:
         """Return the hook that submits the job. The parent's ``execute`` calls this method."""

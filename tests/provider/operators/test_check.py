@@ -73,6 +73,20 @@ def test_check_gets_options_places_and_the_arguments_of_spark(
     assert "spark.whisper.secret.staging=" in properties
 
 
+def test_check_gets_the_credentials_of_a_speaker_model_in_an_object_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {"conn_type": "aws", "login": "AKIA", "password": "hunter2-hunter2"}
+    monkeypatch.setenv("AIRFLOW_CONN_MODELS_S3", json.dumps(value))
+    CheckClusterOperator(
+        task_id="check",
+        options=WhisperOptions(model="base", diarize=True, speaker_model="s3://models/voices/"),
+        model_conn_id="models_s3",
+        spark_binary=recorder(tmp_path),
+    ).execute({})
+    assert "spark.whisper.secret.model=" in (tmp_path / "properties").read_text()
+
+
 def test_check_that_fails_fails_the_task(tmp_path: Path) -> None:
     operator = CheckClusterOperator(task_id="check", spark_binary=recorder(tmp_path, status=1))
     with pytest.raises(AirflowException, match="the Spark job failed"):
