@@ -48,7 +48,7 @@ def transcribe_partition(
     partition_from_modified: Mapping[str, str] | None = None,
     on_removed: Literal["keep", "delete"] | str = "keep",
     on_stale: Literal["retranscribe", "keep"] | str = "retranscribe",
-    accepted_fingerprints: Sequence[str] = (),
+    accepted_fingerprints: Sequence[str] | str = (),
     on_missing_source: Literal["fail", "skip"] | str = "fail",
     max_attempts: int = 3,
     max_removed_rate: float | str = 0.5,
@@ -106,7 +106,8 @@ def transcribe_partition(
         ``"delete"``.
     :param on_stale: what to do with rows made with other options: ``"retranscribe"`` or ``"keep"``.
     :param accepted_fingerprints: values of the column ``fingerprint`` whose rows are kept although they were
-        made with other options, for example with the defaults of an earlier release.
+        made with other options, for example with the defaults of an earlier release. A template may render
+        to JSON or to values separated by commas.
     :param on_missing_source: ``"fail"`` or ``"skip"`` if the source does not exist, or has objects of which
         ``pattern`` and ``extensions`` select none; see :class:`DiscoverAudioOperator`. An empty partition of
         an existing source is skipped in either case.

@@ -102,7 +102,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         that would remove more fails and removes nothing.
     :param on_stale: what to do with rows made with other options: ``"retranscribe"`` or ``"keep"``.
     :param accepted_fingerprints: values of the column ``fingerprint`` whose rows are kept although they were
-        made with other options, for example with the defaults of an earlier release.
+        made with other options, for example with the defaults of an earlier release. A template may render
+        to JSON or to values separated by commas.
     :param max_attempts: how often to try a file, per etag, that fails with a transient error.
     :param on_missing_source: ``"fail"`` or ``"skip"`` if there is no object at the source nor above the part
         of it that depends on the partition, or if there are objects, but ``pattern`` and ``extensions``
@@ -137,7 +138,6 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         "options",
         "extensions",
         "partition_from_modified",
-        "accepted_fingerprints",
         "max_attempts",
         "max_removed_rate",
         "is_dry_run",
@@ -160,7 +160,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         partition_from_modified: Mapping[str, str] | None = None,
         on_removed: Literal["keep", "delete"] = "keep",
         on_stale: Literal["retranscribe", "keep"] = "retranscribe",
-        accepted_fingerprints: Sequence[str] = (),
+        accepted_fingerprints: Sequence[str] | str = (),
         max_attempts: int = 3,
         max_removed_rate: float | str = 0.5,
         on_missing_source: Literal["fail", "skip"] = "fail",
@@ -218,7 +218,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
 
     def _check_choices(self) -> None:
         choices = [self.on_removed, self.on_stale, self.max_attempts, self.max_removed_rate]
-        if is_final([*choices, *self.accepted_fingerprints]):
+        if is_final([*choices, self.accepted_fingerprints]):
             self._rules()
         if is_final(self.on_missing_source) and self.on_missing_source not in ("fail", "skip"):
             raise ValueError(f"on_missing_source must be 'fail' or 'skip', got {self.on_missing_source!r}")
@@ -349,6 +349,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         if isinstance(self.partition, Mapping):
             self.partition = {key: text(value) for key, value in self.partition.items()}
         self.extensions = collection(self.extensions)
+        self.accepted_fingerprints = collection(self.accepted_fingerprints)
         self._check_arguments()
 
     def get_openlineage_facets_on_start(self) -> Any:

@@ -788,6 +788,18 @@ def test_staging_beside_the_source_is_fine() -> None:
     operator(LOCAL, source="/data/raw", staging="/data/raw-staging")
 
 
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("given", ["{{ accepted }}", ["{{ accepted }}"]])
+def test_accepted_fingerprints_may_be_a_template(given: Any, native: bool) -> None:
+    # Digits alone, which a native template would make a number.
+    accepted = "1234567890123456"
+    with DAG("calls", schedule=None, render_template_as_native_obj=native):
+        task = operator(LOCAL, accepted_fingerprints=given)
+    task.render_template_fields({"accepted": accepted})
+    task._take_rendered()
+    assert task._rules().accepted_fingerprints == (accepted,)
+
+
 def test_missing_connection_is_named(catalog_env: SimpleNamespace) -> None:
     with pytest.raises(InvalidConnectionError, match="no connection 'nowhere'"):
         operator(LOCAL, source="s3://calls/raw", source_conn_id="nowhere").execute({})
