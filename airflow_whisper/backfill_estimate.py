@@ -55,7 +55,7 @@ class _Collected:
 def estimate_command(args: Namespace) -> None:
     """Print one line for each run and the total.
 
-    :raises SystemExit: if a run could not be estimated.
+    :raises SystemExit: if the arguments do not fit the Dag, or a run could not be estimated.
     """
     from airflow.cli.simple_table import AirflowConsole
     from airflow.utils.cli import get_bagged_dag
@@ -64,14 +64,17 @@ def estimate_command(args: Namespace) -> None:
     # Connections are read from Airflow's database, too, as by other commands.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     logging.getLogger("airflow.task").setLevel(logging.WARNING)
-    conf = json.loads(args.dag_run_conf) if args.dag_run_conf else {}
 
     @providers_configuration_loaded
     def find() -> list[RunEstimate]:
+        conf = json.loads(args.dag_run_conf) if args.dag_run_conf else {}
         dag = get_bagged_dag(args.bundle_name, args.dag_id)
         return [*backfill_estimates(dag, args.from_date, args.to_date, conf)]
 
-    found = find()
+    try:
+        found = find()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     lines = [_line(one) for one in found]
     lines.append(_line(RunEstimate("total", "", total([e.estimate for e in found if e.estimate]), "")))
     AirflowConsole(width=200).print_as(lines, args.output)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
 import wave
+from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from docs_blocks import ROOT, blocks, commands, named_block
 from transcripts import make_transcript_rows, stage_run
 
 from airflow_whisper import WhisperOptions, transcribe_partition
-from airflow_whisper.backfill_estimate import backfill_estimates
+from airflow_whisper.backfill_estimate import backfill_estimates, estimate_command
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.table.publish import register_run
 from whisper_spark.staging.result import read_result
@@ -85,6 +87,26 @@ def test_dag_that_cannot_be_backfilled_is_refused(calls: Path, schedule: str | N
 def test_dag_without_discovery_is_refused() -> None:
     with pytest.raises(ValueError, match="has no discover task"):
         [*backfill_estimates(DAG("other", schedule="@daily"), FIRST, LAST, {})]
+
+
+def test_command_says_in_one_line_why_a_dag_has_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dag(bundles: Any, dag_id: str) -> DAG:
+        return DAG(dag_id, schedule="@daily")
+
+    monkeypatch.setattr("airflow.utils.cli.get_bagged_dag", dag)
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "client")
+    monkeypatch.setattr(logging.getLogger("airflow.task"), "setLevel", lambda level: None)
+    arguments = {
+        "dag_id": "other",
+        "bundle_name": None,
+        "from_date": FIRST,
+        "to_date": LAST,
+        "output": "plain",
+    }
+    with pytest.raises(SystemExit, match="'other' has no discover task"):
+        estimate_command(Namespace(dag_run_conf=None, **arguments))
+    with pytest.raises(SystemExit, match="Expecting"):
+        estimate_command(Namespace(dag_run_conf="{model: base}", **arguments))
 
 
 def recording(path: Path, seconds: int) -> None:
