@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from airflow_whisper.report import charts
+from airflow_whisper.validation.distributions import ROUND_SECONDS
 from airflow_whisper.validation.summary import beginning
 from whisper_spark.contract import ERROR_CODES, QUALITY_FLAGS
 from whisper_spark.contract.text import visible
@@ -33,9 +34,6 @@ _LONGEST_URI = 2000
 _MOST_BARS = 40
 _LANGUAGES = 12
 _MOST_SPEAKERS = 12
-
-# Distances between the ticks of a time axis, in seconds.
-_ROUND_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 
 
 def report_page(report: Report) -> str:
@@ -173,7 +171,7 @@ def _throughput(series: Mapping[str, Any] | None, mean: float | None) -> charts.
     starts = [_span(step * place) for place in range(len(values) + 1)]
     # Reports of earlier releases have bins of any length.
     every = next(
-        (tick for tick in _ROUND_SECONDS if tick % step == 0 and len(values) * step <= 5 * tick), None
+        (tick for tick in ROUND_SECONDS if tick % step == 0 and len(values) * step <= 5 * tick), None
     )
     return charts.histogram(
         values,

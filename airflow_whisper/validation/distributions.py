@@ -21,7 +21,7 @@ and calls of hours."""
 CONFIDENCE_EDGES = tuple(round(0.05 * step, 2) for step in range(21))
 """Bin edges of ``exp(avg_logprob)``, 0 to 1."""
 
-_BIN_SECONDS = tuple(
+ROUND_SECONDS = tuple(
     number * unit
     for unit, numbers in (
         (1.0, (1, 2, 5, 10, 20, 30)),
@@ -30,9 +30,11 @@ _BIN_SECONDS = tuple(
     )
     for number in numbers
 )
+"""Lengths of a bin of time, and distances between the labels of its axis. Bins are at least a second long,
+because the times of rows are not much more precise."""
+
+# So few that a number fits on each bar.
 _MOST_BINS = 16
-"""Bins of time have a round length, and are so few that a number fits on each bar. They are at least a second
-long, because the times of rows are not much more precise."""
 
 
 @dataclass
@@ -74,9 +76,9 @@ class Throughput:
     def __init__(self, start: datetime, end: datetime) -> None:
         self.start = start
         self.seconds = max((end - start).total_seconds(), 1.0)
-        longest = _BIN_SECONDS[-1]
+        longest = ROUND_SECONDS[-1]
         self.seconds_a_bin = next(
-            (length for length in _BIN_SECONDS if self.seconds <= _MOST_BINS * length),
+            (length for length in ROUND_SECONDS if self.seconds <= _MOST_BINS * length),
             longest * math.ceil(self.seconds / _MOST_BINS / longest),
         )
         self.bins = math.ceil(self.seconds / self.seconds_a_bin)
