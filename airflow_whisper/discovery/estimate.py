@@ -143,7 +143,7 @@ def estimate(
 
     :param work: the files to transcribe, by extension.
     :param rates: sources of bytes per second by extension, best first, each with its description.
-    :param past: the table's latest runs; ``None`` if none has told its duration.
+    :param past: the table's latest runs; ``None`` if none recorded its duration.
     """
     seconds = low = high = 0.0
     bases: dict[str, None] = {}
@@ -162,7 +162,7 @@ def estimate(
         audio_hours=round(seconds / 3600, 4),
         audio_hours_range=(round(low / 3600, 4), round(high / 3600, 4)),
         based_on=", ".join(bases) or "nothing",
-        runs="no run of this table has told yet how long it took",
+        runs="no earlier run of this table recorded how long it took",
     )
     return _with_cost(audio, past) if past else audio
 

@@ -69,8 +69,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     the device's queue, and the time left, for each running Spark task and in total.
 
     Accepts every argument of ``BaseOperator`` and of ``SparkSubmitOperator``; the documentation of the latter
-    describes those that are not listed below. The operator sends the job's code along. Besides Python,
-    executors need pyspark, faster-whisper, pandas, pyarrow and obstore, in an image or through
+    describes those that are not listed below. The operator sends the job's code along. Executors need the
+    packages that ``python -m whisper_spark.requirements`` prints, in an image or through
     ``archives="env.tar.gz#environment"``.
 
     One Spark task runs one engine with all cores of its executor. Set ``executor_cores``; without it a

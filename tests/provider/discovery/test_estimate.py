@@ -149,7 +149,7 @@ def test_unknown_sizes_give_a_range() -> None:
     assert low < 0.31 < 3 < high
     assert str(found) == (
         "1.0 h of audio, 18 min to 3.1 h (from the typical size of .mp3, the typical size of such files). "
-        "No run of this table has told yet how long it took."
+        "No earlier run of this table recorded how long it took."
     )
 
 
