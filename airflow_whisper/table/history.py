@@ -33,6 +33,9 @@ _RUNS = 10
 _FILES = 4
 _ROWS_A_FILE = 500_000
 
+# What tells the bytes of a second.
+_COLUMNS = ("audio_uri", "audio_bytes", "status", "duration_s")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PastRuns:
@@ -128,7 +131,10 @@ def byte_rates(table: Table, source: str) -> dict[str, float]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    scan = table.scan(selected_fields=("audio_uri", "audio_bytes", "status", "duration_s"))
+    # The table may lack columns that runs do not need.
+    if not {*_COLUMNS} <= {*table.schema().column_names}:
+        return {}
+    scan = table.scan(selected_fields=_COLUMNS)
     sizes: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for task in _newest_files(table):
@@ -146,9 +152,6 @@ def byte_rates(table: Table, source: str) -> dict[str, float]:
                 sizes[row["extension"]] += row["audio_bytes_sum"] or 0
                 seconds[row["extension"]] += row["duration_s_sum"] or 0
     return {extension: size / seconds[extension] for extension, size in sizes.items() if size}
-
-
-_COLUMNS = ("audio_uri", "audio_bytes", "status", "duration_s")
 
 
 def _newest_files(table: Table) -> Iterator[FileScanTask]:

@@ -124,6 +124,17 @@ def test_new_partition_takes_the_size_of_a_second_from_the_latest_rows_of_its_so
     assert expected(calls.parent / "other", "2026-11-02")["based_on"] == "the typical size of .opus"
 
 
+def test_table_without_durations_leaves_it_to_the_headers(calls: Path) -> None:
+    record(calls / "dt=2026-11-01/a.wav", 60)
+    publish(calls, ["a.wav"], 60.0)
+    with open_catalog(None).load_table("speech.transcripts").update_schema() as update:
+        update.delete_column("duration_s")
+    record(calls / "dt=2026-11-02/a.wav", 60)
+    found = expected(calls, "2026-11-02")
+    assert found["audio_hours"] == pytest.approx(1 / 60, rel=0.01)
+    assert found["based_on"] == "the headers of a few files"
+
+
 def test_stale_files_cost_the_seconds_that_their_rows_tell(calls: Path) -> None:
     record(calls / "dt=2026-11-01/a.wav", 1)
     publish(calls, ["a.wav"], 7_200.0)
