@@ -243,7 +243,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         return Rules(
             on_removed=self.on_removed,
             on_stale=self.on_stale,
-            accepted_fingerprints=tuple(self.accepted_fingerprints),
+            # JSON makes a number of digits alone.
+            accepted_fingerprints=tuple(map(str, self.accepted_fingerprints)),
             max_attempts=number("max_attempts", int, self.max_attempts),
             max_removed_rate=number("max_removed_rate", float, self.max_removed_rate),
         )

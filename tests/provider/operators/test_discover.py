@@ -789,7 +789,7 @@ def test_staging_beside_the_source_is_fine() -> None:
 
 
 @pytest.mark.parametrize("native", [False, True])
-@pytest.mark.parametrize("given", ["{{ accepted }}", ["{{ accepted }}"]])
+@pytest.mark.parametrize("given", ["{{ accepted }}", ["{{ accepted }}"], "[{{ accepted }}]"])
 def test_accepted_fingerprints_may_be_a_template(given: Any, native: bool) -> None:
     # Digits alone, which a native template would make a number.
     accepted = "1234567890123456"
