@@ -125,8 +125,11 @@ def _written_language(row: Mapping[str, Any]) -> str:
 
     The row's language is the one that is spoken.
     """
-    language: str = row.get("language") or ""
-    text = (row.get("text") or "")[:_SAMPLE_CHARACTERS]
+    # Pandas may have NaN or NA where there is no text.
+    language, text = (
+        value[:_SAMPLE_CHARACTERS] if isinstance(value, str) else ""
+        for value in (row.get("language"), row.get("text"))
+    )
     foreign = sum(not character.isascii() for character in text)
     return "" if language in LINE_COLUMNS_OF and foreign < len(text) / 5 else language
 
@@ -155,7 +158,7 @@ def _groups(
         current.append(token)
         name = layout.name_of(token.voice) if labelled else None
         # A name never takes more than half of the line.
-        first = columns if name is None else max(columns - len(name) - 2, columns // 2)
+        first = columns if name is None else max(columns - len(name) - 2, columns // 2, 1)
         room = _Room(first, columns, layout.max_line_count, layout.max_line_duration)
         if following is None or _ends_cue(current, following, columns):
             yield current, room

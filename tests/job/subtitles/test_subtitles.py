@@ -289,6 +289,17 @@ def test_row_without_text_has_no_cues(empty: dict[str, Any]) -> None:
     assert (to_srt(empty), to_vtt(empty), to_txt(empty)) == ("", "WEBVTT\n", "")
 
 
+@pytest.mark.parametrize("nothing", [float("nan"), pd.NA])
+def test_missing_values_of_pandas_are_no_text(nothing: Any) -> None:
+    empty = {"language": nothing, "text": nothing, "segments": None}
+    assert (to_srt(empty), to_txt(empty)) == ("", "")
+
+
+def test_a_name_in_the_narrowest_line_leaves_room_for_the_text() -> None:
+    said = {**segment(words_of("a b")), "speaker": "SPEAKER_00"}
+    assert "SPEAKER_00: a\nb" in to_srt(row(said), max_line_width=1, speakers=True)
+
+
 # --- any transcript --------------------------------------------------------------------------------------
 
 _WORD = st.text(
