@@ -135,4 +135,7 @@ def _load_network() -> Any:
         list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
     )
     graph = (resources("whisper_spark") / "assets" / "silero_graph.onnx").read_bytes()
-    return onnxruntime.InferenceSession(graph, sess_options=settings, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, sess_options=settings, providers=["CPUExecutionProvider"])
+    # The values are buffers of NumPy, and not every version of onnxruntime is known to copy them.
+    session.weights = weights
+    return session

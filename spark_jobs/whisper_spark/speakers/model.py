@@ -153,8 +153,15 @@ def find_speaker_model(options: WhisperOptions, storage: Mapping[str, str] | Non
     def from_hub() -> str:
         from huggingface_hub import snapshot_download
 
-        patterns = list(SPEAKER_MODEL.wanted)
-        return str(snapshot_download(name, revision=options.speaker_model_revision, allow_patterns=patterns))
+        return str(
+            snapshot_download(
+                name,
+                revision=options.speaker_model_revision,
+                allow_patterns=list(SPEAKER_MODEL.wanted),
+                # The hub's patterns match files in subfolders as well, which are not looked at.
+                ignore_patterns=["*/*"],
+            )
+        )
 
     folder = model_folder(name, SPEAKER_MODEL, from_hub, storage)
     files = sorted(path for path in folder.glob("*.onnx") if path.is_file())

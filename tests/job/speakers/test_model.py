@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from onnx import TensorProto
 from recordings import samples_of
 from servers import S3Server
@@ -65,7 +66,10 @@ def test_a_repository_is_downloaded_from_the_hub(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     found = find_speaker_model(options("org/name", speaker_model_revision="v1"))
     assert found == tmp_path / "model.onnx"
-    assert asked == {"name": "org/name", "revision": "v1", "allow_patterns": ["*.onnx"]}
+    assert asked.pop("name") == "org/name"
+    assert asked.pop("revision") == "v1"
+    repository = ["model.onnx", "model.pt", "onnx/model_fp16.onnx"]
+    assert list(filter_repo_objects(repository, **asked)) == ["model.onnx"]
 
 
 def test_an_empty_folder_in_an_object_store_is_refused(
