@@ -3,16 +3,20 @@
     .venv/bin/python benchmarks/gpu.py                         writes the tables into RESULTS.md
     .venv/bin/python benchmarks/gpu.py --models base /models/large-v3-turbo --hours 50
     .venv/bin/python benchmarks/gpu.py --device cpu --hours 0 --corpus clips-quick      tries the script out
+    .venv/bin/python benchmarks/gpu.py --read results.json     writes the tables of a run on another machine
 
-Ours, and what faster-whisper offers by itself (``gpu_process.py``), each in processes of their own. The
-audio lies in a real S3 server on this machine (SeaweedFS), and ours reads it from there; ``--local`` reads
-files instead. A corpus of minutes says nothing about a GPU, so ours reads it again and again until there are
-``--hours`` of it. The clock runs from the first file that is asked for to the last transcript; loading the
-model is reported apart. ``--processes`` share the GPU, as Spark tasks with a fraction of
-``spark.task.resource.gpu.amount`` do.
+Ours, and what faster-whisper offers by itself (``gpu_process.py``), each in processes of their own; and in
+Spark, on a standalone cluster that has the GPU (``gpu_spark.py``), the packaged job and the article's
+method 3. The audio lies in a real S3 server on this machine (SeaweedFS), and ours reads it from there;
+``--local`` reads files instead, as the engines in Spark do. A corpus of minutes says nothing about a GPU, so
+ours reads it again and again until there are ``--hours`` of it. The clock runs from the first file that is
+asked for to the last transcript; loading the model is reported apart. In Spark it runs from
+``spark-submit`` to its end. ``--processes`` share the GPU; in Spark they are tasks with a fraction of
+``spark.task.resource.gpu.amount``.
 
-``base`` is the packaged whisper-base. Other models are names for the hub, folders or URIs; one that cannot be
-had is reported and left out.
+``base`` is the packaged whisper-base; ``turbo-shape`` and ``large-shape`` cost what large-v3-turbo and
+large-v3 cost, and write the texts of whisper-base (``grow.py``). Other models are names for the hub, folders
+or URIs; one that cannot be had is reported and left out.
 """
 
 from __future__ import annotations
@@ -37,14 +41,19 @@ from pathlib import Path
 from typing import Any
 
 import gpu_process
+import gpu_spark
 from contenders.common import Spoken
+from grow import SHAPES, grown
 from note import NOTE, table, write_block
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
 
 CORPORA = ("clips", "calls", "long")
-ENGINES = ("ours", "transcribe", "batched")
+OURS = ("ours", "spark")
+IN_SPARK = ("spark", "spark-method3")
+ENGINES = ("ours", "transcribe", "batched", *IN_SPARK)
+MODELS = ("base", *SHAPES)
 HOURS = 20.0
 SAMPLE_MS = 200
 NO_DEVICE = 2
@@ -146,8 +155,8 @@ def measure(arguments: argparse.Namespace, gpu: int | None) -> list[dict[str, An
     contenders = [
         (engine, count, weights)
         for engine in arguments.engines
-        for count in (arguments.processes if engine == "ours" else [1])
-        for weights in (arguments.compute_types if engine == "ours" else ["auto"])
+        for count in (arguments.processes if engine in OURS else [1])
+        for weights in (arguments.compute_types if engine in OURS else ["auto"])
     ]
     folders = {name: corpus(name) for name in arguments.corpus}
     with stored(list(folders.values()), arguments.local) as (storage, uris):
@@ -157,28 +166,25 @@ def measure(arguments: argparse.Namespace, gpu: int | None) -> list[dict[str, An
                 continue
             own = references(folders[name])
             once = sum(reference.seconds for reference in own)
-            files = [reference.file for reference in own]
-            if engine == "ours":
-                files *= max(1, round(arguments.hours * 3600 / once))
+            repeats = max(1, round(arguments.hours * 3600 / once)) if engine in OURS else 1
+            options = {"model": _model(model), "device": arguments.device, **arguments.options}
+            if engine in OURS:
+                options["compute_type"] = weights
+            if engine in IN_SPARK:
+                paths = [folders[name] / reference.file for reference in own]
+                setting = gpu_spark.Setting(arguments.device, gpu or 0, count)
+                found = _in_spark(engine, options, paths, repeats, setting, gpu)
+            else:
+                audio = [f"{uris[folders[name]]}/{reference.file}" for reference in own] * repeats
+                found = _in_processes(engine, count, options, (storage, audio, str(folders[name])), gpu)
             result = {
                 "model": model,
                 "corpus": name,
                 "engine": engine,
                 "processes": count,
                 "weights": weights,
-                "audio_s": once * len(files) / len(own),
-                **_in_processes(
-                    engine,
-                    count,
-                    {
-                        "model": _model(model),
-                        "device": arguments.device,
-                        "compute_type": weights,
-                        **arguments.options,
-                    },
-                    (storage, [f"{uris[folders[name]]}/{file}" for file in files], str(folders[name])),
-                    gpu,
-                ),
+                "audio_s": once * repeats,
+                **found,
             }
             if "failed" not in result:
                 result["score"] = _score(own, result.pop("heard"))
@@ -190,7 +196,27 @@ def measure(arguments: argparse.Namespace, gpu: int | None) -> list[dict[str, An
 def _model(name: str) -> str:
     from assemble_model import assemble
 
-    return str(assemble()) if name == "base" else name
+    if name == "base":
+        return str(assemble())
+    return str(grown(name)) if name in SHAPES else name
+
+
+def _in_spark(
+    engine: str,
+    options: dict[str, Any],
+    files: Sequence[Path],
+    repeats: int,
+    setting: gpu_spark.Setting,
+    gpu: int | None,
+) -> dict[str, Any]:
+    """What an engine in Spark makes of files."""
+    with contextlib.nullcontext() if gpu is None else GpuWatch(gpu) as watch:
+        try:
+            found = gpu_spark.transcribe(engine, options, files, repeats, setting)
+        # A model or a device can fail in any way.
+        except Exception as error:
+            return {"failed": f"{type(error).__name__}: {error}"[:1000]}
+    return {"peak_mib": None, "gpu": watch.result() if watch else {}, **found}
 
 
 def _in_processes(
@@ -256,10 +282,10 @@ def lines(results: Sequence[dict[str, Any]], device: str, local: bool) -> list[s
     from whisper_spark.engine.transcriber import engine_version
 
     done = [result for result in results if "failed" not in result]
-    ours = [result for result in done if result["engine"] == "ours"]
+    ours = [result for result in done if result["engine"] in OURS]
     stages = list(ours[0]["stages"]) if ours else []
     seconds = [
-        [r["model"], r["corpus"], str(r["processes"]), r["weights"]]
+        [r["model"], r["corpus"], r["engine"], str(r["processes"]), r["weights"]]
         + [f"{r['stages'][name] / (r['audio_s'] / 3600):.2f}" for name in stages]
         for r in ours
     ]
@@ -274,7 +300,7 @@ def lines(results: Sequence[dict[str, Any]], device: str, local: bool) -> list[s
         "",
         "Seconds of threads for each hour of audio, by stage:",
         "",
-        *table(["model", "corpus", "processes", "weights", *stages], seconds),
+        *table(["model", "corpus", "engine", "processes", "weights", *stages], seconds),
     ]
 
 
@@ -297,20 +323,27 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "with windows at hand %": lambda r: f"{100 * r['threads_busy']:.0f}" if r["threads_busy"] else "",
     "GPU MiB": lambda r: f"{r['gpu']['memory']:,.0f}" if r["gpu"] else "",
     "GPU W": lambda r: f"{r['gpu']['power']:.0f}" if r["gpu"] else "",
-    "host MiB": lambda r: f"{r['peak_mib']:,.0f}",
+    "host MiB": lambda r: f"{r['peak_mib']:,.0f}" if r["peak_mib"] else "",
     "CPU s per audio h": lambda r: f"{r['cpu_s'] / (r['audio_s'] / 3600):.1f}",
     "retried %": lambda r: f"{100 * r['retried'] / r['windows']:.1f}" if r["windows"] else "",
-    "load s": lambda r: f"{r['load_s']:.1f}",
+    "load s": lambda r: f"{r['load_s']:.1f}" if r["load_s"] is not None else "",
 }
 
 
 def main() -> None:
     arguments = _arguments()
+    if arguments.read:
+        text = json.loads(arguments.read.read_text(encoding="utf-8"))["lines"]
+        write_block("gpu", text)
+        print(*text, f"\nwritten to {NOTE.relative_to(ROOT)}", sep="\n")
+        return
     device, gpu = require_device(arguments.device)
     results = measure(arguments, gpu)
     text = lines(results, device, arguments.local)
     print("", *text, sep="\n")
-    if arguments.device == "cuda":
+    if arguments.save:
+        arguments.save.write_text(json.dumps({"lines": text, "results": results}, indent=1), encoding="utf-8")
+    elif arguments.device == "cuda":
         write_block("gpu", text)
         print(f"\nwritten to {NOTE.relative_to(ROOT)}")
     failed = [error for result in results for error in result.get("errors", [])]
@@ -323,7 +356,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--models", nargs="+", default=["base", "small"], metavar="MODEL")
+    parser.add_argument("--models", nargs="+", default=[*MODELS], metavar="MODEL")
     parser.add_argument("--corpus", nargs="+", default=[*CORPORA], metavar="NAME")
     parser.add_argument(
         "--hours", type=float, default=HOURS, help="of audio, for each (default: %(default)g)"
@@ -332,9 +365,15 @@ def _arguments() -> argparse.Namespace:
         "--options", type=json.loads, default={}, help="as JSON, such as '{\"batch_size\": 32}'"
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=[*ENGINES])
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write results to a file, not RESULTS.md")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="write the tables of such a file")
     parser.add_argument("--local", action="store_true", help="read files instead of an S3 server")
     parser.add_argument(
-        "--processes", type=int, nargs="+", default=[1], help="that share the device (default: 1)"
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="or tasks in Spark that share the device (default: 1)",
     )
     parser.add_argument(
         "--compute-types",

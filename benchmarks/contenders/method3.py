@@ -22,11 +22,13 @@ from spark_session import local_spark
 Texts = npt.NDArray[np.str_]
 
 
-def predictor(path: str) -> Callable[[], Callable[[Texts], Texts]]:
+def predictor(
+    path: str, device: str = "cpu", compute_type: str = "int8"
+) -> Callable[[], Callable[[Texts], Texts]]:
     def make_predict_fn() -> Callable[[Texts], Texts]:
         from faster_whisper import WhisperModel
 
-        model = WhisperModel(path, device="cpu", compute_type="int8")
+        model = WhisperModel(path, device=device, compute_type=compute_type)
 
         def predict(files: Texts) -> Texts:
             results = []

@@ -35,19 +35,26 @@ class SparkCluster:
 
 @contextmanager
 def standalone_cluster(
-    folder: Path, workers: int = 2, cores: int = 1, python: str = sys.executable
+    folder: Path,
+    workers: int = 2,
+    cores: int = 1,
+    python: str = sys.executable,
+    *,
+    memory: str = "1g",
+    gpu: str = "7",
 ) -> Iterator[SparkCluster]:
     """Start a master and workers of the installed Spark, and stop them at the end.
 
     ``python`` is the ``PYSPARK_PYTHON`` in the environment of the master and the workers.
 
-    Each worker pretends to have one GPU with the address ``7``, so that tests can see which tasks get it.
+    Each worker says that it has one GPU with the address ``gpu``, so that tests can see which tasks get it.
+    ``memory`` is what a worker may give to executors.
     """
     port, web_port = free_ports(2)
     discovery = folder / "gpus.sh"
-    discovery.write_text("""#!/bin/sh\necho '{"name": "gpu", "addresses": ["7"]}'\n""")
+    discovery.write_text(f"""#!/bin/sh\necho '{{"name": "gpu", "addresses": ["{gpu}"]}}'\n""")
     discovery.chmod(0o755)
-    gpu = "-Dspark.worker.resource.gpu"
+    resource = "-Dspark.worker.resource.gpu"
     loopback = {
         **os.environ,
         "SPARK_LOCAL_IP": "127.0.0.1",
@@ -55,7 +62,7 @@ def standalone_cluster(
         "SPARK_DAEMON_MEMORY": "256m",
         "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1",
         "PYSPARK_PYTHON": python,
-        "SPARK_WORKER_OPTS": f"{gpu}.amount=1 {gpu}.discoveryScript={discovery}",
+        "SPARK_WORKER_OPTS": f"{resource}.amount=1 {resource}.discoveryScript={discovery}",
     }
     common = ["--host", "127.0.0.1"]
     processes = []
@@ -66,7 +73,7 @@ def standalone_cluster(
         _wait_for(log, r"New state: ALIVE", 1)
         master = f"spark://127.0.0.1:{port}"
         for number in range(workers):
-            arguments = [*common, "--webui-port", "0", "--cores", str(cores), "--memory", "1g"]
+            arguments = [*common, "--webui-port", "0", "--cores", str(cores), "--memory", memory]
             arguments += ["--work-dir", str(folder / "work" / str(number)), master]
             worker_log = folder / f"worker-{number}.log"
             processes.append(
