@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from conversations import Turn
 from corpus import FRAME, Reference, trimmed
+from faster_whisper import WhisperModel
 from gpu_process import memory_mib, processor_seconds
+from grow import SHAPES, Shape, grow
 from measure import RunError, measure
-from recordings import RATE, Span
+from recordings import RATE, Span, samples_of
 from scoring import (
     Errors,
     Heard,
@@ -24,6 +26,7 @@ from scoring import (
     times,
     word_errors,
 )
+from speech import Clip
 from speakers import Call, k_means, right_words, runs_of
 
 from whisper_spark import Transcript, Word
@@ -191,3 +194,23 @@ def test_k_means_finds_groups_that_are_apart() -> None:
     labels = np.repeat(np.arange(3), 20)
     points = np.eye(3, 8)[labels] + 0.05 * np.random.default_rng(0).standard_normal((60, 8))
     assert len({(a, b) for a, b in zip(labels, k_means(points.astype(np.float32), 3), strict=True)}) == 3
+
+
+def test_a_grown_model_speaks_like_its_origin(model_dir: Path, tmp_path: Path, librivox: list[Clip]) -> None:
+    """Wider and deeper in both halves, but small enough for a processor; the shapes of GPUs differ in numbers."""
+    grow(model_dir, tmp_path / "grown", Shape(width=640, encoder_layers=7, decoder_layers=8))
+    spoken = []
+    for folder in (model_dir, tmp_path / "grown"):
+        model = WhisperModel(str(folder), device="cpu", compute_type="float32")
+        segments, _ = model.transcribe(samples_of(librivox[0]), language="en", beam_size=1)
+        spoken.append([(segment.text, segment.avg_logprob) for segment in segments])
+    (texts, own), (grown_texts, grown) = (zip(*one, strict=True) for one in spoken)
+    assert texts == grown_texts
+    # Half of the last digit of float16 weights in each of the layers.
+    assert grown == pytest.approx(own, abs=0.005)
+
+
+def test_a_shape_smaller_than_the_model_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 6 layers"):
+        grow(model_dir, tmp_path / "grown", Shape(width=512, encoder_layers=6, decoder_layers=4))
+    assert all(shape.encoder_layers >= 6 and shape.decoder_layers >= 6 for shape in SHAPES.values())

@@ -79,7 +79,14 @@ def test_good_run_passes_and_leaves_a_report(tmp_path: Path) -> None:
     assert report["table"] == "speech.transcripts"
     assert report["manifest_uri"] == run.manifest_uri
     assert report["fingerprint"] == OPTIONS.fingerprint()
-    assert report["counts"] == {"files": 4, "ok": 4, "errors": 0, "error_codes": {}, "languages": {"en": 3}}
+    assert report["counts"] == {
+        "files": 4,
+        "ok": 4,
+        "errors": 0,
+        "error_codes": {},
+        "languages": {"en": 3},
+        "speakers": {},
+    }
     assert report["totals"] == {"audio_seconds": 40.0, "speech_seconds": 12.0, "audio_hours": 0.0111}
     assert [(w["audio_uri"][-5:], w["quality_flags"], w["avg_logprob"]) for w in report["worst"]] == [
         ("c.wav", ["repetitive", "low_confidence"], -1.5),
