@@ -13,9 +13,10 @@ mkdir -p "$home/lib"
 "$python" - "$home/lib" <<'P'
 import glob, os, sys
 
-folders = [*sys.path, "/usr/local/cuda/lib64", *glob.glob("/usr/local/cuda*/lib64")]
+packages = [f"{folder}/nvidia/**" for folder in sys.path if folder.endswith("-packages")]
+places = [*packages, "/usr/local/cuda*/lib64", "/usr/local/cuda*/targets/*/lib"]
 for name in ("libcublas", "libcublasLt"):
-    found = [f for folder in folders for f in glob.glob(f"{folder}/**/{name}.so.1[23]", recursive=True)]
+    found = [f for place in places for f in glob.glob(f"{place}/{name}.so.1[23]", recursive=True)]
     link = f"{sys.argv[1]}/{name}.so.12"
     if found and not os.path.lexists(link):
         os.symlink(found[0], link)

@@ -26,8 +26,8 @@ from scoring import (
     times,
     word_errors,
 )
-from speech import Clip
 from speakers import Call, k_means, right_words, runs_of
+from speech import Clip
 
 from whisper_spark import Transcript, Word
 from whisper_spark.speakers.speech import Speech
@@ -197,7 +197,7 @@ def test_k_means_finds_groups_that_are_apart() -> None:
 
 
 def test_a_grown_model_speaks_like_its_origin(model_dir: Path, tmp_path: Path, librivox: list[Clip]) -> None:
-    """Wider and deeper in both halves, but small enough for a processor; the shapes of GPUs differ in numbers."""
+    # Wider and deeper in both halves, as the shapes for GPUs are, but small enough for a processor.
     grow(model_dir, tmp_path / "grown", Shape(width=640, encoder_layers=7, decoder_layers=8))
     spoken = []
     for folder in (model_dir, tmp_path / "grown"):
