@@ -107,6 +107,7 @@ def test_silence_around_a_recording_is_cut_off() -> None:
     assert len(trimmed(np.concatenate([hiss, sound, hiss]))) == 10 * FRAME
 
 
+@pytest.mark.slow
 def test_processes_of_processes_are_measured(tmp_path: Path) -> None:
     burn = "import time, os\nb = bytearray(os.urandom(1 << 20)) * 100\nwhile time.process_time() < 0.7: pass"
     command = [
@@ -119,6 +120,7 @@ def test_processes_of_processes_are_measured(tmp_path: Path) -> None:
     assert measured.peak_mib > 100
 
 
+@pytest.mark.slow
 def test_processes_of_processes_count_while_they_run_and_after_that() -> None:
     burn = (
         "import time, os\nb = bytearray(os.urandom(1 << 20)) * 100\nwhile time.process_time() < 0.5: pass\n"

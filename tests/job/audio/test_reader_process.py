@@ -160,6 +160,7 @@ def test_no_process_is_left_when_a_pass_is_abandoned(engine: Engine, librivox: l
     assert not readers()
 
 
+@pytest.mark.slow
 def test_processes_end_with_whoever_started_them(librivox: list[Clip]) -> None:
     script = f"""
 import time

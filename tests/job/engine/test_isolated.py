@@ -25,6 +25,9 @@ from whisper_spark.engine.isolated import EngineProcessError, IsolatedEngine
 from whisper_spark.progress.counters import Progress
 from whisper_spark.storage.objects import ObjectStorage
 
+# Nearly all of them start processes.
+pytestmark = pytest.mark.slow
+
 OPTIONS = WhisperOptions(model="base")
 STANDIN = "standin_engine:get_engine"
 
@@ -62,7 +65,6 @@ def test_file_that_kills_the_engine_costs_its_own_row_after_two_tries(tmp_path: 
     assert tries(files[7]) == 2
 
 
-@pytest.mark.slow
 def test_whatever_files_kill_the_engine_all_others_are_finished(tmp_path: Path) -> None:
     deadly = set(random.Random(3).sample(range(60), 5)) | {0, 59}
     orders = dict.fromkeys(deadly, "kill SIGKILL")

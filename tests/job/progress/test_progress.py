@@ -341,6 +341,7 @@ def test_store_that_fails_fails_neither_task_nor_job(
     assert caplog.text.count("progress is unknown: 503") == 1
 
 
+@pytest.mark.slow
 def test_task_does_not_wait_for_a_store_that_hangs() -> None:
     release = threading.Event()
 

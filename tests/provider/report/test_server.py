@@ -289,6 +289,7 @@ def test_no_connection_to_the_database_is_held_while_the_store_answers(
     assert held == [0]
 
 
+@pytest.mark.slow
 def test_connection_of_the_team_is_used(monkeypatch: pytest.MonkeyPatch, reported: Run) -> None:
     asked: list[Any] = []
     connection = SimpleNamespace(

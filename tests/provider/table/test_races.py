@@ -209,6 +209,7 @@ def test_runs_that_change_one_row_at_once_give_one_commit_and_one_conflict(
     assert uris(lake.open()) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_eight_partitions_at_once_all_commit(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     ensure_table(lake.open(), TABLE, ["dt"])
     days = [{"dt": f"2026-11-{day:02}"} for day in range(1, 9)]

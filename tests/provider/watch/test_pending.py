@@ -124,6 +124,7 @@ def test_watermark_forgets_what_was_reported_but_never_passes_what_was_not(pendi
     assert pending.watermark == file("c", age=10)[3] - 1
 
 
+@pytest.mark.slow
 def test_space_of_a_large_listing_is_given_back(pending: PendingFiles) -> None:
     pending.observe(
         [file(f"{n:0900d}", f"{n}") for n in range(start, start + 10_000)]
