@@ -204,7 +204,7 @@ def test_a_grown_model_speaks_like_its_origin(model_dir: Path, tmp_path: Path, l
     spoken = []
     for folder in (model_dir, tmp_path / "grown"):
         model = WhisperModel(str(folder), device="cpu", compute_type="float32")
-        segments, _ = model.transcribe(samples_of(librivox[0]), language="en", beam_size=1)
+        segments, _ = model.transcribe(samples_of(librivox[0].path), language="en", beam_size=1)
         spoken.append([(segment.text, segment.avg_logprob) for segment in segments])
     (texts, own), (grown_texts, grown) = (zip(*one, strict=True) for one in spoken)
     assert texts == grown_texts
