@@ -18,7 +18,6 @@ import re
 import shutil
 import struct
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,11 +65,10 @@ def grown(name: str, folder: Path | None = None) -> Path:
     :param folder: in which its folder lies; ``.cache/models`` by default.
     """
     from assemble_model import assemble
+    from build_folder import build_folder
 
     target = (folder or ROOT / ".cache" / "models") / name
-    if not target.is_dir():
-        grow(assemble(), target, SHAPES[name])
-    return target
+    return build_folder(target, lambda empty: grow(assemble(), empty, SHAPES[name]))
 
 
 def grow(source: Path, target: Path, shape: Shape) -> None:
@@ -81,16 +79,11 @@ def grow(source: Path, target: Path, shape: Shape) -> None:
     wide = {name: _widened(name, value, shape.width, _width(weights)) for name, value in weights.items()}
     for side, count in (("encoder", shape.encoder_layers), ("decoder", shape.decoder_layers)):
         _deepen(wide, side, count)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-        building = Path(folder, target.name)
-        building.mkdir()
-        for file in source.glob("*.json"):
-            shutil.copy(file, building)
-        with (building / "model.bin").open("wb") as out:
-            _write(out, wide)
-        # One rename, so that a folder that exists is complete.
-        building.rename(target)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*.json"):
+        shutil.copy(file, target)
+    with (target / "model.bin").open("wb") as out:
+        _write(out, wide)
 
 
 def _width(weights: Weights) -> int:

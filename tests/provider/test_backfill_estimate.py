@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-import wave
 from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param
 from docs_blocks import ROOT, blocks, commands, named_block
+from recordings import record
 from transcripts import make_transcript_rows, stage_run
 
 from airflow_whisper import WhisperOptions, transcribe_partition
@@ -27,16 +27,6 @@ from whisper_spark.staging.result import read_result
 from whisper_spark.storage.objects import ObjectStorage
 
 FIRST, LAST = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 3, tzinfo=UTC)
-
-
-def record(path: Path, seconds: int) -> None:
-    """Silence of 8 kHz and 16 bits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8_000)
-        file.writeframes(b"\0\0" * 8_000 * seconds)
 
 
 def calls_dag(folder: Path, schedule: Any = CronDataIntervalTimetable("@daily", timezone="UTC")) -> DAG:  # noqa: B008

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,3 +74,13 @@ def write(
             container.mux(stream.encode(chunk))
         container.mux(stream.encode(None))
     return path
+
+
+def record(path: Path, seconds: int) -> None:
+    """Write silence of 8 kHz and 16 bits as a WAV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8_000)
+        file.writeframes(b"\0\0" * 8_000 * seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import wave
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
+from recordings import record
 from transcripts import OPTIONS, make_transcript_rows, stage_run
 
 from airflow_whisper.discovery.estimate import HEADER_READS, Estimate, Work, estimate, header_rates, total
@@ -39,16 +39,6 @@ class Pushed(SimpleNamespace):
 def calls(tmp_path: Path, catalog_env: SimpleNamespace) -> Path:
     """An empty source with an empty catalog."""
     return tmp_path / "calls"
-
-
-def record(path: Path, seconds: int) -> None:
-    """Silence of 8 kHz and 16 bits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8_000)
-        file.writeframes(b"\0\0" * 8_000 * seconds)
 
 
 def operator(calls: Path, day: str = "2026-11-01", **arguments: Any) -> DiscoverAudioOperator:
