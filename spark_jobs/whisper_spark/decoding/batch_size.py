@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
 import logging
 
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.contract import WhisperOptions
+from whisper_spark.decoding import gpu_memory
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.model_shape import ModelShape
 from whisper_spark.decoding.passes import MAX_LENGTH, RETRY_BEAM
@@ -105,42 +104,20 @@ def _that_fits(options: WhisperOptions, device: Device, shape: ModelShape, free_
 
 def total_gpu_bytes(device: Device) -> int | None:
     """Memory of the GPU, in bytes; ``None`` when it is unknown, or there is no GPU."""
-    if device.kind != "cuda":
-        return None
-    with contextlib.suppress(OSError, AttributeError):
-        cuda = ctypes.CDLL("libcuda.so.1")
-        gpu, total = ctypes.c_int(), ctypes.c_size_t()
-        if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(gpu), device.index):
-            return None
-        return None if cuda.cuDeviceTotalMem_v2(ctypes.byref(total), gpu) else int(total.value)
-    return None
+    gpu = _gpu(device)
+    return gpu.total_bytes() if gpu else None
 
 
 def free_gpu_bytes(device: Device, weights_bytes: int = 0) -> int | None:
     """Memory of the GPU that batches may fill, in bytes; ``None`` when it is unknown, or there is no GPU.
 
-    CTranslate2 has no API for this, so it is requested from the CUDA driver, which a loaded model has
-    initialised.
-
     :param weights_bytes: size of the loaded model.
     """
-    if device.kind != "cuda":
+    gpu = _gpu(device)
+    if gpu is None:
         return None
-    with contextlib.suppress(OSError, AttributeError):
-        cuda = ctypes.CDLL("libcuda.so.1")
-        gpu, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
-        if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(gpu), device.index):
-            return None
-        if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), gpu):
-            return None
-        try:
-            if cuda.cuCtxPushCurrent_v2(context):
-                return None
-            failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
-            cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
-            if failed:
-                return None
-            return share_of_memory(device, weights_bytes, int(free.value), int(total.value))
-        finally:
-            cuda.cuDevicePrimaryCtxRelease_v2(gpu)
-    return None
+    return share_of_memory(device, weights_bytes, gpu.free_bytes(), gpu.total_bytes())
+
+
+def _gpu(device: Device) -> gpu_memory.Gpu | None:
+    return gpu_memory.gpu(device.index) if device.kind == "cuda" else None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from whisper_spark.audio.features import FULL_FRAMES, Features, LogMel
+from whisper_spark.audio.features import FULL_FRAMES, LogMel
 from whisper_spark.audio.windows import Window
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding.alignment import Aligner
@@ -27,7 +27,7 @@ from whisper_spark.decoding.batch_size import (
 from whisper_spark.decoding.calls import Model
 from whisper_spark.decoding.contexts import context_frames, context_step
 from whisper_spark.decoding.device import Device, choose_compute_type
-from whisper_spark.decoding.encoder_output import Encoded
+from whisper_spark.decoding.encoder_output import Encoded, EncodedRow, gathered
 from whisper_spark.decoding.language import FileLanguage, languages_of_files
 from whisper_spark.decoding.model import load_weights
 from whisper_spark.decoding.model_shape import read_shape
@@ -186,7 +186,7 @@ class WindowDecoder:
 
     def refine(
         self,
-        encoded: Features,
+        encoded: Sequence[EncodedRow],
         windows: Sequence[Window],
         texts: Sequence[WindowText],
         before: Sequence[Sequence[int]],
@@ -196,11 +196,11 @@ class WindowDecoder:
         Beam search takes several times as long as greedy decoding, and rarely changes a text with a high
         probability. The text before the window avoids more errors than the beam does.
 
-        :param encoded: output of the encoder for these windows, of shape (windows, positions, width).
+        :param encoded: output of the encoder for these windows, with the same number of positions.
         :param texts: the first texts, from :meth:`transcribe`.
         :param before: tokens of the text before each window; the same number for each window.
         """
-        rows = Encoded.of(encoded)
+        rows = gathered(encoded)
         languages = [text.language for text in texts]
         with stage("generate"):
             again = self._decoded(rows, windows, languages, self._refining or self._first, before)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from whisper_spark.audio.features import Features
+from whisper_spark.decoding import gpu_memory
+
+log = logging.getLogger(__name__)
 
 
-def storage_view(array: Features) -> Any:
-    """An array as a ``ctranslate2.StorageView``."""
+def storage_view(array: Any) -> Any:
+    """An array as a ``ctranslate2.StorageView``, without a copy if possible.
+
+    :param array: a NumPy array, or one in the memory of a GPU.
+    """
     import ctranslate2
 
-    return ctranslate2.StorageView.from_array(np.ascontiguousarray(array))
+    array = np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array
+    return ctranslate2.StorageView.from_array(array)
 
 
 class Encoded:
-    """Output of the encoder, of shape (windows, positions, width).
-
-    It stays on the device. CTranslate2 cannot select rows there, so the first selection copies the whole
-    output to the host: 100 MB for a full batch of whisper-base on a GPU.
+    """Output of the encoder, of shape (windows, positions, width). It stays on the device.
 
     :param on_device: ``ctranslate2.StorageView``.
     """
@@ -62,4 +68,47 @@ class Encoded:
         """The output for some windows, by position."""
         if list(indices) == list(range(self.windows)):
             return self
-        return Encoded.of(self.on_host[list(indices)])
+        return gathered([EncodedRow(self, i) for i in indices])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedRow:
+    """The output for one window. Keeps that of its whole batch in memory.
+
+    :param index: position in ``batch``.
+    """
+
+    batch: Encoded
+    index: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the output for the window, in bytes, if its numbers have 16 bits."""
+        _, positions, width = self.batch.on_device.shape
+        return 2 * int(positions) * int(width)
+
+
+def gathered(rows: Sequence[EncodedRow]) -> Encoded:
+    """Rows of outputs with the same number of positions, as one output.
+
+    On a GPU they are copied from place to place there. If that cannot be done (bfloat16, an old driver), they
+    go through the host: 100 MB for a full batch of whisper-base.
+    """
+    on_gpu = _gathered_on_gpu(rows)
+    if on_gpu is not None:
+        return Encoded(on_gpu)
+    if all(row.batch is rows[0].batch for row in rows):
+        return Encoded.of(rows[0].batch.on_host[[row.index for row in rows]])
+    return Encoded.of(np.stack([row.batch.on_host[row.index] for row in rows]))
+
+
+def _gathered_on_gpu(rows: Sequence[EncodedRow]) -> Any | None:
+    import ctranslate2
+
+    views = [row.batch.on_device for row in rows]
+    if any(v.device != "cuda" or v.dtype == ctranslate2.DataType.bfloat16 for v in views):
+        return None
+    gpu = gpu_memory.gpu(views[0].device_index)
+    if gpu is None:
+        return None
+    return storage_view(gpu.gathered([(view, row.index) for view, row in zip(views, rows, strict=True)]))

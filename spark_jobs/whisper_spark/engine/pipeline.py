@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
-from whisper_spark.audio.features import FULL_FRAMES, Features
+from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.audio.files import AudioFile, FileError
 from whisper_spark.audio.reader import Finished, Opened, Reader
 from whisper_spark.audio.windows import Window
@@ -26,7 +24,7 @@ from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding import cuda
 from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import UnusableDeviceError
-from whisper_spark.decoding.encoder_output import Encoded
+from whisper_spark.decoding.encoder_output import Encoded, EncodedRow
 from whisper_spark.decoding.previous_text import PreviousText
 from whisper_spark.decoding.quality import MIN_LANGUAGE_PROBABILITY
 from whisper_spark.decoding.window_text import WindowText
@@ -330,12 +328,12 @@ class Pipeline:
         """The text of each window, or the window with its next step if it has to be decoded again."""
         windows = [item.window for item in batch]
         texts = [item.text for item in batch if item.text]
-        unsure: dict[int, Features] = {}
+        unsure: dict[int, EncodedRow] = {}
         match batch[0].step:
             case Step.FIRST:
                 texts, unsure = self._first_texts(batch, windows)
             case Step.REFINE:
-                encoded = np.concatenate([item.encoded for item in batch if item.encoded is not None])
+                encoded = [item.encoded for item in batch if item.encoded]
                 texts = self._decoder.refine(encoded, windows, texts, [item.before for item in batch])
             case Step.RETRY:
                 with stage("retry", whole=True):
@@ -350,7 +348,7 @@ class Pipeline:
 
     def _first_texts(
         self, batch: list[QueuedWindow], windows: list[Window]
-    ) -> tuple[list[WindowText], dict[int, Features]]:
+    ) -> tuple[list[WindowText], dict[int, EncodedRow]]:
         """The texts of the first step, and the encoder's output for windows to refine, by position."""
         with stage("encode"):
             encoded = self._decoder.encode(windows, batch[0].context)
@@ -360,9 +358,9 @@ class Pipeline:
         unsure = [i for i, text in enumerate(texts) if self._decoder.is_unsure(text)]
         if not unsure:
             return texts, {}
-        rows = encoded.on_host
-        # Copies, because slices would keep all rows in memory.
-        return texts, {i: rows[i : i + 1].copy() for i in unsure}
+        # A copy, because these rows would keep all others in memory.
+        rows = encoded.rows(unsure)
+        return texts, {i: EncodedRow(rows, place) for place, i in enumerate(unsure)}
 
     def _languages(
         self, encoded: Encoded, batch: list[QueuedWindow]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from whisper_spark.audio.features import FULL_FRAMES, Features
+from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.audio.files import AudioFile, FileError
 from whisper_spark.audio.windows import Window
+from whisper_spark.decoding.encoder_output import EncodedRow
 from whisper_spark.decoding.previous_text import PreviousText
 from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.speakers.diarization import ChannelSpeakers
@@ -70,7 +71,7 @@ class QueuedWindow:
 
     :param context: length of the encoder's input, in frames; for ``RETRY``, that of the step before.
     :param text: result of the steps before.
-    :param encoded: for ``REFINE``: output of the encoder, of shape (1, positions, width).
+    :param encoded: for ``REFINE``: output of the encoder.
     :param before: for ``REFINE``: tokens of the text before the window.
     """
 
@@ -79,7 +80,7 @@ class QueuedWindow:
     context: int
     step: Step = Step.FIRST
     text: WindowText | None = None
-    encoded: Features | None = None
+    encoded: EncodedRow | None = None
     before: tuple[int, ...] = ()
 
     @property
