@@ -61,6 +61,7 @@ class JobRun:
         self._job = job
         self._run = job.run
         self._storage = ObjectStorage(job.staging)
+        self._conf = dict(spark.sparkContext.getConf().getAll())
         self._row_groups = list(row_groups)
         self._files = sum(row_groups)
         self._started = started
@@ -107,12 +108,11 @@ class JobRun:
 
     @property
     def _slots(self) -> int:
-        context = self._spark.sparkContext
-        return slots(dict(context.getConf().getAll()), context.defaultParallelism)
+        return slots(self._conf, self._spark.sparkContext.defaultParallelism)
 
     def _size_shuffles(self) -> None:
         # In small runs, shuffles with Spark's default of 200 partitions take longer than the transcription.
-        if "spark.sql.shuffle.partitions" not in dict(self._spark.sparkContext.getConf().getAll()):
+        if "spark.sql.shuffle.partitions" not in self._conf:
             partitions = max(self._slots, self._files // _ROWS_A_PARTITION)
             self._spark.conf.set("spark.sql.shuffle.partitions", partitions)
 
@@ -174,7 +174,7 @@ class JobRun:
         )
         start, started_at = time.monotonic(), datetime.now(UTC)
         context = self._spark.sparkContext
-        for name, value in task_share(dict(context.getConf().getAll())).items():
+        for name, value in task_share(self._conf).items():
             context.setLocalProperty(name, value)
         context.addJobTag(self._job.id)
         with self._progress(size):
@@ -195,7 +195,7 @@ class JobRun:
             transcribe_started_at=started_at.isoformat(timespec="milliseconds"),
             real_time_factor=round(seconds / elapsed, 3),
             **_telemetry(sums.value),
-            **_task_time(sums.value, self._spark.sparkContext.getConf().get(_GPUS_A_TASK)),
+            **_task_time(sums.value, self._conf.get(_GPUS_A_TASK)),
         )
 
     @contextlib.contextmanager
@@ -237,8 +237,9 @@ class JobRun:
         own = [number for number, file in enumerate(files) if f"-{self._job.id}-" in file.uri]
         index = ranked(self._index(files), [own, self._listed_before(files)])
         chosen = index.where("rank = 1").join(self._manifest, "audio_uri", "left_semi").persist()
-        self._require_all(chosen)
         counts = {row["file"]: row["count"] for row in chosen.groupBy("file").count().collect()}
+        if sum(counts.values()) < self._files:
+            self._require_all(chosen)
         whole = [number for number, count in counts.items() if count == files[number].rows]
         staged = [files[number] for number in whole]
         if len(whole) < len(counts):
