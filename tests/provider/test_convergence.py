@@ -7,10 +7,12 @@ is an explicit example below.
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import preloaded_daemon
 import pytest
 from histories import Expire, Fail, Options, Pass, Put, Race, Remove, Repeat, Resume, Run, Step, World
 from history_engine import BROKEN
@@ -27,18 +29,26 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 def spark() -> Iterator[SparkSession]:
-    """Spark for many small jobs: one slot, one shuffle partition, no compilation of queries."""
+    """Spark for many small jobs: one slot, one partition without shuffles, no compilation of queries."""
     conf = {
         "spark.master": "local[1,1]",
         "spark.default.parallelism": "1",
         "spark.sql.shuffle.partitions": "1",
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        # One partition is joined as it is, but a broadcast is a job of its own.
+        "spark.sql.autoBroadcastJoinThreshold": "-1",
+        # Otherwise each expression asks the JVM where it stands in the Python code, for error messages.
+        "spark.python.sql.dataFrameDebugging.enabled": "false",
+        "spark.python.daemon.module": preloaded_daemon.__name__,
     }
-    with local_session(conf, "history_engine", "standin_engine") as session:
-        # Failures are part of a history.
-        session.sparkContext.setLogLevel("OFF")
-        yield session
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(preloaded_daemon.__file__).parent), prepend=os.pathsep)
+        with local_session(conf, "history_engine", "standin_engine") as session:
+            # Failures are part of a history.
+            session.sparkContext.setLogLevel("OFF")
+            yield session
 
 
 @pytest.fixture(scope="module")

@@ -168,6 +168,9 @@ class World:
     """Files that have ever failed with a transient error."""
 
     def __post_init__(self) -> None:
+        self._catalog = open_catalog(None)
+        # The rows as last read, and what they were read from.
+        self._read: tuple[frozenset[Any], dict[str, Row]] = (frozenset(), {})
         for source in ("calls", "more"):
             self.source(source).mkdir(parents=True)
 
@@ -323,7 +326,7 @@ class World:
             shutil.rmtree(self.folder / "staging", ignore_errors=True)
             self.again += 1
             return
-        table = load_table(open_catalog(None), self.table)
+        table = load_table(self._catalog, self.table)
         if table is not None and (current := table.current_snapshot()) is not None:
             old = [s.snapshot_id for s in table.snapshots() if s.snapshot_id != current.snapshot_id]
             if old:
@@ -384,7 +387,11 @@ class World:
             progress_seconds=30,
         )
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        JobRun(self.session, job, groups, time.monotonic()).run()
+        try:
+            JobRun(self.session, job, groups, time.monotonic()).run()
+        finally:
+            # As at the end of a real job. Spark compares each query with all that are cached.
+            self.session.catalog.clearCache()
 
     def _register(self, run: Discovered) -> None:
         RegisterTranscriptsOperator(task_id="register", manifest=run.manifest).execute(
@@ -398,18 +405,38 @@ class World:
 
         :raises AssertionError: if a file has two rows.
         """
+        files = self._table_files()
+        if files != self._read[0]:
+            self._read = files, self._read_rows()
+        return self._read[1]
+
+    def _read_rows(self) -> dict[str, Row]:
         columns = ["audio_uri", "audio_etag", "status", "error_code", "attempt", "text", "fingerprint", "dt"]
         rows = [
             row
-            for batch in partition_rows(open_catalog(None), self.table, PARTITION, columns=columns)
+            for batch in partition_rows(self._catalog, self.table, PARTITION, columns=columns)
             for row in batch.to_pylist()
         ]
         count = Counter(row["audio_uri"] for row in rows)
         assert not count or max(count.values()) == 1, f"more than one row for a file: {count}"
         return {row["audio_uri"]: row for row in rows}
 
+    def _table_files(self) -> frozenset[tuple[Any, ...]]:
+        """Return what the rows depend on: the table's current metadata, and its files on the disk."""
+        table = load_table(self._catalog, self.table)
+        if table is None:
+            return frozenset()
+        folder = Path(table.location().removeprefix("file://"))
+        found = ((path, path.stat()) for path in folder.rglob("*"))
+        return frozenset(
+            [
+                (table.metadata_location,),
+                *((path, stat.st_size, stat.st_mtime_ns) for path, stat in found if path.is_file()),
+            ]
+        )
+
     def _snapshot(self) -> int | None:
-        return current_snapshot_id(open_catalog(None), self.table)
+        return current_snapshot_id(self._catalog, self.table)
 
     def _listing(self, source: str) -> dict[str, tuple[str, str]]:
         """Return etag and text of each audio file of a source."""
