@@ -10,7 +10,8 @@ from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding import gpu_memory
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.model_shape import ModelShape
-from whisper_spark.decoding.passes import MAX_LENGTH, RETRY_BEAM
+from whisper_spark.decoding.passes import MAX_LENGTH, MAX_NEW_TOKENS, RETRY_BEAM
+from whisper_spark.decoding.previous_text import LONGEST
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,10 @@ _CPU_BATCH_OF_LARGE = 2
 
 # Each decoder has a batch of its own. If the memory has room for fewer windows than these in each, a single
 # decoder with a larger batch is better: it reads the weights less often.
-_LEAST_BATCH_OF_TWO = 16
+_LEAST_BATCH_OF_TWO = 24
+
+# Tokens of a prompt besides text: start, language, task, and so on.
+_SPECIAL_TOKENS = 8
 
 # What a process takes on a GPU besides weights and batches: CUDA's context, and the kernels of CTranslate2.
 _PROCESS_BYTES = 600_000_000
@@ -93,13 +97,19 @@ def _part(device: Device, weights_bytes: int, total: int) -> int:
 
 
 def _that_fits(options: WhisperOptions, device: Device, shape: ModelShape, free_bytes: int) -> int:
-    per_window = shape.window_bytes(
-        beams=max(options.beam_size, RETRY_BEAM),
-        tokens=MAX_LENGTH,
-        number_bytes=4 if options.compute_type in ("float32", "int8_float32") else 2,
-    )
+    number_bytes = 4 if options.compute_type in ("float32", "int8_float32") else 2
+    per_window = shape.window_bytes(tokens=_tokens_in_beams(options), number_bytes=number_bytes)
     fitting = int(free_bytes * _USABLE / max(device.workers, 1) / per_window)
     return max(1, min(_GPU_BATCH, fitting))
+
+
+def _tokens_in_beams(options: WhisperOptions) -> int:
+    """Maximum number of tokens in all beams of a window together, prompts included."""
+    own_prompt = options.initial_prompt or options.hotwords
+    prompt = MAX_LENGTH - MAX_NEW_TOKENS if own_prompt else _SPECIAL_TOKENS
+    refined = options.beam_size * min(prompt + LONGEST + MAX_NEW_TOKENS, MAX_LENGTH)
+    again = max(RETRY_BEAM, options.beam_size, options.best_of) * (prompt + MAX_NEW_TOKENS)
+    return max(refined, again)
 
 
 def total_gpu_bytes(device: Device) -> int | None:

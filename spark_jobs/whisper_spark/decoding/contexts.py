@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.model_shape import ModelShape
@@ -16,24 +18,26 @@ LEAST_FRAMES = 1000
 cannot detect: on 150 prompts of 2 to 10 seconds, whisper-base made 298 word errors with 3 seconds of margin
 and 222 with 5."""
 
-# Lengths are multiples of a step, so that more windows can share a batch. A CPU has small batches, and short
-# contexts save most of its time. A GPU needs full batches: with steps of 10 instead of 2 seconds, an H100
-# transcribed calls with whisper-base 1.4 times as fast. The encoders of large models are too expensive for
-# steps as long.
-_CPU_STEP, _GPU_STEP, _GPU_STEP_OF_LARGE = 200, 1000, 500
+# There are only some lengths, so that more windows can share a batch. A CPU has small batches, and short
+# contexts save most of its time: every even number of seconds. A GPU needs full batches. Most windows of a long
+# file have about 20 seconds of speech, so that one length is that of these with their margin. The encoders of
+# large models cost so much that more lengths are worth their less full batches.
+_ON_CPU = tuple(range(LEAST_FRAMES, FULL_FRAMES + 1, 200))
+_ON_GPU = (1000, 1600, 2400, FULL_FRAMES)
+_ON_GPU_OF_LARGE = (1000, 1400, 1800, 2200, 2400, FULL_FRAMES)
 
 # Width of medium and larger models.
 _LARGE_WIDTH = 1024
 
 
-def context_step(device: Device, shape: ModelShape) -> int:
-    """The step between the lengths of the encoder's input, in frames of 10 ms."""
+def context_lengths(device: Device, shape: ModelShape) -> tuple[int, ...]:
+    """The lengths that the encoder's input may have, in frames of 10 ms, the shortest first."""
     if device.kind == "cpu":
-        return _CPU_STEP
-    return _GPU_STEP_OF_LARGE if shape.width >= _LARGE_WIDTH else _GPU_STEP
+        return _ON_CPU
+    return _ON_GPU_OF_LARGE if shape.width >= _LARGE_WIDTH else _ON_GPU
 
 
-def context_frames(frames: int, step: int) -> int:
-    """Length of the encoder's input for a window of ``frames``: with margin, a multiple of ``step``."""
-    wanted = max(frames + MARGIN_FRAMES, LEAST_FRAMES)
-    return min(FULL_FRAMES, -(-wanted // step) * step)
+def context_frames(frames: int, lengths: Sequence[int]) -> int:
+    """Length of the encoder's input for a window of ``frames``: the shortest with room for the margin."""
+    wanted = min(max(frames + MARGIN_FRAMES, LEAST_FRAMES), FULL_FRAMES)
+    return next(length for length in lengths if length >= wanted)

@@ -25,7 +25,7 @@ from whisper_spark.decoding.batch_size import (
     with_fitting_workers,
 )
 from whisper_spark.decoding.calls import Model
-from whisper_spark.decoding.contexts import context_frames, context_step
+from whisper_spark.decoding.contexts import context_frames, context_lengths
 from whisper_spark.decoding.device import Device, choose_compute_type
 from whisper_spark.decoding.encoder_output import Encoded, EncodedRow, gathered
 from whisper_spark.decoding.language import FileLanguage, languages_of_files
@@ -75,7 +75,7 @@ class WindowDecoder:
         check_options(options, tokenizer, multilingual=self.multilingual)
         free_bytes = free_gpu_bytes(device, weights_bytes)
         self.batch_size = choose_batch_size(options, device, shape, weights_bytes, free_bytes)
-        self._context_step = context_step(device, shape)
+        self._context_lengths = context_lengths(device, shape)
         self._prompts = Prompts(options, tokenizer, multilingual=self.multilingual)
         self._aligner = Aligner(options, self._model, self._prompts)
         self._first = first_pass(options)
@@ -94,7 +94,7 @@ class WindowDecoder:
 
     def context(self, frames: int) -> int:
         """Length of the encoder's input for a window of ``frames``."""
-        return context_frames(frames, self._context_step)
+        return context_frames(frames, self._context_lengths)
 
     def encode(self, windows: Sequence[Window], frames: int) -> Encoded:
         """Run the encoder.

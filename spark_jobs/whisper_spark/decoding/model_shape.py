@@ -51,20 +51,19 @@ class ModelShape:
         feed_forward = positions * _FEED_FORWARD * self.width
         return max(1, _MOST_ELEMENTS // max(attention, feed_forward))
 
-    def window_bytes(self, *, beams: int, tokens: int, number_bytes: int) -> int:
+    def window_bytes(self, *, tokens: int, number_bytes: int) -> int:
         """Peak memory of a window of 30 seconds on a GPU, in bytes, without the weights.
 
         While encoding, these are the attention scores of one layer, before and after softmax, and the
         feed-forward layer. While decoding, these are keys and values of cross-attention and self-attention in
         all layers.
 
-        :param beams: beams of the search.
-        :param tokens: number of tokens of prompt and text.
+        :param tokens: number of tokens of prompt and text, in all beams together.
         :param number_bytes: size of a number, in bytes.
         """
         positions = FULL_FRAMES // _FRAMES_PER_POSITION
         encoding = 2 * self.heads * positions**2 + 2 * positions * _FEED_FORWARD * self.width
-        decoding = 2 * self.decoder_layers * self.width * (positions + beams * tokens)
+        decoding = 2 * self.decoder_layers * self.width * (positions + tokens)
         return number_bytes * max(encoding, decoding)
 
 

@@ -23,7 +23,7 @@ from whisper_spark.decoding.batch_size import (
     with_fitting_workers,
 )
 from whisper_spark.decoding.calls import BatchTooLargeError, Model
-from whisper_spark.decoding.contexts import MARGIN_FRAMES, context_frames, context_step
+from whisper_spark.decoding.contexts import MARGIN_FRAMES, context_frames, context_lengths
 from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import Device
 from whisper_spark.decoding.encoder_output import Encoded
@@ -155,8 +155,8 @@ def test_a_batch_of_one_window_too_many_reaches_ctranslate2_in_no_step(call: Any
         (BASE, 80 * GIB, 64),
         (TURBO, 76 * GIB, 64),
         (TURBO, 22 * GIB, 44),
-        (LARGEST, 76 * GIB, 53),
-        (LARGEST, 20 * GIB, 14),
+        (LARGEST, 76 * GIB, 64),
+        (LARGEST, 20 * GIB, 19),
         (LARGEST, 2 * GIB, 1),
         (LARGEST, 0, 1),
         (LARGEST, None, 64),
@@ -227,18 +227,18 @@ def test_tasks_that_share_a_gpu_leave_memory_to_each_other() -> None:
     [
         (Device("cpu", 0, 1, 1), BASE, [1000, 1200, 1400, 1600, 1800, 2000, 2200, 2400, 2600, 2800, 3000]),
         (Device("cpu", 0, 1, 1), LARGEST, [1000, 1200, 1400, 1600, 1800, 2000, 2200, 2400, 2600, 2800, 3000]),
-        (GPU, SMALL, [1000, 2000, 3000]),
-        (GPU, MEDIUM, [1000, 1500, 2000, 2500, 3000]),
-        (GPU, TURBO, [1000, 1500, 2000, 2500, 3000]),
+        (GPU, SMALL, [1000, 1600, 2400, 3000]),
+        (GPU, MEDIUM, [1000, 1400, 1800, 2200, 2400, 3000]),
+        (GPU, TURBO, [1000, 1400, 1800, 2200, 2400, 3000]),
     ],
 )
 def test_contexts_are_few_where_batches_must_be_full(
     device: Device, shape: ModelShape, contexts: list[int]
 ) -> None:
-    step = context_step(device, shape)
+    possible = context_lengths(device, shape)
     lengths = range(1, FULL_FRAMES + 1)
-    assert sorted({context_frames(frames, step) for frames in lengths}) == contexts
-    assert all(context_frames(f, step) >= min(f + MARGIN_FRAMES, FULL_FRAMES) for f in lengths)
+    assert sorted({context_frames(frames, possible) for frames in lengths}) == contexts
+    assert all(context_frames(f, possible) >= min(f + MARGIN_FRAMES, FULL_FRAMES) for f in lengths)
 
 
 @pytest.mark.parametrize(("asked", "used"), [(238, 238), (239, 238), (1024, 238), (None, 4)])
