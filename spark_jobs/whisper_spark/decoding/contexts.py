@@ -19,9 +19,9 @@ cannot detect: on 150 prompts of 2 to 10 seconds, whisper-base made 298 word err
 and 222 with 5."""
 
 # There are only some lengths, so that more windows can share a batch. A CPU has small batches, and short
-# contexts save most of its time: every even number of seconds. A GPU needs full batches. Most windows of a long
-# file have about 20 seconds of speech, so that one length is that of these with their margin. The encoders of
-# large models cost so much that more lengths are worth their less full batches.
+# contexts save most of its time: every even number of seconds. A GPU needs full batches. Most windows of a
+# long file have about 20 seconds of speech, so that one length is that of these with their margin. The
+# encoders of large models cost so much that more lengths are worth their less full batches.
 _ON_CPU = tuple(range(LEAST_FRAMES, FULL_FRAMES + 1, 200))
 _ON_GPU = (1000, 1600, 2400, FULL_FRAMES)
 _ON_GPU_OF_LARGE = (1000, 1400, 1800, 2200, 2400, FULL_FRAMES)

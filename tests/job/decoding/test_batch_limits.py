@@ -195,10 +195,10 @@ def test_a_host_without_a_gpu_has_no_gpu_memory() -> None:
         (LARGEST, 80 * GIB, {}, 2),
         (LARGEST, 24 * GIB, {}, 1),
         (TURBO, 24 * GIB, {}, 2),
-        (BASE, 8 * GIB, {}, 2),
+        (BASE, 12 * GIB, {}, 2),
         (LARGEST, 24 * GIB, {"num_workers": 2}, 2),
         (LARGEST, 24 * GIB, {"batch_size": 8}, 2),
-        (LARGEST, 80 * GIB, {"batch_size": 64}, 1),
+        (LARGEST, 80 * GIB, {"batch_size": 90}, 1),
         (LARGEST, None, {}, 2),
     ],
 )
