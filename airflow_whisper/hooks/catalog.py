@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from airflow_whisper.config import WAREHOUSE_VARIABLE, warehouse
 from airflow_whisper.table.errors import (
     CatalogConnectionError,
+    CatalogError,
+    CatalogRefusedError,
+    unavailable,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ def open_catalog(conn_id: str | None) -> Catalog:
         together with its tables; for use on one machine.
     :raises CatalogConnectionError: if the connection does not exist or has another type, if PyIceberg lacks
         a package for it, or if the embedded catalog would be lost with the machine that a task runs on.
+    :raises CatalogRefusedError: if the catalog refuses the connection's credentials or properties.
+    :raises CatalogError: if the catalog cannot be reached.
     """
     return _embedded_catalog(_embedded_folder()) if conn_id is None else _connected_catalog(conn_id)
 
@@ -119,6 +124,25 @@ def _connected_catalog(conn_id: str) -> Catalog:
             f"the catalog of connection {conn_id!r} needs the Python package {error.name!r}: install it on "
             "the Airflow workers (for AWS: pip install 'airflow-provider-whisper[amazon]')"
         ) from error
+    except CatalogError:
+        raise
+    except Exception as error:
+        if unavailable(error):
+            raise CatalogError(
+                f"the catalog of connection {conn_id!r} cannot be reached{_at(connection)}: {error}. Does it "
+                "run, and can this worker reach it? If the address is wrong, correct the connection"
+            ) from error
+        raise CatalogRefusedError(
+            f"the catalog of connection {conn_id!r} cannot be opened{_at(connection)}: {error}. Check the "
+            "connection: host, login and password (an OAuth2 client), and its extra, the properties of "
+            "PyIceberg's catalogs"
+        ) from error
+
+
+def _at(connection: Any) -> str:
+    """The address of a catalog, if the connection has one. An address with a password stays unsaid."""
+    host = str(connection.host or "")
+    return f" at {host}" if host and "@" not in host else ""
 
 
 def _load_catalog(connection: Any) -> Catalog:

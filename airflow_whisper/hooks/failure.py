@@ -14,6 +14,10 @@ _KNOWN = (
         f"there is no Java on this machine: {_JAVA}",
     ),
     (
+        re.compile(r"/bin/java: (No such file or directory|Permission denied|cannot execute)"),
+        f"JAVA_HOME names a folder without a Java that can be run: {_JAVA}",
+    ),
+    (
         re.compile(r"UnsupportedClassVersionError|requires Java \d+"),
         f"the Java on this machine is too old: {_JAVA}",
     ),

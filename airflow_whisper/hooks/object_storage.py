@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.errors import ConfigurationError
 from whisper_spark.storage.clients import check_endpoint
-from whisper_spark.storage.objects import ObjectStorage, StorageError, normalise_uri
+from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage, StorageError, normalise_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -42,6 +43,10 @@ _PROVIDERS = {
 # Settings whose values are the contents of files, which may contain line breaks.
 _TEXTS = ("root_certificate", "google_service_account_key")
 
+# Parts of the messages of stores: a bucket, or a key, that they do not know.
+_NO_BUCKET = "there is no bucket"
+_UNKNOWN_KEY = re.compile(r"SignatureDoesNotMatch|InvalidAccessKeyId")
+
 _SECRET_KEYS = ("secret", "token", "sas_key", "account_key", "service_account_key")
 
 
@@ -56,6 +61,31 @@ def object_storage(conn_id: str | None, uri: str, *, connection: Any = None) -> 
     :raises InvalidConnectionError: see :func:`storage_config`.
     """
     return ObjectStorage(storage_config(conn_id, uri, connection=connection))
+
+
+@contextmanager
+def explained_access(argument: str, conn_id: str | None) -> Iterator[None]:
+    """Use it around requests to a store: its errors then name the argument and the connection to look at.
+
+    :param argument: argument of the operator that names the place, for example ``"source"``.
+    :param conn_id: the connection that was used; ``None``: ambient credentials.
+    :raises ConfigurationError: for a bucket that does not exist and for credentials that the store does not
+        know, because a retry cannot help.
+    """
+    try:
+        yield
+    except StorageError as error:
+        used = f"connection {conn_id!r}" if conn_id else "the credentials of this machine"
+        said = f"{argument}: {str(error).rstrip('.')}."
+        if _NO_BUCKET in str(error):
+            hint = f"Check `{argument}`, and the endpoint of {used}"
+            raise ConfigurationError(f"{said} {hint}") from error
+        if _UNKNOWN_KEY.search(str(error)):
+            raise ConfigurationError(f"{said} Correct the key of {used}") from error
+        if isinstance(error, ObjectNotFound):
+            raise
+        hint = f"This request used {used}: check its permissions and its endpoint"
+        raise type(error)(f"{said} {hint}") from error
 
 
 def storage_config(conn_id: str | None, uri: str, *, connection: Any = None) -> dict[str, str]:

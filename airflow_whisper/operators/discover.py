@@ -81,7 +81,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
     :param source: folder with the partition's audio, listed recursively: ``s3://``, ``gs://``, ``az://``,
         ``abfss://``, ``file://`` or a local path on the worker.
     :param partition: the partition of the table, for example ``{"dt": "{{ ds }}"}``.
-    :param table: ``namespace.table``. It need not exist yet.
+    :param table: ``namespace.table``. If it does not exist and there is audio to transcribe, it is created,
+        empty, and its folder is checked to be writable.
     :param staging: folder in which runs keep their files until they are registered; must be outside
         ``source``.
     :param options: transcription options: :class:`WhisperOptions`, or a dict of its fields, for example from
@@ -254,7 +255,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         from airflow_whisper.discovery.comparison import Comparison
         from airflow_whisper.discovery.manifest import write_run
         from airflow_whisper.hooks.catalog import open_catalog
-        from airflow_whisper.hooks.object_storage import object_storage
+        from airflow_whisper.hooks.object_storage import explained_access, object_storage
         from airflow_whisper.operators.run_estimate import run_estimate
 
         with wrong_configuration():
@@ -266,7 +267,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         catalog = open_catalog(optional(self.catalog_conn_id))
         with Comparison() as comparison:
             target, rows = self._add_rows(comparison, catalog)
-            self._add_listing(comparison, source_storage)
+            with explained_access("source", source_conn_id):
+                self._add_listing(comparison, source_storage)
             self._tell_of_left_out(context, comparison)
             counts = comparison.compare(target.options.fingerprint(), self._rules(), target.source)
             if counts.audio == 0:
@@ -281,7 +283,9 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             expected = run_estimate(comparison, target, catalog, source_storage)
             if boolean("dry_run", self.is_dry_run):
                 self._end_dry_run(context, target, counts, expected)
-            run = write_run(comparison, counts, target, staging_storage)
+            self._prepare_table(catalog, target)
+            with explained_access("staging", staging_conn_id or source_conn_id):
+                run = write_run(comparison, counts, target, staging_storage)
         self._run = run
         self._log_summary(run, counts, expected)
         self._tell_of_pool()
@@ -294,6 +298,15 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             "audio_bytes": run.audio_bytes,
             "estimate": expected.to_dict() if expected else None,
         }
+
+    def _prepare_table(self, catalog: Catalog, target: Target) -> None:
+        """Create the table if nothing has been published yet: better to fail now than after the job."""
+        from airflow_whisper.table.warehouse import prepare_new_table
+
+        if target.base_snapshot_id is None:
+            conn_id = optional(self.catalog_conn_id)
+            name = f"connection {conn_id!r}" if conn_id else "this machine"
+            prepare_new_table(catalog, target.table, target.partition, name)
 
     def _skip(self, context: Context, reason: str) -> NoReturn:
         push_outcome(context, reason)

@@ -13,6 +13,13 @@ class CatalogConnectionError(CatalogError, AirflowFailException):
     """The catalog's Airflow connection is missing, of another type, or unusable. A retry cannot help."""
 
 
+class CatalogRefusedError(CatalogError, AirflowFailException):
+    """The catalog or the store of its tables refuses what the connection says. A task does not retry it.
+
+    A trigger goes on, because catalogs refuse for a while what they accept again.
+    """
+
+
 class TableMismatchError(CatalogError, AirflowFailException):
     """A table of this name exists, but cannot hold transcripts of this partition. A retry cannot help."""
 
@@ -23,3 +30,14 @@ class PartitionConflictError(CatalogError):
 
 class RegistrationError(CatalogError):
     """The staged rows do not match the manifest, or the commit failed."""
+
+
+def unavailable(error: BaseException) -> bool:
+    """Whether a catalog cannot be reached or used at the moment, so that a retry may help."""
+    from pyiceberg.exceptions import ServerError, ServiceUnavailableError, TooManyRequestsError
+    from requests import ConnectionError as NoConnection
+    from requests import Timeout
+    from sqlalchemy.exc import OperationalError
+
+    passing = (ServerError, ServiceUnavailableError, TooManyRequestsError, NoConnection, Timeout)
+    return isinstance(error, (*passing, OperationalError))

@@ -24,7 +24,7 @@ from whisper_spark.contract import WhisperOptions, speed_options
 from whisper_spark.contract.text import visible
 from whisper_spark.doctor.host import HostPlan
 from whisper_spark.progress.reports import PROGRESS_SECONDS
-from whisper_spark.spark.cluster import ExecutorWatch, gpu_problem
+from whisper_spark.spark.cluster import ExecutorWatch, MasterUnreachableError, check_master, gpu_problem
 from whisper_spark.spark.conf import spark_defaults
 from whisper_spark.spark.failures import (
     CheckFailedError,
@@ -71,6 +71,7 @@ credentials:
 _SPEAKING_ERRORS = (
     AllFilesFailError,
     CheckFailedError,
+    MasterUnreachableError,
     MissingPackagesError,
     StagingError,
     StorageError,
@@ -178,6 +179,7 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
     """Run the job on a parsed command line. Writes ``result.json`` at the end and returns its content.
 
     :raises ValueError: for invalid options, properties or credentials, and for a file that is no manifest.
+    :raises MasterUnreachableError: when the standalone master accepts no connections.
     :raises MissingPackagesError: when executors lack Python packages.
     :raises StorageError: when the manifest cannot be read, or staging cannot be written.
     :raises StagingError: when rows are missing from staging at the end.
@@ -189,6 +191,7 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
     storage = ObjectStorage(credentials["staging"])
     run, manifest = read_manifest(normalise_uri(arguments.manifest), storage)
     options = speed_options(run.options, overrides)
+    check_master(conf)
     spark = _session(_settings(conf, options))
     try:
         # Imported only now, because these modules need the Python path that the session sets.
@@ -230,6 +233,7 @@ def run_check(arguments: argparse.Namespace) -> None:
     else:
         options = WhisperOptions.from_dict(overrides)
         plan = HostPlan(options, arguments.source, arguments.staging, credentials)
+    check_master(conf)
     spark = _session(_settings(conf, plan.options) | check_conf(conf))
     try:
         check_cluster(spark, plan)

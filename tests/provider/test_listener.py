@@ -78,6 +78,17 @@ class Ended:
             XComModel.set(OUTCOME_KEY, outcome, **where, serialize=False, session=self.session)
         self.session.flush()
 
+    def start(self, then: str = "RUNNING") -> str | None:
+        """What the scheduler does when it starts the run, or sees it fail; returns the note."""
+        from airflow.utils.state import DagRunState
+
+        self.run.state = DagRunState[then]
+        self.run.notify_dagrun_state_changed(msg="started")
+        self.session.flush()
+        self.session.expire(self.run)
+        note: str | None = self.run.note
+        return note
+
     def end(self) -> str | None:
         from airflow.utils.state import DagRunState
 
@@ -141,6 +152,57 @@ def test_runs_of_other_dags_are_left_alone(session: Any) -> None:
     other = Ended(dag, session)
     other.discover_says("up to date", task_id="nothing")
     assert other.end() is None
+
+
+def in_pool(session: Any, dag_id: str, pool: str | None, **default_args: Any) -> Ended:
+    with DAG(dag_id, schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)) as dag:
+        transcribe_partition(
+            source="s3://b/a",
+            partition={"dt": "1"},
+            table="a.b",
+            staging="s3://b/s",
+            pool=pool,
+            default_args=default_args,
+        )
+    return Ended(dag, session)
+
+
+def create_pool(session: Any, name: str) -> None:
+    from airflow.models.pool import Pool
+
+    session.add(Pool(pool=name, slots=1, include_deferred=False))
+    session.flush()
+
+
+def test_note_names_a_pool_that_does_not_exist_as_soon_as_the_run_starts(session: Any) -> None:
+    run = in_pool(session, "waits", "gpu jobs")
+    note = run.start()
+    assert note
+    assert note.startswith(f"{PREFIX}the pool 'gpu jobs' does not exist")
+    assert "transcribe.transcribe" in note
+    assert "airflow pools set 'gpu jobs' 1" in note
+    create_pool(session, "gpu jobs")
+    # It was cleared, or failed for another reason.
+    assert run.start("FAILED") is None
+    assert run.start() is None
+
+
+def test_note_names_the_pool_of_discover_as_well(session: Any) -> None:
+    note = in_pool(session, "waits_at_once", None, pool="nowhere").start()
+    assert note
+    assert "so Airflow never starts transcribe.discover" in note
+
+
+def test_run_with_pools_that_exist_has_no_note(session: Any) -> None:
+    create_pool(session, "there")
+    assert in_pool(session, "goes_on", "there").start() is None
+    assert in_pool(session, "needs_none", None).start() is None
+
+
+def test_note_of_an_earlier_try_goes_when_the_run_starts_again(ended: Ended) -> None:
+    ended.discover_says("up to date")
+    assert ended.end()
+    assert ended.start() is None
 
 
 def test_note_of_a_run_over_many_partitions_is_short() -> None:

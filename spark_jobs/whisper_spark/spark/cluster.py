@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ _CERTAIN_SECONDS = 10.0
 _UNCERTAIN_SECONDS = 45.0
 
 _MASTER_TIMEOUT_SECONDS = 3.0
+_MASTER_TRIES = 4
+_MASTER_PAUSE_SECONDS = 3.0
 _DEFAULT_MASTER_UI_PORT = "8080"
 
 # Spark's units of memory, in MiB (JavaUtils.byteStringAs); a number without a unit is in MiB.
@@ -58,6 +62,56 @@ def gpu_problem(conf: Mapping[str, str]) -> str | None:
             f"{_GPU}.vendor=nvidia.com in conf"
         )
     return None
+
+
+# --- the master --------------------------------------------------------------------------------------
+
+
+class MasterUnreachableError(RuntimeError):
+    """Nothing answers at the address of a standalone master. The message says what to check."""
+
+
+def check_master(
+    conf: Mapping[str, str], *, tries: int = _MASTER_TRIES, pause: float = _MASTER_PAUSE_SECONDS
+) -> None:
+    """Check that one of the standalone masters accepts connections; for other clusters, check nothing.
+
+    Spark itself tries for a minute, and then reports a stopped context instead of the reason.
+
+    :param tries: how often to try, because a master that is being replaced comes back.
+    :param pause: seconds between two tries.
+    :raises MasterUnreachableError: if none does.
+    """
+    master = conf.get("spark.master", "")
+    if not master.startswith("spark://"):
+        return
+    reasons: list[str] = []
+    for number in range(tries):
+        if number:
+            time.sleep(pause)
+        reasons = []
+        for address in master.removeprefix("spark://").split(","):
+            reason = _unreachable(address)
+            if reason is None:
+                return
+            reasons.append(f"{address}: {reason}")
+    raise MasterUnreachableError(
+        f"cannot connect to the Spark master {master} ({'; '.join(reasons)}). Does it run, and can this "
+        "machine reach it? Otherwise correct host and port in the Spark connection: the page of the master "
+        "shows its address"
+    )
+
+
+def _unreachable(address: str) -> str | None:
+    """Why an address ``host:port`` accepts no connection; ``None`` if it does."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_MASTER_TIMEOUT_SECONDS):
+            return None
+    except ValueError:
+        return "it must be written host:port"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 # --- executors that do not start ---------------------------------------------------------------------

@@ -66,7 +66,17 @@ def explained_imports(context: SparkContext) -> Iterator[None]:
         missing = _missing_on_executors(context)
         if not missing:
             raise
-        raise MissingPackagesError("; ".join(missing)) from error
+        raise MissingPackagesError("; ".join(missing) + _other_interpreter(context)) from error
+
+
+def _other_interpreter(context: SparkContext) -> str:
+    """The other way out for those who have installed the packages, but for another interpreter."""
+    if context.getConf().get("spark.pyspark.python"):
+        return ""
+    return (
+        ". Or, if another interpreter on the executors has them, name that one in conf: spark.pyspark.python "
+        "is not set"
+    )
 
 
 def _lacks_package(error: BaseException) -> bool:

@@ -94,6 +94,8 @@ def test_job_names_all_packages_that_executors_lack_at_once(spark: SparkSession,
     told = str(caught.value)
     assert re.search(rf"{sys.executable} on host \S+ lacks pandas, pyarrow, obstore, numpy, faster", told)
     assert "pip install 'pandas>=2.2,<3'" in told
+    # The packages may be in another interpreter, of which Spark was not told.
+    assert "name that one in conf: spark.pyspark.python is not set" in told
     assert is_wrong_configuration(caught.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,14 @@ from typing import Any
 import pytest
 
 from whisper_spark.spark import cluster
-from whisper_spark.spark.cluster import ExecutorWatch, executor_size, gpu_problem, why_no_executor
+from whisper_spark.spark.cluster import (
+    ExecutorWatch,
+    MasterUnreachableError,
+    check_master,
+    executor_size,
+    gpu_problem,
+    why_no_executor,
+)
 
 
 def worker(cores: int, memory: int, gpus: int = 0, used: int = 0, state: str = "ALIVE") -> dict[str, Any]:
@@ -198,3 +206,32 @@ def test_job_with_an_executor_or_a_local_master_says_nothing(
     with ExecutorWatch(local) as watch:
         assert watch._thread.ident is None
     assert caplog.records == []
+
+
+# --- the master ---------------------------------------------------------------------------------------------
+
+
+def test_master_that_answers_is_found_among_several() -> None:
+    with master([]) as page, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        down, up = closed.getsockname()[1], page["spark.master.ui.port"]
+        check_master({"spark.master": f"spark://127.0.0.1:{down},127.0.0.1:{up}"}, tries=1)
+
+
+def test_master_that_does_not_answer_is_named_with_the_reason() -> None:
+    # Bound, but not listening: nothing else can take the port meanwhile.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(MasterUnreachableError) as failed:
+            check_master({"spark.master": f"spark://{address}"}, tries=2, pause=0.01)
+    assert f"cannot connect to the Spark master spark://{address}" in str(failed.value)
+    assert "Connection refused" in str(failed.value)
+    assert "Spark connection" in str(failed.value)
+    with pytest.raises(MasterUnreachableError, match="host:port"):
+        check_master({"spark.master": "spark://master"}, tries=1)
+
+
+def test_masters_of_other_clusters_are_not_asked() -> None:
+    for name in ("local[2]", "yarn", "k8s://https://no-such-host.example:6443"):
+        check_master({"spark.master": name}, tries=1)

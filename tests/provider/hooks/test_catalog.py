@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 from lakes import (
     TABLE,
     change,
@@ -15,11 +16,10 @@ from lakes import (
     uris,
 )
 from pyiceberg.catalog.sql import SqlCatalog
+from servers import S3Server, free_ports
 
 from airflow_whisper.hooks.catalog import open_catalog
-from airflow_whisper.table.errors import (
-    CatalogConnectionError,
-)
+from airflow_whisper.table.errors import CatalogConnectionError, CatalogError, CatalogRefusedError
 from airflow_whisper.table.replace import replace_rows
 
 
@@ -82,6 +82,43 @@ def test_iceberg_connection_reaches_a_rest_catalog_that_checks_signatures(
     assert registered is not None
     assert registered.table_location.startswith("s3://")
     assert uris(open_catalog("lake")) == ["a", "b"]
+
+
+def oauth(s3: S3Server, **changes: Any) -> str:
+    """A connection to the same catalog for an OAuth2 client."""
+    tokens = f"{s3.iceberg_uri}/v1/oauth/tokens"
+    connection = {
+        "conn_type": "iceberg",
+        "host": s3.iceberg_uri,
+        "login": s3.access_key,
+        "password": s3.secret_key,
+        "extra": {"warehouse": "lake", "oauth2-server-uri": tokens},
+    }
+    return json.dumps({**connection, **changes})
+
+
+def test_iceberg_connection_with_a_wrong_client_is_refused_and_not_tried_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", oauth(s3))
+    open_catalog("lake")
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", oauth(s3, password="another-secret"))
+    with pytest.raises(
+        CatalogRefusedError, match=r"'lake' cannot be opened at http.*Check.*password"
+    ) as refused:
+        open_catalog("lake")
+    assert isinstance(refused.value, AirflowFailException)
+    assert "another-secret" not in str(refused.value)
+
+
+def test_catalog_that_is_down_may_come_back(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    there = f"http://127.0.0.1:{port}"
+    extra = {"warehouse": "lake", "oauth2-server-uri": f"{there}/v1/oauth/tokens"}
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", oauth(s3, host=there, extra=extra))
+    with pytest.raises(CatalogError, match=f"'lake' cannot be reached at {there}") as failed:
+        open_catalog("lake")
+    assert not isinstance(failed.value, AirflowFailException)
 
 
 def test_iceberg_connection_reaches_a_sql_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from servers import S3Server
 
-from airflow_whisper.hooks.object_storage import InvalidConnectionError, object_storage, storage_config
+from airflow_whisper.errors import ConfigurationError
+from airflow_whisper.hooks.object_storage import (
+    InvalidConnectionError,
+    explained_access,
+    object_storage,
+    storage_config,
+)
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema
 from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage, StorageError
 from whisper_spark.storage.parquet import open_parquet, read_run
@@ -368,3 +374,53 @@ def test_what_is_no_manifest_is_named(tmp_path: Path) -> None:
         read_run(f"file://{tmp_path}/other.parquet", storage)
     with pytest.raises(ObjectNotFound):
         read_run(f"file://{tmp_path}/missing.parquet", storage)
+
+
+# --- requests that fail -------------------------------------------------------------------------------------
+
+
+def refusal(s3: S3Server, uri: str, monkeypatch: pytest.MonkeyPatch, **changes: str) -> Exception:
+    """What a listing with this connection says."""
+    monkeypatch.setenv("AIRFLOW_CONN_CALLS_S3", json.dumps({**json.loads(s3.connection), **changes}))
+    with pytest.raises((StorageError, ConfigurationError)) as failed, explained_access("source", "calls_s3"):
+        list(object_storage("calls_s3", uri).list(uri))
+    return failed.value
+
+
+def test_wrong_bucket_is_told_with_the_connection_and_not_tried_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = refusal(s3, "s3://no-such-bucket/raw/", monkeypatch)
+    assert isinstance(error, ConfigurationError)
+    assert "there is no bucket s3://no-such-bucket. Check `source`" in str(error)
+    assert "'calls_s3'" in str(error)
+
+
+def test_wrong_key_is_told_with_the_connection_and_not_tried_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for field in ("login", "password"):
+        error = refusal(s3, f"s3://{s3.bucket()}/raw/", monkeypatch, **{field: "another-value"})
+        assert isinstance(error, ConfigurationError)
+        assert "Correct the key of connection 'calls_s3'" in str(error)
+        assert "another-value" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("conn_id", "named"), [("calls_s3", "connection 'calls_s3'"), (None, "the credentials of this machine")]
+)
+def test_store_that_cannot_be_reached_is_told_with_the_connection_and_tried_again(
+    conn_id: str | None, named: str
+) -> None:
+    told = f"^staging: .* {named}: check .* endpoint"
+    with pytest.raises(StorageError, match=told) as failed, explained_access("staging", conn_id):
+        raise StorageError("cannot access s3://calls/a: HTTP error: error sending request")
+    assert not isinstance(failed.value, ConfigurationError)
+
+
+def test_object_that_is_missing_is_told_as_it_is() -> None:
+    with (
+        pytest.raises(ObjectNotFound, match=r"^s3://calls/a does not exist$"),
+        explained_access("source", None),
+    ):
+        raise ObjectNotFound("s3://calls/a does not exist")

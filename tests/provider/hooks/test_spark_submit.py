@@ -100,6 +100,11 @@ Caused by: java.net.ConnectException: Connection refused"""
         ("JAVA_HOME is not set", 1, "Java 17 or newer"),
         ("/opt/spark/bin/spark-class: line 71: java: command not found", 127, "Java 17 or newer"),
         (
+            "/opt/spark/bin/spark-class: line 71: /opt/java/bin/java: No such file or directory",
+            1,
+            "JAVA_HOME names a folder without a Java",
+        ),
+        (
             'Exception in thread "main" java.lang.UnsupportedClassVersionError: org/apache/spark/Main',
             1,
             "too old: install Java 17 or newer",
@@ -124,6 +129,7 @@ def test_cause_is_found_in_the_output(output: str, status: int, cause: str) -> N
         ("whisper: failed: --options must be a JSON object", 2, True),
         ("whisper: failed: s3://b/a.wav: no permission", 1, False),
         ("JAVA_HOME is not set", 1, True),
+        ("spark-class: line 71: /opt/java/bin/java: No such file or directory", 1, True),
         ("Error: Unrecognized option: --nope", 1, True),
         (AWAIT, 1, False),
         ("whisper: Spark application app-1\nError: of some library", 137, False),

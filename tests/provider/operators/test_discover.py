@@ -24,6 +24,7 @@ from servers import S3Server
 from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
 from airflow_whisper.discovery.errors import DiscoveryError
 from airflow_whisper.discovery.locations import source_root
+from airflow_whisper.errors import ConfigurationError
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.operators.discover import DiscoverAudioOperator
@@ -701,7 +702,7 @@ def test_missing_bucket_always_fails(
     place = SimpleNamespace(
         source="s3://no-such-bucket/raw", staging=f"file://{tmp_path}/s", conn_id="seaweed"
     )
-    with pytest.raises(ObjectNotFound, match="there is no bucket s3://no-such-bucket"):
+    with pytest.raises(ConfigurationError, match=r"no bucket s3://no-such-bucket\. Check `source`"):
         discover(place, on_missing_source="skip")
 
 
@@ -713,7 +714,7 @@ def test_refused_access_always_fails(
     place = SimpleNamespace(
         source=f"s3://{s3.bucket('closed')}/raw", staging=f"file://{tmp_path}/s", conn_id="wrong"
     )
-    with pytest.raises(ObjectForbidden, match="no permission to access s3://closed"):
+    with pytest.raises(ConfigurationError, match="no permission to access s3://closed"):
         discover(place, on_missing_source="skip")
 
 
@@ -810,6 +811,20 @@ def test_wrong_argument_that_a_template_gives_is_not_retried(catalog_env: Simple
     task.pattern = "["
     with pytest.raises(AirflowFailException, match="without a"):
         task.execute({})
+
+
+def test_table_that_could_not_be_written_is_refused_before_there_is_a_manifest(
+    place: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    extra = {"type": "sql", "uri": f"sqlite:///{tmp_path}/c.db", "warehouse": f"file://{tmp_path}/file/below"}
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps({"conn_type": "iceberg", "extra": extra}))
+    with pytest.raises(AirflowFailException, match="cannot be created in the catalog of connection 'lake'"):
+        discover(place, catalog_conn_id="lake")
+    assert not place.storage.any_under(place.staging)
+    # A dry run writes nothing, so it does not ask.
+    with pytest.raises(AirflowSkipException, match="dry run"):
+        discover(place, catalog_conn_id="lake", dry_run=True)
 
 
 def test_remote_staging_with_the_embedded_catalog_is_a_warning(
