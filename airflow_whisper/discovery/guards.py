@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from airflow_whisper.discovery.errors import DiscoveryError
+from airflow_whisper.discovery.locations import anything_under
 from whisper_spark.contract import partition_path
 
 if TYPE_CHECKING:
     from airflow_whisper.discovery.audio_filter import AudioFilter
     from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
     from airflow_whisper.discovery.manifest import Target
+    from whisper_spark.storage.objects import ObjectStorage
 
 
 def check_some_match(comparison: Comparison, source: str, audio_filter: AudioFilter) -> None:
@@ -31,6 +33,32 @@ def check_some_match(comparison: Comparison, source: str, audio_filter: AudioFil
         f"is audio: {unmatched:,} do not match {audio_filter}, {sidecars:,} are sidecar files such as .json. "
         'Check `pattern` and `extensions`; if a partition may be without audio, set on_missing_source="skip"'
     )
+
+
+def check_removals(
+    comparison: Comparison,
+    counts: Counts,
+    rules: Rules,
+    target: Target,
+    rows: int,
+    storage: ObjectStorage,
+    root: str,
+) -> None:
+    """Check that a run removes rows because their audio is gone, and not because its source is wrong.
+
+    :param rows: current number of rows in the partition.
+    :param storage: storage of the source.
+    :param root: the part of the source that all partitions share.
+    :raises DiscoveryError: if the source does not exist, or more rows would be removed than
+        ``max_removed_rate`` allows.
+    """
+    if not (counts.audio or comparison.left_out() or anything_under(storage, root)):
+        raise DiscoveryError(
+            f"source {target.source} does not exist: there is nothing under {root}. So no row of "
+            f"partition {partition_path(target.partition)} of {target.table} is removed. Check the "
+            "argument `source`; if all audio was deleted on purpose, put any object there"
+        )
+    check_removed_rate(comparison, counts, rules, target, rows)
 
 
 def check_removed_rate(

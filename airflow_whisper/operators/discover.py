@@ -11,14 +11,15 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_whisper.discovery.audio_filter import AudioFilter, extension_tuple
 from airflow_whisper.discovery.errors import DiscoveryError
 from airflow_whisper.discovery.estimate import work_text
-from airflow_whisper.discovery.guards import check_removed_rate, check_some_match
-from airflow_whisper.discovery.locations import (
-    anything_under,
-    check_locations,
-    check_source_exists,
-    source_root,
-)
+from airflow_whisper.discovery.guards import check_removals, check_some_match
+from airflow_whisper.discovery.locations import check_locations, check_source_exists, source_root
 from airflow_whisper.errors import wrong_configuration
+from airflow_whisper.operators.discover_log import (
+    log_left_out,
+    log_pools,
+    log_run,
+    warn_of_embedded_catalog,
+)
 from airflow_whisper.outcome import push_outcome
 from airflow_whisper.templates import (
     TextTemplates,
@@ -30,7 +31,7 @@ from airflow_whisper.templates import (
     text,
     whisper_options,
 )
-from airflow_whisper.watch.partition_templates import check_formats, modified_partition
+from airflow_whisper.watch.partition_templates import check_formats, modified_in
 from whisper_spark.contract import WhisperOptions, check_partition, partition_path
 from whisper_spark.storage.objects import ObjectNotFound
 
@@ -43,10 +44,6 @@ if TYPE_CHECKING:
     from airflow_whisper.discovery.manifest import Target
     from whisper_spark.contract import Run
     from whisper_spark.storage.objects import ObjectStorage
-
-
-# Airflow's name of the pool that always exists.
-_DEFAULT_POOL = "default_pool"
 
 
 class DiscoverAudioOperator(TextTemplates, BaseOperator):
@@ -256,25 +253,31 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         from airflow_whisper.discovery.manifest import write_run
         from airflow_whisper.hooks.catalog import open_catalog
         from airflow_whisper.hooks.object_storage import explained_access, object_storage
+        from airflow_whisper.operators.run_comparison import add_listing, add_rows
         from airflow_whisper.operators.run_estimate import run_estimate
 
         with wrong_configuration():
             self._take_rendered()
-        self._warn_of_embedded_catalog()
+        warn_of_embedded_catalog(self.log, optional(self.catalog_conn_id), self.staging)
         source_conn_id, staging_conn_id = optional(self.source_conn_id), optional(self.staging_conn_id)
         source_storage = object_storage(source_conn_id, self.source)
         staging_storage = object_storage(staging_conn_id or source_conn_id, self.staging)
         catalog = open_catalog(optional(self.catalog_conn_id))
         with Comparison() as comparison:
-            target, rows = self._add_rows(comparison, catalog)
+            target = self._target(catalog)
+            rows = add_rows(comparison, catalog, target)
+            belongs = modified_in(self.partition_from_modified or {}, self.partition)
             with explained_access("source", source_conn_id):
-                self._add_listing(comparison, source_storage)
-            self._tell_of_left_out(context, comparison)
+                add_listing(comparison, source_storage, self.source, self._audio_filter(), belongs, self.log)
+            left_out = comparison.left_out()
+            _push(context, {"left_out": left_out})
+            log_left_out(self.log, self.source, left_out)
             counts = comparison.compare(target.options.fingerprint(), self._rules(), target.source)
             if counts.audio == 0:
                 self._check_no_audio(context, comparison, counts, target, rows, source_storage)
             if counts.files["removed"]:
-                self._check_removals(comparison, counts, target, rows, source_storage)
+                root = source_root(target.source, self.partition)
+                check_removals(comparison, counts, self._rules(), target, rows, source_storage, root)
             if counts.nothing_to_do:
                 self._skip(
                     context,
@@ -287,8 +290,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             with explained_access("staging", staging_conn_id or source_conn_id):
                 run = write_run(comparison, counts, target, staging_storage)
         self._run = run
-        self._log_summary(run, counts, expected)
-        self._tell_of_pool()
+        log_run(self.log, run, counts, expected)
+        log_pools(self.log, self.downstream_list if self.get_dag() else ())
         return {
             "manifest_uri": run.manifest_uri,
             "manifest_id": run.manifest_id,
@@ -298,6 +301,21 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             "audio_bytes": run.audio_bytes,
             "estimate": expected.to_dict() if expected else None,
         }
+
+    def _target(self, catalog: Catalog) -> Target:
+        from airflow_whisper.discovery.manifest import Target
+        from airflow_whisper.table.read import current_snapshot_id, table_partition
+        from whisper_spark.storage.objects import normalise_uri
+
+        return Target(
+            table=self.table,
+            partition=table_partition(catalog, self.table, self.partition),
+            source=normalise_uri(self.source),
+            staging=normalise_uri(self.staging),
+            options=whisper_options(self.options),
+            base_snapshot_id=current_snapshot_id(catalog, self.table),
+            max_attempts=int(self.max_attempts),
+        )
 
     def _prepare_table(self, catalog: Catalog, target: Target) -> None:
         """Create the table if nothing has been published yet: better to fail now than after the job."""
@@ -316,47 +334,13 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         self, context: Context, target: Target, counts: Counts, expected: Estimate | None
     ) -> NoReturn:
         """Push what a run would do and cost, and skip this task and those downstream."""
-        if "ti" in context:
-            values = {
-                "counts": counts.files,
-                "audio_bytes": counts.audio_bytes,
-                "estimate": expected.to_dict() if expected else None,
-            }
-            for key, value in values.items():
-                context["ti"].xcom_push(key=key, value=value)
+        estimate = expected.to_dict() if expected else None
+        _push(context, {"counts": counts.files, "audio_bytes": counts.audio_bytes, "estimate": estimate})
         self._skip(
             context,
             f"dry run of partition {partition_path(target.partition)} of {target.table}: {counts}. "
             f"To transcribe: {work_text(counts.to_transcribe, counts.audio_bytes, expected)}",
         )
-
-    def _warn_of_embedded_catalog(self) -> None:
-        from whisper_spark.storage.objects import normalise_uri
-
-        if optional(self.catalog_conn_id) is None and not normalise_uri(self.staging).startswith("file://"):
-            self.log.warning(
-                "Staging is %s, but without catalog_conn_id the table goes into the embedded catalog on the "
-                "disk of this machine. Create an Airflow connection of type 'iceberg' for your catalog, and "
-                "pass its id as catalog_conn_id",
-                self.staging,
-            )
-
-    def _tell_of_pool(self) -> None:
-        """Name the pools of the next tasks: Airflow never starts a task whose pool does not exist.
-
-        A task cannot look up pools, so this is told in every case.
-        """
-        dag = self.get_dag()
-        for task in self.downstream_list if dag else ():
-            if task.pool != _DEFAULT_POOL:
-                self.log.info(
-                    "%s takes a slot of pool %r. If it stays in the state `scheduled`, the pool is full or "
-                    "does not exist: see `airflow pools list`, and create it with "
-                    "`airflow pools set %s 1 'Spark jobs'`",
-                    task.task_id,
-                    task.pool,
-                    task.pool,
-                )
 
     def _take_rendered(self) -> None:
         """Normalise and check the values of templates and of other tasks' outputs."""
@@ -365,71 +349,6 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         self.extensions = collection(self.extensions)
         self.accepted_fingerprints = collection(self.accepted_fingerprints)
         self._check_arguments()
-
-    def get_openlineage_facets_on_start(self) -> Any:
-        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
-        from airflow_whisper.openlineage import of_discovery
-
-        return of_discovery(self.source, self.partition)
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
-        from airflow_whisper.openlineage import of_discovery
-
-        return of_discovery(self.source, self.partition, self._run)
-
-    def _add_rows(self, comparison: Comparison, catalog: Catalog) -> tuple[Target, int]:
-        """Read the table's rows.
-
-        Call it before listing the source: the snapshot id that it records must not include rows of a commit
-        that happens later, because the comparison has not seen them.
-        """
-        from airflow_whisper.discovery.manifest import Target
-        from airflow_whisper.table.read import current_rows, current_snapshot_id, table_partition
-        from whisper_spark.storage.objects import normalise_uri
-
-        partition = table_partition(catalog, self.table, self.partition)
-        snapshot_id = current_snapshot_id(catalog, self.table)
-        target = Target(
-            table=self.table,
-            partition=partition,
-            source=normalise_uri(self.source),
-            staging=normalise_uri(self.staging),
-            options=whisper_options(self.options),
-            base_snapshot_id=snapshot_id,
-            max_attempts=int(self.max_attempts),
-        )
-        rows = current_rows(catalog, self.table, partition, snapshot_id=snapshot_id, optional=("duration_s",))
-        return target, comparison.add_rows(rows)
-
-    def _add_listing(self, comparison: Comparison, storage: ObjectStorage) -> None:
-        from airflow_whisper.discovery.listing import list_by_kind
-        from whisper_spark.storage.objects import UnreadableNames
-
-        names = UnreadableNames(self.source)
-        formats = self.partition_from_modified or {}
-        wanted = {key: self.partition[key] for key in formats}
-        listing = list_by_kind(
-            storage,
-            self.source,
-            self._audio_filter(),
-            belongs=(lambda modified: modified_partition(formats, modified) == wanted) if formats else None,
-            unreadable=names.add,
-        )
-        for batch, kinds in listing:
-            comparison.add_listing(batch, kinds)
-        if names.count:
-            self.log.warning("%s.", names)
-
-    def _tell_of_left_out(self, context: Context, comparison: Comparison) -> None:
-        left_out = comparison.left_out()
-        if "ti" in context:
-            context["ti"].xcom_push(key="left_out", value=left_out)
-        # Audio of other partitions is expected, so the log does not mention it.
-        told = {kind: count for kind, count in left_out.items() if kind != "other_time"}
-        if told:
-            words = ", ".join(f"{count:,} {_KINDS[kind]}" for kind, count in told.items())
-            self.log.info("Left out %s objects under %s: %s.", f"{sum(told.values()):,}", self.source, words)
 
     def _check_no_audio(
         self,
@@ -465,32 +384,20 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             f"{partition_path(target.partition)} of {target.table}",
         )
 
-    def _check_removals(
-        self, comparison: Comparison, counts: Counts, target: Target, rows: int, storage: ObjectStorage
-    ) -> None:
-        root = source_root(target.source, self.partition)
-        if not (counts.audio or comparison.left_out() or anything_under(storage, root)):
-            raise DiscoveryError(
-                f"source {target.source} does not exist: there is nothing under {root}. So no row of "
-                f"partition {partition_path(target.partition)} of {target.table} is removed. Check the "
-                "argument `source`; if all audio was deleted on purpose, put any object there"
-            )
-        check_removed_rate(comparison, counts, self._rules(), target, rows)
+    def get_openlineage_facets_on_start(self) -> Any:
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
+        from airflow_whisper.openlineage import of_discovery
 
-    def _log_summary(self, run: Run, counts: Counts, expected: Estimate | None) -> None:
-        self.log.info(
-            "Partition %s of %s: %s.\nTo transcribe: %s\nManifest: %s",
-            partition_path(run.partition),
-            run.table,
-            counts,
-            work_text(counts.to_transcribe, counts.audio_bytes, expected),
-            run.manifest_uri,
-        )
+        return of_discovery(self.source, self.partition)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """For Airflow's OpenLineage provider, if it is installed: see :mod:`airflow_whisper.openlineage`."""
+        from airflow_whisper.openlineage import of_discovery
+
+        return of_discovery(self.source, self.partition, self._run)
 
 
-# How the log describes each kind of ignored objects.
-_KINDS = {
-    "hidden": "hidden",
-    "sidecar": "sidecar files",
-    "unmatched": "not matching `pattern` or `extensions`",
-}
+def _push(context: Context, values: Mapping[str, Any]) -> None:
+    if "ti" in context:
+        for key, value in values.items():
+            context["ti"].xcom_push(key=key, value=value)

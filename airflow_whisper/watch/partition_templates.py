@@ -7,7 +7,7 @@ A template is the URI of a partition's audio with placeholders for the partition
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -199,6 +199,18 @@ def modified_partition(formats: Mapping[str, str], modified: datetime) -> dict[s
     """
     moment = modified.astimezone(UTC)
     return {key: moment.strftime(form) for key, form in formats.items()}
+
+
+def modified_in(
+    formats: Mapping[str, str], partition: Mapping[str, str]
+) -> Callable[[datetime], bool] | None:
+    """Return a function that tells whether a file with this modification time belongs to a partition.
+
+    :param formats: as for :func:`modified_partition`; its keys are keys of the partition.
+    :return: ``None`` without formats: then the modification time does not matter.
+    """
+    wanted = {key: partition[key] for key in formats}
+    return (lambda modified: modified_partition(formats, modified) == wanted) if formats else None
 
 
 def check_formats(formats: Mapping[str, str]) -> dict[str, str]:
