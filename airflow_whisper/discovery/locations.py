@@ -42,16 +42,16 @@ def _folder(argument: str, uri: str) -> str:
         raise ValueError(f"{argument}: {error}") from None
 
 
-def check_source_exists(storage: ObjectStorage, source: str, partition: Mapping[str, str]) -> None:
+def check_source_exists(storage: ObjectStorage, source: str, root: str) -> None:
     """Check that an empty source exists, to distinguish an empty partition from a wrong URI.
 
     It looks above the part of the source that depends on the partition: for ``s3://calls/raw/dt=2026-11-01/``
     at ``s3://calls/raw/``. If listing this folder is forbidden, the source counts as existing: the source
     itself could be listed, so its bucket and the permission for this prefix exist.
 
+    :param root: result of :func:`source_root`.
     :raises ObjectNotFound: if there is no object there either.
     """
-    root = source_root(source, partition)
     try:
         if root.startswith("file://"):
             exists = Path(root.removeprefix("file://")).is_dir()
@@ -85,7 +85,10 @@ def anything_under(storage: ObjectStorage, root: str) -> bool:
 
 
 def source_root(source: str, partition: Mapping[str, str]) -> str:
-    """The part of a source that all partitions share, with a trailing slash."""
+    """The part of a source that all partitions share, with a trailing slash.
+
+    :param partition: as in the argument of the operator: the table may spell 07 as 7, but the URI does not.
+    """
     source = folder_uri(source).removesuffix("/")
     # Number of leading parts that are fixed: scheme, empty, bucket (empty for a local path).
     fixed = 3

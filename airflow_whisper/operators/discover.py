@@ -265,6 +265,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         catalog = open_catalog(optional(self.catalog_conn_id))
         with Comparison() as comparison:
             target = self._target(catalog)
+            root = source_root(target.source, self.partition)
             rows = add_rows(comparison, catalog, target)
             belongs = modified_in(self.partition_from_modified or {}, self.partition)
             with explained_access("source", source_conn_id):
@@ -274,16 +275,15 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             log_left_out(self.log, self.source, left_out)
             counts = comparison.compare(target.options.fingerprint(), self._rules(), target.source)
             if counts.audio == 0:
-                self._check_no_audio(context, comparison, counts, target, rows, source_storage)
+                self._check_no_audio(context, comparison, counts, target, rows, source_storage, root)
             if counts.files["removed"]:
-                root = source_root(target.source, self.partition)
                 check_removals(comparison, counts, self._rules(), target, rows, source_storage, root)
             if counts.nothing_to_do:
                 self._skip(
                     context,
                     f"partition {partition_path(target.partition)} of {target.table} is up to date: {counts}",
                 )
-            expected = run_estimate(comparison, target, catalog, source_storage)
+            expected = run_estimate(comparison, target, root, catalog, source_storage)
             if boolean("dry_run", self.is_dry_run):
                 self._end_dry_run(context, target, counts, expected)
             self._prepare_table(catalog, target)
@@ -358,6 +358,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         target: Target,
         rows: int,
         storage: ObjectStorage,
+        root: str,
     ) -> None:
         """Distinguish an empty partition from deleted audio, a wrong filter and a wrong source."""
         gone = counts.files["removed"] + counts.files["kept_removed"]
@@ -372,7 +373,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             return
         try:
             check_some_match(comparison, target.source, self._audio_filter())
-            check_source_exists(storage, target.source, self.partition)
+            check_source_exists(storage, target.source, root)
         except (DiscoveryError, ObjectNotFound) as error:
             if self.on_missing_source == "fail":
                 raise

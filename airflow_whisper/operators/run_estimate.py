@@ -6,7 +6,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from airflow_whisper.discovery.estimate import Estimate, estimate, header_rates
-from airflow_whisper.discovery.locations import source_root
 from airflow_whisper.table.history import byte_rates, past_runs
 from airflow_whisper.table.schema import load_table
 
@@ -21,22 +20,25 @@ log = logging.getLogger(__name__)
 
 
 def run_estimate(
-    comparison: Comparison, target: Target, catalog: Catalog, storage: ObjectStorage
+    comparison: Comparison, target: Target, root: str, catalog: Catalog, storage: ObjectStorage
 ) -> Estimate | None:
     """Estimate the cost of a run, from what is cheapest to read.
 
+    :param root: the part of the source that all partitions share.
     :param storage: storage of the source.
     :return: ``None`` if the estimate failed. The log says why, and the run goes on without one.
     """
     try:
-        return _estimate(comparison, target, catalog, storage)
+        return _estimate(comparison, target, root, catalog, storage)
     except Exception:
         # Nothing depends on the estimate, so no error in it may stop a run.
         log.warning("The cost of this run could not be estimated", exc_info=True)
         return None
 
 
-def _estimate(comparison: Comparison, target: Target, catalog: Catalog, storage: ObjectStorage) -> Estimate:
+def _estimate(
+    comparison: Comparison, target: Target, root: str, catalog: Catalog, storage: ObjectStorage
+) -> Estimate:
     work = comparison.work()
     table = load_table(catalog, target.table)
     rates = [("bytes per second of this partition's other files", comparison.byte_rates())]
@@ -47,7 +49,7 @@ def _estimate(comparison: Comparison, target: Target, catalog: Catalog, storage:
         return [part.extension for part in work if part.unknown_bytes and part.extension not in known]
 
     if table is not None and without():
-        found = byte_rates(table, source_root(target.source, target.partition))
+        found = byte_rates(table, root)
         rates.append(("bytes per second in the table's latest rows", found))
     if missing := without():
         parts = [part for part in work if part.extension in missing]

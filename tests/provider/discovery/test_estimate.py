@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 from recordings import record
@@ -20,7 +21,7 @@ from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.table.history import PastRuns, past_runs
 from airflow_whisper.table.publish import register_run
-from whisper_spark.contract import Run, WhisperOptions
+from whisper_spark.contract import Run, WhisperOptions, transcript_schema
 from whisper_spark.staging.result import RunResult, read_result
 from whisper_spark.storage.objects import ObjectStorage
 
@@ -55,19 +56,25 @@ def expected(calls: Path, day: str = "2026-11-01", **arguments: Any) -> dict[str
 
 
 def publish(
-    calls: Path, names: Iterable[str], seconds: float, options: WhisperOptions = OPTIONS, **cost: Any
+    calls: Path,
+    names: Iterable[str],
+    seconds: float,
+    options: WhisperOptions = OPTIONS,
+    partition: Mapping[str, str] | None = None,
+    **cost: Any,
 ) -> None:
     """Publish rows for files of the first day as a run does whose job took so long."""
     folder = f"{calls}/dt=2026-11-01"
     infos = {f"file://{folder}/{name}": STORAGE.info(f"{folder}/{name}") for name in names}
     rows = make_transcript_rows(
         infos,
+        partition=partition,
         audio_etag=lambda uri: infos[uri].etag,
         audio_bytes=lambda uri: infos[uri].size,
         duration_s=seconds,
         fingerprint=options.fingerprint(),
     )
-    run = stage_run(calls.parent / "staging", infos, rows=rows, options=options)
+    run = stage_run(calls.parent / "staging", infos, rows=rows, options=options, partition=partition)
     with_cost(run, transcribed=len(infos), transcribed_audio_seconds=seconds * len(infos), **cost)
     assert register_run(run, STORAGE, open_catalog(None))
 
@@ -112,6 +119,26 @@ def test_new_partition_takes_the_size_of_a_second_from_the_latest_rows_of_its_so
     (calls.parent / "other/dt=2026-11-02").mkdir(parents=True)
     (calls.parent / "other/dt=2026-11-02/a.opus").write_bytes(b"x" * 900_000)
     assert expected(calls.parent / "other", "2026-11-02")["based_on"] == "the typical size of .opus"
+
+
+def test_other_partitions_tell_whichever_way_the_table_spells_their_folders(calls: Path) -> None:
+    """The hour is a number in the table, and a folder of two digits."""
+    catalog = open_catalog(None)
+    catalog.create_namespace("speech")
+    schema = transcript_schema([]).append(pa.field("dt", pa.string())).append(pa.field("hour", pa.int32()))
+    with (
+        catalog.create_table_transaction(TABLE, schema) as transaction,
+        transaction.update_spec() as spec,
+    ):
+        spec.add_identity("dt").add_identity("hour")
+    for folder in ("dt=2026-11-01", "07"):
+        (calls / folder).mkdir(parents=True)
+        (calls / folder / "a.opus").write_bytes(b"x" * 900_000)
+    partition = {"dt": "2026-11-01", "hour": "6"}
+    # The folder of publish() is below `calls`, as those of the hours are.
+    publish(calls, ["a.opus"], 300.0, partition=partition)
+    found = expected(calls, source=f"{calls}/07", partition=partition | {"hour": "07"})
+    assert found["based_on"] == "bytes per second in the table's latest rows"
 
 
 def test_table_without_durations_leaves_it_to_the_headers(calls: Path) -> None:
