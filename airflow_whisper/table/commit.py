@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_whisper.table.errors import RegistrationError
+from airflow_whisper.table.errors import RegistrationError, unavailable_errors
 
 if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile
@@ -131,28 +130,6 @@ def summary_of(snapshot: Snapshot) -> Mapping[str, str]:
 
 def passing_errors() -> tuple[type[Exception], ...]:
     """Return the errors of a commit that may be transient."""
-    from pyiceberg.exceptions import (
-        CommitFailedException,
-        CommitStateUnknownException,
-        ServerError,
-        ServiceUnavailableError,
-        TooManyRequestsError,
-    )
-    from requests import ConnectionError as NoConnection
-    from requests import Timeout
+    from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
 
-    errors: list[type[Exception]] = [
-        CommitFailedException,
-        CommitStateUnknownException,
-        ServerError,
-        ServiceUnavailableError,
-        TooManyRequestsError,
-        NoConnection,
-        Timeout,
-    ]
-    # Only SQL catalogs need SQLAlchemy.
-    with suppress(ImportError):
-        from sqlalchemy.exc import OperationalError
-
-        errors.append(OperationalError)
-    return tuple(errors)
+    return (CommitFailedException, CommitStateUnknownException, *unavailable_errors())

@@ -32,12 +32,23 @@ class RegistrationError(CatalogError):
     """The staged rows do not match the manifest, or the commit failed."""
 
 
-def unavailable(error: BaseException) -> bool:
-    """Whether a catalog cannot be reached or used at the moment, so that a retry may help."""
+def unavailable_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of a catalog that cannot be reached or used at the moment."""
     from pyiceberg.exceptions import ServerError, ServiceUnavailableError, TooManyRequestsError
     from requests import ConnectionError as NoConnection
     from requests import Timeout
     from sqlalchemy.exc import OperationalError
 
-    passing = (ServerError, ServiceUnavailableError, TooManyRequestsError, NoConnection, Timeout)
-    return isinstance(error, (*passing, OperationalError))
+    return (
+        ServerError,
+        ServiceUnavailableError,
+        TooManyRequestsError,
+        NoConnection,
+        Timeout,
+        OperationalError,
+    )
+
+
+def unavailable(error: BaseException) -> bool:
+    """Whether a catalog cannot be reached or used at the moment, so that a retry may help."""
+    return isinstance(error, unavailable_errors())
