@@ -44,7 +44,10 @@ QUALITY_FLAGS: dict[str, str] = {
     "missed_speech": "more than a second of detected speech has no word in the text",
     "low_confidence": "average log probability of the text below log_prob_threshold",
     "repetitive": "compression ratio above compression_ratio_threshold, or a repeated phrase",
-    "unlikely_speech_rate": "more than 40 characters or fewer than 1 token for a second of speech",
+    "unlikely_speech_rate": (
+        "more than 40 characters (15 in Chinese, Japanese and Korean) "
+        "or fewer than 1 token for a second of speech"
+    ),
     "uncertain_language": "language probability below 0.5",
     "long_words": "a word too long to be one",
     "uncertain_speakers": "it is not certain who speaks in a part of the speech, or how many there are",
