@@ -192,7 +192,7 @@ def transcribe_partition(
             table=table,
             report=report,
             catalog_conn_id=catalog_conn_id,
-            outlets=list(outlets or ()),
+            outlets=_asset_list(outlets),
             table_url=table_url,
             **common,
         )
@@ -222,6 +222,17 @@ def transcribe_partition(
                 **(maintain if isinstance(maintain, Mapping) else {}),
             )
     return group
+
+
+def _asset_list(outlets: Any) -> list[Any]:
+    """:raises ValueError: for a single value: of a text, each letter would become an asset."""
+    if outlets is None:
+        return []
+    if not isinstance(outlets, list | tuple):
+        raise ValueError(
+            f"outlets must be a list of assets such as [Asset('speech.transcripts')], got {outlets!r}"
+        )
+    return list(outlets)
 
 
 def _first_conn_id(first: str | None, second: str | None) -> str | None:

@@ -318,6 +318,9 @@ def test_task_group_gives_every_task_what_it_needs() -> None:
         ({"on_removed": "drop"}, "on_removed"),
         ({"options": {"model": "large-v9"}}, "unknown model"),
         ({"max_error_rate": 5}, "max_error_rate"),
+        # Of a text, each letter would become an asset.
+        ({"outlets": "speech.transcripts"}, r"outlets must be a list of assets such as \[Asset"),
+        ({"outlets": Asset("speech.transcripts")}, "outlets must be a list of assets"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

@@ -223,6 +223,23 @@ def check_deploy_mode(value: object) -> None:
         raise ValueError(f"deploy_mode must be 'client' or 'cluster', got {value!r}")
 
 
+def check_size(argument: str, value: object) -> None:
+    """Check the cores or the memory of executors or the driver, which Spark refuses only when it starts.
+
+    :param argument: name of the operator's argument: it ends with ``cores`` or ``memory``.
+    :param value: ``None`` and an empty text mean Spark's default.
+    :raises ValueError: if Spark could not read it.
+    """
+    if value is None or value == "":
+        return
+    if argument.endswith("cores"):
+        if not re.fullmatch(r"[1-9]\d*", str(value)):
+            raise ValueError(f"{argument} must be a number of cores such as 8, got {value!r}")
+    # As in Spark's JavaUtils.byteStringAs. A number without a unit is in MiB.
+    elif not re.fullmatch(r"\d+([bkmgtp]|[kmgtp]b)?", str(value).strip(), re.IGNORECASE):
+        raise ValueError(f"{argument} must be a size with a unit such as '16g' or '900m', got {value!r}")
+
+
 def check_spark_connection(conn_id: str, deploy_mode: str | None) -> Connection:
     """Return the Spark connection after checking that it exists and names a master.
 

@@ -20,6 +20,7 @@ from airflow_whisper.hooks.spark_submit import (
     Submission,
     WhisperSubmitHook,
     check_deploy_mode,
+    check_size,
     check_spark_connection,
     is_local_master,
     runs_on_cluster,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 DEFAULT_NAME = "airflow-whisper"
 """Name of the Spark application where the task does not give one: see :func:`application_name`."""
+
+
+_SIZES = ("executor_cores", "executor_memory", "total_executor_cores", "driver_memory")
 
 
 class WhisperTranscribeOperator(SparkSubmitOperator):
@@ -236,6 +240,9 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         self._application_id: str | None = None
         if is_final(deploy_mode):
             check_deploy_mode(deploy_mode)
+        for argument in _SIZES:
+            if is_final(getattr(self, argument)):
+                check_size(argument, getattr(self, argument))
         if isinstance(options, Mapping | str) and is_final(options):
             _speed_options(WhisperOptions(), options)
 

@@ -1,7 +1,8 @@
 """The page "Your bucket, your catalog, your cluster", walked in environments that hold only what it says.
 
 Three environments: an Airflow worker with the wheel and ``[spark]``, a Spark standalone cluster, and the
-Python of its executors, which has no Airflow and no pyspark of its own.
+Python of its executors, which has no Airflow and no pyspark of its own. Bucket and REST catalog are servers
+of their own. The first run publishes through the REST catalog, the second one through a SQL catalog.
 """
 
 from __future__ import annotations
@@ -140,11 +141,14 @@ class Site:
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
         }
 
-    def command(self, name: str, values: Mapping[str, str]) -> str:
-        """Run the commands of a block, with other values."""
+    def command(self, name: str, values: Mapping[str, str], words: Mapping[str, str] | None = None) -> str:
+        """Run the commands of a block, with other values in their JSON, and other words."""
         return "".join(
-            run(*(replaced(word, values) if "{" in word else word for word in words), env=self.environment)
-            for words in commands(named_block(name))
+            run(
+                *(replaced(word, values) if "{" in word else (words or {}).get(word, word) for word in line),
+                env=self.environment,
+            )
+            for line in commands(named_block(name))
         )
 
 
@@ -157,9 +161,48 @@ def site(worker: Path, airflow_home: Path, tmp_path: Path) -> Site:
     return Site(worker, home)
 
 
+@dataclass(frozen=True)
+class Lakes:
+    """The catalogs of the page, at the servers that run here. The values replace those of the page."""
+
+    rest: Mapping[str, str]
+    sql: Mapping[str, str]
+
+    def rows(self, block: str, values: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The rows of the table, read with PyIceberg and the properties of a connection of the page."""
+        from pyiceberg.catalog import load_catalog
+
+        said = json.loads(replaced(json.dumps(connection(block)), values))
+        properties = said["extra"]
+        if "host" in said:
+            properties |= {"uri": said["host"], "credential": f"{said['login']}:{said['password']}"}
+        table = load_catalog(properties.pop("name", "lake"), **properties).load_table("speech.transcripts")
+        rows: list[dict[str, Any]] = table.scan().to_arrow().to_pylist()
+        return sorted(rows, key=lambda row: str(row["audio_uri"]))
+
+
+@pytest.fixture
+def lakes(s3: S3Server, site: Site) -> Lakes:
+    keys = {"ACCESS_KEY": s3.access_key, "SECRET_KEY": s3.secret_key, "https://s3.example.com": s3.endpoint}
+    rest = {
+        **keys,
+        "CLIENT_ID": s3.access_key,
+        "CLIENT_SECRET": s3.secret_key,
+        "https://catalog.example.com/api/catalog": s3.iceberg_uri,
+        '"warehouse": "speech"': f'"warehouse": "{s3.lake().name}"',
+    }
+    sql = {
+        **keys,
+        "postgresql+psycopg2://USER:PASSWORD@db.example.com/iceberg": f"sqlite:///{site.home}/iceberg.db",
+        "s3://lake/": f"s3://{s3.bucket('lake')}/",
+    }
+    return Lakes(rest, sql)
+
+
 def test_page_leads_to_a_published_partition(
     s3: S3Server,
     site: Site,
+    lakes: Lakes,
     cluster: SparkCluster,
     executors: Path,
     librivox: list[Clip],
@@ -167,13 +210,7 @@ def test_page_leads_to_a_published_partition(
 ) -> None:
     keys = {"ACCESS_KEY": s3.access_key, "SECRET_KEY": s3.secret_key, "https://s3.example.com": s3.endpoint}
     site.command("bucket-s3-compatible", keys)
-    database = f"sqlite:///{site.home}/iceberg.db"
-    warehouse = s3.bucket("lake")
-    there = {
-        "postgresql+psycopg2://USER:PASSWORD@db.example.com/iceberg": database,
-        "s3://lake/": f"s3://{warehouse}/",
-    }
-    site.command("catalog-sql", {**keys, **there})
+    site.command("catalog-rest-keys", lakes.rest)
     site.command("spark-standalone", {"spark://spark-master.example.com:7077": cluster.master})
     site.command("pool", {})
 
@@ -199,22 +236,11 @@ def test_page_leads_to_a_published_partition(
     assert re.search(r"To transcribe: .*\n", log)
     assert "whisper: Spark application app-" in log
     assert re.search(r"in catalog 'lake' at s3://", log)
+    (row,) = lakes.rows("catalog-rest-keys", lakes.rest)
+    assert (row["audio_uri"], row["status"]) == (f"s3://{bucket}/raw/dt=2026-11-01/1.wav", "ok")
+    assert "young man" in row["text"]
 
-    def rows() -> list[dict[str, Any]]:
-        from pyiceberg.catalog.sql import SqlCatalog
-
-        extra = connection("catalog-sql")["extra"]
-        properties = json.loads(replaced(json.dumps(extra), {**keys, **there}))
-        catalog = SqlCatalog(properties.pop("name"), **properties)
-        found = catalog.load_table("speech.transcripts").scan().to_arrow().to_pylist()
-        return sorted(found, key=lambda row: str(row["audio_uri"]))
-
-    assert [(row["audio_uri"], row["status"]) for row in rows()] == [
-        (f"s3://{bucket}/raw/dt=2026-11-01/1.wav", "ok")
-    ]
-    assert "young man" in rows()[0]["text"]
-
-    # A file comes late, and the executors' environment is now the archive.
+    # A file comes late, the executors' environment is now the archive, and the table is in another catalog.
     s3.client().put_object(Bucket=bucket, Key="raw/dt=2026-11-01/4.wav", Body=audio["4.wav"])
     archive = f"{executors}/whisper-env.tar.gz#environment"
     file.write_text(
@@ -223,9 +249,13 @@ def test_page_leads_to_a_published_partition(
             {
                 str(executors / "whisper-env" / "bin" / "python"): "./environment/bin/python",
                 '"executor_cores"': f'"archives": {archive!r}, "executor_cores"',
+                '"lake"': '"sql_lake"',
             },
         )
     )
     shutil.move(executors / "whisper-env", executors / "elsewhere")
+    site.command("catalog-sql", lakes.sql, {"lake": "sql_lake"})
     site.command("first-run", {})
-    assert [row["status"] for row in rows()] == ["ok", "ok"]
+    found = lakes.rows("catalog-sql", lakes.sql)
+    assert [row["status"] for row in found] == ["ok", "ok"]
+    assert found[0]["text"] == row["text"]

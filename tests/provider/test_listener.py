@@ -154,7 +154,7 @@ def test_runs_of_other_dags_are_left_alone(session: Any) -> None:
     assert other.end() is None
 
 
-def in_pool(session: Any, dag_id: str, pool: str | None, **default_args: Any) -> Ended:
+def in_pool(session: Any, dag_id: str, pool: str | None, pool_of_all: str | None = None) -> Ended:
     with DAG(dag_id, schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)) as dag:
         transcribe_partition(
             source="s3://b/a",
@@ -162,7 +162,7 @@ def in_pool(session: Any, dag_id: str, pool: str | None, **default_args: Any) ->
             table="a.b",
             staging="s3://b/s",
             pool=pool,
-            default_args=default_args,
+            default_args={"pool": pool_of_all} if pool_of_all else {},
         )
     return Ended(dag, session)
 
@@ -188,7 +188,7 @@ def test_note_names_a_pool_that_does_not_exist_as_soon_as_the_run_starts(session
 
 
 def test_note_names_the_pool_of_discover_as_well(session: Any) -> None:
-    note = in_pool(session, "waits_at_once", None, pool="nowhere").start()
+    note = in_pool(session, "waits_at_once", None, "nowhere").start()
     assert note
     assert "so Airflow never starts transcribe.discover" in note
 

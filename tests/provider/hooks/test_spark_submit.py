@@ -287,6 +287,26 @@ def test_unknown_deploy_mode_is_refused_when_the_dag_is_parsed(mode: Any) -> Non
         WhisperTranscribeOperator(task_id="t", manifest="m", deploy_mode=mode)
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("executor_cores", "eight"),
+        ("executor_cores", 0),
+        ("total_executor_cores", "8g"),
+        ("executor_memory", "16 gigs"),
+        ("driver_memory", "2gib"),
+    ],
+)
+def test_size_that_spark_cannot_read_is_refused_when_the_dag_is_parsed(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{argument} must be .*, got {value!r}"):
+        WhisperTranscribeOperator(task_id="t", manifest="m", **{argument: value})
+
+
+def test_sizes_that_spark_reads_are_accepted() -> None:
+    for memory in ("16g", "900M", "16GB", "16384", 16384, "{{ params.memory }}", None):
+        WhisperTranscribeOperator(task_id="t", manifest="m", executor_cores="8", executor_memory=memory)  # type: ignore[arg-type]
+
+
 def test_wrong_configuration_is_not_retried(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, {"conn_type": "spark", "host": "yarn", "extra": {"deploy-mode": "clutser"}})
     with pytest.raises(AirflowFailException, match="deploy_mode must be"):

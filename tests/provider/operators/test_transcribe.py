@@ -333,8 +333,10 @@ def test_arguments_of_spark_submit_are_spelled_for_editors_and_reach_the_hook() 
     assert differ | {"durable"} == {"name", "durable"}
     # No text field of the parent may be forgotten on the way to it.
     texts = {name: f"my-{name}" for name in theirs if "str |" in str(theirs[name].annotation)}
-    operator = WhisperTranscribeOperator(task_id="t", manifest="m", **(texts | {"deploy_mode": "client"}))
-    for name, value in (texts | {"deploy_mode": "client"}).items():
+    # Of these, the operator checks the values.
+    texts |= {"deploy_mode": "client", "executor_memory": "1g", "driver_memory": "2g"}
+    operator = WhisperTranscribeOperator(task_id="t", manifest="m", **texts)
+    for name, value in texts.items():
         assert getattr(operator, name) == value
 
 
