@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,10 @@ def plain_etag(etag: str | None) -> str | None:
     return None if etag is None else etag.removeprefix("W/").strip('"')
 
 
+Version = Mapping[str, str]
+"""Identifies one version of an object. Only for :meth:`Backend.replace` of the same store."""
+
+
 class Backend(Protocol):
     """One bucket, or the local disk.
 
@@ -70,6 +74,15 @@ class Backend(Protocol):
 
     def write(self, key: str, data: bytes | Path, if_absent: bool) -> bool:
         """Write bytes, or the content of a local file. Returns whether it was written."""
+
+    def open_version(self, key: str) -> tuple[BinaryIO, Version]:
+        """The object as a seekable file, and its version."""
+
+    def replace(self, key: str, path: Path, version: Version | None) -> Version | None:
+        """Write a local file over one version of an object; ``None``: only if there is no object.
+
+        Returns the new version; ``None``: not written, because the object has another version.
+        """
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects. Those that do not exist are ignored."""

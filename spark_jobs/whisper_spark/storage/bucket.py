@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from whisper_spark.storage import local_files, raw_keys
-from whisper_spark.storage.backend import ObjectInfo, plain_etag
+from whisper_spark.storage.backend import ObjectInfo, Version, plain_etag
 from whisper_spark.storage.clients import object_store
 from whisper_spark.storage.errors import ObjectForbidden, StorageError, error_of
 from whisper_spark.storage.list_relay import relayed_store
@@ -74,6 +74,8 @@ class Bucket:
         self._scheme, self._name, self._config = scheme, name, config
         self._root = f"{scheme}://{name}/"
         self._store = object_store(scheme, name, config)
+        # Whether the store is known to have no conditional writes.
+        self._unconditional = False
 
     # --- listing -----------------------------------------------------------------------------------------
 
@@ -244,14 +246,22 @@ class Bucket:
 
     def open(self, key: str, etag: str | None) -> BinaryIO:
         """See :class:`Backend`. A spooled file: in memory up to 32 MiB, then on disk."""
+        return self._spooled(key, etag)[0]
+
+    def open_version(self, key: str) -> tuple[BinaryIO, Version]:
+        """See :class:`Backend`. A spooled file, as :meth:`open` returns it."""
+        file, meta = self._spooled(key, None)
+        return file, _version(meta)
+
+    def _spooled(self, key: str, etag: str | None) -> tuple[BinaryIO, Any]:
         spool = tempfile.SpooledTemporaryFile(MEMORY_SPOOL_BYTES)  # noqa: SIM115 - the caller closes it
         try:
-            self._fetch(key, spool, etag)
+            meta = self._fetch(key, spool, etag)
         except BaseException:
             spool.close()
             raise
         spool.seek(0)
-        return cast("BinaryIO", spool)
+        return cast("BinaryIO", spool), meta
 
     def open_ranges(self, key: str) -> BinaryIO:
         """See :class:`Backend`."""
@@ -263,7 +273,8 @@ class Bucket:
         with local_files.replacing(path) as file:
             self._fetch(key, file, etag)
 
-    def _fetch(self, key: str, file: Any, etag: str | None) -> None:
+    def _fetch(self, key: str, file: Any, etag: str | None) -> Any:
+        """Copy an object to a file, and return its metadata."""
         import obstore
 
         # No If-Match, because some S3 implementations answer it with 501. Comparing the etag here is
@@ -277,6 +288,7 @@ class Bucket:
             received += len(chunk)
         if received != info.size:
             raise StorageError(f"reading {info.uri} ended after {received} of {info.size} bytes; try again")
+        return result.meta
 
     def _address(self, key: str) -> tuple[ObjectStore, str]:
         """A client, and the path with which that client addresses an object."""
@@ -311,6 +323,40 @@ class Bucket:
             return False
         return True
 
+    def replace(self, key: str, path: Path, version: Version | None) -> Version | None:
+        """See :class:`Backend`."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        data = path.read_bytes()
+        if not self._unconditional:
+            try:
+                return self._put(key, data, "create" if version is None else dict(version))
+            except (AlreadyExistsError, PreconditionError):
+                return None
+            except (BaseError, NotImplementedError) as error:
+                if not _is_unsupported(error):
+                    raise
+                self._unconditional = True
+        if self._current_version(key) != version:
+            return None
+        return self._put(key, data, "overwrite")
+
+    def _put(self, key: str, data: bytes, mode: Any) -> Version:
+        import obstore
+
+        if not is_plain(key):
+            raise self._refusal(key)
+        # In one request, because the parts of an upload in several cannot be conditional.
+        return _version(obstore.put(self._store, key, data, mode=mode, use_multipart=False))
+
+    def _current_version(self, key: str) -> Version | None:
+        import obstore
+
+        try:
+            return _version(obstore.head(self._store, key))
+        except FileNotFoundError:
+            return None
+
     def delete(self, keys: Iterable[str]) -> None:
         """See :class:`Backend`."""
         keys = [*keys]
@@ -340,3 +386,15 @@ class Bucket:
 
 def _info(uri: str, meta: Any) -> ObjectInfo:
     return ObjectInfo(uri, meta["size"], plain_etag(meta["e_tag"]), meta["last_modified"])
+
+
+def _version(meta: Any) -> dict[str, str]:
+    # Google Cloud Storage compares the version, the other stores compare the etag.
+    return {name: meta[name] for name in ("e_tag", "version") if meta[name]}
+
+
+def _is_unsupported(error: Exception) -> bool:
+    """Whether a conditional write failed because the store, or its configuration, has none."""
+    from obstore.exceptions import NotSupportedError
+
+    return isinstance(error, NotSupportedError | NotImplementedError) or "status code: 501" in str(error)

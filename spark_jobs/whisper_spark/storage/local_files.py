@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import stat as stat_module
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from whisper_spark.storage.backend import ObjectInfo
+from whisper_spark.storage.backend import ObjectInfo, Version
+
+try:
+    import fcntl
+except ImportError:  # On Windows
+    fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = ".whisper-"
 _COPY_CHUNK = 1024 * 1024
+
+# Hidden from listings by its name. It stays: who deleted it would delete it under another writer.
+_LOCK = f"{_TEMPORARY}lock.tmp"
 
 
 class LocalFiles:
@@ -72,6 +81,24 @@ class LocalFiles:
                     shutil.copyfileobj(source, file, _COPY_CHUNK)
         return outcome.written
 
+    def open_version(self, key: str) -> tuple[BinaryIO, Version]:
+        """See :class:`Backend`."""
+        file = self.open(key, None)
+        version = _version(file)
+        file.seek(0)
+        return file, version
+
+    def replace(self, key: str, path: Path, version: Version | None) -> Version | None:
+        """See :class:`Backend`."""
+        target = Path(_path(key))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.parent):
+            if _version_of(target) != version:
+                return None
+            with replacing(target) as file, path.open("rb") as source:
+                shutil.copyfileobj(source, file, _COPY_CHUNK)
+        return _version_of(path)
+
     def delete(self, keys: Iterable[str]) -> None:
         """See :class:`Backend`."""
         for key in keys:
@@ -90,6 +117,43 @@ def _info(path: str, stat: os.stat_result) -> ObjectInfo:
     # From time and size, but not the inode: on a network mount it may differ from host to host.
     etag = f"{stat.st_mtime_ns // 1000:x}-{stat.st_size:x}"
     return ObjectInfo(_uri(path), stat.st_size, etag, datetime.fromtimestamp(stat.st_mtime, UTC))
+
+
+def _version(file: BinaryIO) -> dict[str, str]:
+    # The content, because two writes in the same tick of the clock have one time of modification.
+    digest = hashlib.sha256()
+    while chunk := file.read(_COPY_CHUNK):
+        digest.update(chunk)
+    return {"sha256": digest.hexdigest()}
+
+
+def _version_of(path: Path) -> dict[str, str] | None:
+    try:
+        with path.open("rb") as file:
+            return _version(file)
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Exclude other writers in a folder, in all processes and on all hosts that share it.
+
+    Does nothing where the file system has no locks.
+    """
+    path = folder / _LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        # Another user has created it. Only network file systems need write access to lock it.
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass

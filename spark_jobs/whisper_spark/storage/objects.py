@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from whisper_spark.storage.backend import Backend, ObjectInfo
+from whisper_spark.storage.backend import Backend, ObjectInfo, Version
 from whisper_spark.storage.bucket import MEMORY_SPOOL_BYTES, Bucket
 from whisper_spark.storage.errors import (
     ObjectChanged,
@@ -33,6 +33,7 @@ __all__ = [
     "ObjectNotFound",
     "ObjectStorage",
     "StorageError",
+    "Version",
     "folder_uri",
     "join_uri",
     "normalise_uri",
@@ -225,6 +226,32 @@ class ObjectStorage:
         with translated(uri):
             backend, key = self._find(uri)
             return backend.write(key, data, if_absent)
+
+    def open_version(self, uri: str) -> tuple[BinaryIO, Version]:
+        """The object as :meth:`open` returns it, and its version for :meth:`replace`.
+
+        :raises ObjectNotFound: when the object does not exist.
+        """
+        uri = normalise_uri(uri)
+        with translated(uri):
+            backend, key = self._find(uri)
+            return backend.open_version(key)
+
+    def replace(self, path: Path, uri: str, version: Version | None) -> Version | None:
+        """Copy a local file to an object, atomically, and only if nobody else has changed the object.
+
+        Of several concurrent writers exactly one succeeds. In stores that have no conditional writes, and on
+        file systems that have no locks, the version is compared just before the write, and of two writers in
+        the same instant the last one wins.
+
+        :param path: a file that fits into memory and differs from all earlier versions of the object.
+        :param version: from :meth:`open_version` or an earlier call; ``None``: there is no such object.
+        :return: the new version; ``None`` if nothing was written, because the object has another version.
+        """
+        uri = normalise_uri(uri)
+        with translated(uri):
+            backend, key = self._find(uri)
+            return backend.replace(key, path, version)
 
     def delete(self, uris: Iterable[str]) -> None:
         """Delete objects. Those that do not exist are ignored."""

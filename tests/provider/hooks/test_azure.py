@@ -116,6 +116,22 @@ def test_of_many_writers_one_wins(folder: tuple[ObjectStorage, str]) -> None:
     assert storage.read_bytes(f"{base}/a") == b"%d" % won.index(True)
 
 
+def test_object_is_replaced_only_by_who_knows_its_version(
+    folder: tuple[ObjectStorage, str], tmp_path: Path
+) -> None:
+    storage, base = folder
+    path = tmp_path / "new"
+    path.write_text("first")
+    first = storage.replace(path, f"{base}/a", None)
+    assert first is not None
+    assert storage.replace(path, f"{base}/a", None) is None
+    file, version = storage.open_version(f"{base}/a")
+    assert file.read() == b"first"
+    path.write_text("second")
+    assert storage.replace(path, f"{base}/a", version) is not None
+    assert storage.replace(path, f"{base}/a", version) is None
+
+
 def test_large_file_goes_up_in_parts_and_comes_down(
     folder: tuple[ObjectStorage, str], tmp_path: Path
 ) -> None:
