@@ -6,6 +6,7 @@ domain, and never to a host in a URI.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -41,6 +42,12 @@ _ENDPOINTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
+# Address, account and key of an Azurite on this host, as the client has them. The key is no secret:
+# https://learn.microsoft.com/azure/storage/common/storage-connect-azurite
+_EMULATOR_ADDRESS = ("AZURITE_BLOB_STORAGE_URL", "http://127.0.0.1:10000")
+_EMULATOR_ACCOUNT = "devstoreaccount1"
+_EMULATOR_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
 # https://cloud.google.com/storage/docs/request-endpoints
 _GOOGLE = "https://storage.googleapis.com"
 
@@ -75,8 +82,7 @@ def object_store(scheme: str, bucket: str, config: Mapping[str, str]) -> ObjectS
     """
     if scheme == "s3":
         return s3_store_at(bucket, config, None)
-    own, common = _split_config(scheme, config)
-    return _store(scheme, bucket, own | _account_of(scheme, bucket, own), common)
+    return _store(scheme, bucket, *_settings(scheme, bucket, config))
 
 
 def store_at(scheme: str, bucket: str, config: Mapping[str, str], address: str) -> ObjectStore:
@@ -86,8 +92,7 @@ def store_at(scheme: str, bucket: str, config: Mapping[str, str], address: str) 
 
     :param address: URL that replaces that endpoint.
     """
-    own, common = _split_config(scheme, config)
-    own |= _account_of(scheme, bucket, own)
+    own, common = _settings(scheme, bucket, config)
     keys = _ENDPOINTS["gs" if scheme == "gs" else "az"][0]
     own = {key: value for key, value in own.items() if key not in keys} | {keys[0]: address}
     common["client_options"]["allow_http"] = "true"
@@ -99,8 +104,7 @@ def endpoint_of(scheme: str, bucket: str, config: Mapping[str, str]) -> str:
 
     :raises StorageError: as :func:`object_store`.
     """
-    own, _ = _split_config(scheme, config)
-    own |= _account_of(scheme, bucket, own)
+    own, _ = _settings(scheme, bucket, config)
     endpoint = own.get("azure_storage_endpoint") or _endpoint(scheme, own)
     if endpoint or scheme == "gs":
         return endpoint or _GOOGLE
@@ -108,6 +112,39 @@ def endpoint_of(scheme: str, bucket: str, config: Mapping[str, str]) -> str:
     fabric = own.get("azure_use_fabric_endpoint") or os.environ.get("AZURE_USE_FABRIC_ENDPOINT", "")
     domain = "fabric.microsoft.com" if fabric.lower() in ("true", "1") else "core.windows.net"
     return f"https://{account}.blob.{domain}"
+
+
+def _settings(scheme: str, bucket: str, config: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of a store in Google Cloud Storage or Azure, and arguments that every client gets."""
+    own, common = _split_config(scheme, config)
+    own |= _account_of(scheme, bucket, own)
+    if scheme != "gs" and _uses_emulator(own):
+        own |= _emulator(own)
+        own.pop("azure_endpoint", None)
+    return own, common
+
+
+def _uses_emulator(own: Mapping[str, str]) -> bool:
+    value = own.get("azure_storage_use_emulator", os.environ.get("AZURE_STORAGE_USE_EMULATOR", ""))
+    # The values that the client takes for true.
+    return value.lower() in ("1", "true", "on", "yes", "y")
+
+
+def _emulator(own: Mapping[str, str]) -> dict[str, str]:
+    """Settings with which a client uses the emulator as any other endpoint, which can be replaced."""
+    variable, default = _EMULATOR_ADDRESS
+    account = own.get("azure_storage_account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    account = account or _EMULATOR_ACCOUNT
+    endpoint = f"{os.environ.get(variable, default).rstrip('/')}/{account}"
+    check_endpoint(endpoint)
+    names = (*_AZURE_ACCOUNT_CREDENTIALS, "azure_storage_token")
+    known = any(name in own or name.upper() in os.environ for name in names)
+    return {
+        "azure_storage_use_emulator": "false",
+        "azure_storage_account_name": account,
+        "azure_storage_endpoint": endpoint,
+        **({} if known else {"azure_storage_account_key": _EMULATOR_KEY}),
+    }
 
 
 def _account_of(scheme: str, bucket: str, own: Mapping[str, str]) -> dict[str, str]:
@@ -151,8 +188,8 @@ def _split_config(scheme: str, config: Mapping[str, str]) -> tuple[dict[str, Any
         k: v for k, v in config.items() if not k.startswith(tuple(_CONFIG_PREFIX.values()))
     }
     endpoint = _endpoint(scheme, own)
-    emulator = "azure_storage_use_emulator" in own or "AZURE_STORAGE_USE_EMULATOR" in os.environ
-    plain_http = (endpoint or "").startswith("http://") or (emulator and prefix == "azure_")
+    emulator = prefix == "azure_" and _uses_emulator(own)
+    plain_http = (endpoint or "").startswith("http://") or emulator
     client.setdefault("allow_http", own.pop(prefix + "allow_http", "true" if plain_http else "false"))
     return own, {"client_options": client, "retry_config": _RETRY}
 
@@ -165,9 +202,26 @@ def _endpoint(scheme: str, own: Mapping[str, str]) -> str | None:
     keys, variables = _ENDPOINTS["az" if scheme == "abfss" else scheme]
     found = [own[key] for key in keys if key in own]
     found += [os.environ[name] for name in variables if os.environ.get(name) and not found]
+    if scheme == "gs" and not found:
+        found = _google_endpoint(own)
     for endpoint in found:
         check_endpoint(endpoint)
     return found[0] if found else None
+
+
+def _google_endpoint(own: Mapping[str, str]) -> list[str]:
+    """The endpoint that a service account names, as those for other servers with Google's API do."""
+    names = ("google_service_account_key", "google_service_account", "google_service_account_path")
+    given = {name: own[name] for name in names if name in own}
+    given = given or {name: os.environ[name.upper()] for name in names if name.upper() in os.environ}
+    try:
+        for name, value in given.items():
+            account = json.loads(value if name == names[0] else Path(value).read_text())
+            return [account["gcs_base_url"]] if account.get("gcs_base_url") else []
+    except (OSError, ValueError, AttributeError):
+        # The client says what is wrong with it.
+        return []
+    return []
 
 
 def check_endpoint(endpoint: str) -> None:

@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import obstore
 import pytest
@@ -131,6 +132,38 @@ def test_listing_of_an_account_in_the_uri_goes_to_its_endpoint() -> None:
     assert "sig=a%2Bb%3D" in request
 
 
+def test_listing_of_the_emulator_goes_there_as_its_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recorder() as (address, asked):
+        monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", address)
+        config = {"azure_storage_use_emulator": "true", "azure_storage_endpoint": "http://127.0.0.1:1"}
+        assert endpoint_of("az", "calls", config) == f"{address}/devstoreaccount1"
+        relayed = relayed_store("az", "calls", config, lambda _: None)
+        with relayed as store, pytest.raises(obstore.exceptions.BaseError):
+            obstore.list_with_delimiter(store, "in")
+        with pytest.raises(ObjectForbidden):
+            ObjectStorage(config).folders("az://calls/in")
+    # The client of the listing asks as that of everything else.
+    assert asked == ["/devstoreaccount1/calls?restype=container&comp=list&prefix=in%2F&delimiter=%2F"] * 2
+
+
+@pytest.mark.parametrize("form", ["google_service_account_key", "google_service_account", "environment"])
+def test_names_are_left_out_where_the_service_account_names_the_server(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with literal_s3({"in/a//b": b"x", "in/c": b"x"}) as server:
+        account = {"private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": True}
+        key = json.dumps({**account, "gcs_base_url": server.google_config["google_base_url"]})
+        (tmp_path / "key.json").write_text(key)
+        config = {form: key if form.endswith("key") else str(tmp_path / "key.json")}
+        if form == "environment":
+            config = {}
+            monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", key)
+        assert listed(ObjectStorage(config), "gs://bucket/in/") == (
+            ["gs://bucket/in/c"],
+            ["gs://bucket/in/a//b"],
+        )
+
+
 def test_credentials_of_a_listing_follow_no_redirect() -> None:
     with recorder() as (elsewhere, asked), recorder(307, elsewhere) as (address, _):
         config = {"google_base_url": address, "google_skip_signature": "true"}
@@ -187,6 +220,20 @@ def test_proxy_of_obstore_leaves_out_the_relay_and_keeps_other_exceptions(
         ("gs", "b", {"google_base_url": "http://h:1"}, "http://h:1"),
         ("az", "c", {"azure_storage_account_name": "acct"}, "https://acct.blob.core.windows.net"),
         ("az", "c", {"azure_endpoint": "https://h.example/acct"}, "https://h.example/acct"),
+        ("az", "c", {"azure_storage_use_emulator": "true"}, "http://127.0.0.1:10000/devstoreaccount1"),
+        (
+            "az",
+            "c",
+            {"azure_storage_use_emulator": "1", "azure_storage_account_name": "acct"},
+            "http://127.0.0.1:10000/acct",
+        ),
+        (
+            "az",
+            "c",
+            {"azure_storage_use_emulator": "false", "azure_storage_account_name": "acct"},
+            "https://acct.blob.core.windows.net",
+        ),
+        ("gs", "b", {"google_service_account_key": '{"gcs_base_url": "http://h:2"}'}, "http://h:2"),
         (
             "az",
             "c",

@@ -247,3 +247,22 @@ def test_odd_names_are_left_out_for_who_has_a_signature_only(
     (batch,) = reader.list(base, unreadable=left_out.append)
     assert batch.column("audio_uri").to_pylist() == [f"{base}/c.wav"]
     assert left_out == [f"{base}/a//b.wav"]
+
+
+def test_odd_names_are_left_out_where_the_setting_for_emulators_names_the_store(
+    folder: tuple[ObjectStorage, str], server: Azure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, base = folder
+    for name in ("a//b.wav", "c.wav"):
+        put_blob(server, base.split("/")[2], f"raw/{name}", b"x")
+    account = server.config["azure_storage_account_name"]
+    monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", server.endpoint.removesuffix(f"/{account}"))
+    monkeypatch.setenv("AZURE_STORAGE_USE_EMULATOR", "true")
+    storage = ObjectStorage(
+        {name: value for name, value in server.config.items() if name != "azure_storage_endpoint"}
+    )
+    left_out: list[str] = []
+    (batch,) = storage.list(base, unreadable=left_out.append)
+    assert batch.column("audio_uri").to_pylist() == [f"{base}/c.wav"]
+    assert left_out == [f"{base}/a//b.wav"]
+    assert storage.read_bytes(f"{base}/c.wav") == b"x"
