@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from airflow_whisper.export.entries import Entry, Outcome, Version
+from airflow_whisper.export.index_file import for_database, index_schema, noted, write_index
 from airflow_whisper.scratch import ScratchDatabase
 from whisper_spark.storage.objects import ObjectNotFound
 
@@ -16,21 +18,28 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from whisper_spark.storage.objects import ObjectStorage
+    from whisper_spark.storage.objects import Version as StoredVersion
 
 log = logging.getLogger(__name__)
 
 # The version of a row: whenever it is replaced, one of these differs.
 VERSION_COLUMNS = ("audio_etag", "fingerprint", "transcribed_at")
 
-# `settings` is NULL while the files of a row are being written: they may be there or not.
+# `exported` is the index; see Entry for its columns. `done` is what this run has done.
 _CREATE = """
 CREATE TABLE exported (
-    uri TEXT PRIMARY KEY, etag TEXT, fingerprint TEXT, at INTEGER, settings TEXT, files TEXT NOT NULL
+    uri TEXT PRIMARY KEY, etag TEXT, fingerprint TEXT, at INTEGER, settings TEXT,
+    files TEXT NOT NULL, hashes TEXT NOT NULL, runs TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE row (
     uri TEXT PRIMARY KEY, etag TEXT, fingerprint TEXT, at INTEGER, data_file INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE done (
+    uri TEXT PRIMARY KEY, etag TEXT, fingerprint TEXT, at INTEGER, settings TEXT, hashes TEXT NOT NULL
+) WITHOUT ROWID;
 """
+
+_ENTRY = "exported.etag, exported.fingerprint, exported.at, exported.settings, files, exported.hashes, runs"
 
 _CHANGED = """
 SELECT row.uri, row.etag, row.fingerprint, row.at, exported.files
@@ -40,9 +49,12 @@ WHERE data_file = ?1 AND NOT (
     AND exported.fingerprint IS row.fingerprint AND exported.at IS row.at
 )
 """
-_GONE = "SELECT uri, files FROM exported WHERE uri NOT IN (SELECT uri FROM row)"
+_GONE = "SELECT uri, files FROM exported WHERE settings IS NOT '' AND uri NOT IN (SELECT uri FROM row)"
+_WITH_RUNS = f"SELECT uri, {_ENTRY} FROM exported WHERE runs <> '[]'"  # noqa: S608
+_DONE = f"""
+SELECT done.*, {_ENTRY} FROM done LEFT JOIN exported USING (uri) WHERE uri > ? ORDER BY uri LIMIT ?
+"""  # noqa: S608
 
-_METADATA_KEY = b"airflow_whisper.export"
 _CHUNK = 10_000
 
 
@@ -50,12 +62,11 @@ _CHUNK = 10_000
 class ChangedRow:
     """A row whose files have to be written.
 
-    :param version: its etag, fingerprint, and time in microseconds.
     :param files: URIs of files that were written from an earlier version, or that a run began to write.
     """
 
     uri: str
-    version: tuple[str | None, str | None, int | None]
+    version: Version
     files: tuple[str, ...]
 
 
@@ -64,11 +75,14 @@ class ExportIndex:
 
     :param uri: where it is stored.
     :param settings: identifies the template, formats and layout; files written with others are written again.
+    :param run: the id of this run, see :mod:`airflow_whisper.export.entries`.
     """
 
-    def __init__(self, storage: ObjectStorage, uri: str, settings: str) -> None:
-        self._storage, self.uri, self._settings = storage, uri, settings
+    def __init__(self, storage: ObjectStorage, uri: str, settings: str, run: str) -> None:
+        self._storage, self.uri, self._settings, self._run = storage, uri, settings, run
         self._db = ScratchDatabase("whisper-export-", _CREATE)
+        # The version of the stored index that `exported` was read from; `None`: there was none.
+        self._stored: StoredVersion | None = None
         # The snapshot that the files are equal to, if the last run had these settings and came to its end.
         self.snapshot_id: int | None = None
 
@@ -78,47 +92,44 @@ class ExportIndex:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
+    # --- the stored index --------------------------------------------------------------------------------
+
     def load(self) -> None:
         """Read the stored index. One that does not exist, or is damaged, is empty: all files are written."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        self._db.script("DELETE FROM exported")
+        self._stored = self.snapshot_id = None
         try:
-            with self._storage.open(self.uri) as stream, pq.ParquetFile(stream) as file:
-                noted = json.loads((file.schema_arrow.metadata or {}).get(_METADATA_KEY, b"{}"))
-                if noted.get("settings") == self._settings:
-                    self.snapshot_id = noted.get("snapshot_id")
-                self._db.insert("exported", (_stored(b) for b in file.iter_batches()), _schema().names)
+            stream, self._stored = self._storage.open_version(self.uri)
         except ObjectNotFound:
             return
+        try:
+            with stream, pq.ParquetFile(stream) as file:
+                note = noted(file.schema_arrow)
+                self._db.insert("exported", map(for_database, file.iter_batches()), index_schema().names)
+            if note.get("settings") == self._settings:
+                self.snapshot_id = note.get("snapshot_id")
         except (pa.ArrowException, ValueError, KeyError) as error:
             log.warning("The index %s is damaged (%s): all files are written again", self.uri, error)
             self._db.script("DELETE FROM exported")
-            self.snapshot_id = None
 
-    def save(self, snapshot_id: int | None = None) -> None:
-        """Store the index.
+    def save(self, snapshot_id: int | None = None) -> bool:
+        """Store the index unless another run has stored it since it was loaded, and return whether it is.
 
-        :param snapshot_id: the snapshot of the table that the files are equal to; ``None`` before the end.
+        :param snapshot_id: the snapshot of the table that the files are equal to; ``None`` before the end,
+            and while other runs may change files.
         """
-        import pyarrow.parquet as pq
-
-        note = json.dumps({"settings": self._settings, "snapshot_id": snapshot_id})
-        schema = _schema().with_metadata({_METADATA_KEY: note.encode()})
         path = self._db.folder / "index.parquet"
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in self._batches(schema):
-                writer.write_batch(batch)
-        self._storage.upload(path, self.uri)
+        chunks = self._db.chunks("SELECT * FROM exported ORDER BY uri", size=_CHUNK)
+        write_index(path, chunks, {"settings": self._settings, "snapshot_id": snapshot_id})
+        stored = self._storage.replace(path, self.uri, self._stored)
+        if stored is not None:
+            self._stored = stored
+        return stored is not None
 
-    def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
-
-        for chunk in self._db.chunks("SELECT * FROM exported ORDER BY uri", size=_CHUNK):
-            *columns, files = zip(*chunk, strict=True)
-            values = [*columns, [json.loads(text) for text in files]]
-            arrays = [pa.array(v, f.type) for v, f in zip(values, schema, strict=True)]
-            yield pa.record_batch(arrays, schema=schema)
+    # --- the comparison ----------------------------------------------------------------------------------
 
     def add_rows(self, batches: Iterable[pa.RecordBatch], data_file: int) -> None:
         """Add the rows of one data file that have a transcript.
@@ -144,54 +155,86 @@ class ExportIndex:
             for uri, etag, fingerprint, at, files in found
         ]
 
-    def gone(self) -> Iterator[list[tuple[str, list[str]]]]:
-        """Rows with files that the table has no longer: their audio URI and files, in chunks."""
-        for chunk in self._db.chunks(_GONE, size=_CHUNK):
-            yield [(uri, json.loads(files)) for uri, files in chunk]
+    def gone(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Rows with files that the table has no longer: their audio URI and files."""
+        return [(uri, tuple(json.loads(files))) for uri, files in self._db.execute(_GONE).fetchall()]
 
-    def begin(self, row: ChangedRow, files: Iterable[str]) -> None:
-        """Note files before they are written, so that they are found whatever happens."""
-        self._put(row, (None, None, None), None, sorted({*row.files, *files}))
+    def check(self, hash_of: Callable[[str], str | None]) -> None:
+        """Look at the files that other runs may have changed since they were settled.
 
-    def finish(self, row: ChangedRow, files: Iterable[str]) -> None:
-        """Note that exactly these files of a row are there."""
-        self._put(row, row.version, self._settings, sorted(files))
+        :param hash_of: the hash of a file; ``None`` if it does not exist.
+        """
+        for uri, *columns in self._db.execute(_WITH_RUNS).fetchall():
+            self._put(uri, Entry.of(tuple(columns)).checked(hash_of))
 
-    def _put(
-        self,
-        row: ChangedRow,
-        version: tuple[str | None, str | None, int | None],
-        settings: str | None,
-        files: list[str],
-    ) -> None:
-        values = (row.uri, *version, settings, json.dumps(files))
-        self._db.execute("INSERT OR REPLACE INTO exported VALUES (?, ?, ?, ?, ?, ?)", values)
+    # --- the steps of a run ------------------------------------------------------------------------------
+
+    def begin(self, uri: str, files: Iterable[str] = ()) -> None:
+        """Enter this run at a row before it writes these files and deletes all others."""
+        self._put(uri, self._entry(uri).begun({*files}, self._run))
+
+    def finish(self, row: ChangedRow, hashes: dict[str, str]) -> None:
+        """Note that exactly these files of a row were written."""
+        self._note(row.uri, Outcome(row.version, self._settings, hashes))
 
     def forget(self, uris: Iterable[str]) -> None:
-        """Remove rows whose files are deleted."""
-        self._db.run_for_each("DELETE FROM exported WHERE uri = ?", ((uri,) for uri in uris))
+        """Note that all files of these rows were deleted."""
+        for uri in uris:
+            self._note(uri, Outcome.deleted())
 
+    def settle(self, snapshot_id: int) -> bool:
+        """Store what this run has done. Returns ``False`` if other runs interfered: then it has to run again.
 
-def _schema() -> pa.Schema:
-    import pyarrow as pa
+        :param snapshot_id: the snapshot of the table that this run has exported.
+        """
+        known: int | None = snapshot_id
+        while True:
+            alone = self._apply()
+            contested = self._db.first(_WITH_RUNS) is not None
+            if self.save(None if contested else known):
+                return alone
+            self.load()
+            known = None
 
-    return pa.schema(
-        [
-            pa.field("audio_uri", pa.string(), nullable=False),
-            pa.field("audio_etag", pa.string()),
-            pa.field("fingerprint", pa.string()),
-            pa.field("transcribed_at", pa.timestamp("us", tz="UTC")),
-            pa.field("settings", pa.string()),
-            pa.field("files", pa.list_(pa.field("element", pa.string()))),
-        ]
-    )
+    def abandon(self) -> None:
+        """Store what this run has done before it failed."""
+        while True:
+            self._apply()
+            for uri, *columns in self._db.execute(_WITH_RUNS).fetchall():
+                self._put(uri, Entry.of(tuple(columns)).abandoned(self._run))
+            if self.save():
+                return
+            self.load()
 
+    def _apply(self) -> bool:
+        """Settle the rows that are done. Returns whether none of them has to be done again."""
+        alone = True
+        for uri, outcome, entry in self._done():
+            settled = entry.settled(outcome, self._run)
+            alone = alone and settled.settings is not None
+            self._put(uri, settled)
+        return alone
 
-def _stored(batch: pa.RecordBatch) -> Any:
-    """A batch of the stored index with its lists as JSON, which is how the database holds them."""
-    import pyarrow as pa
+    def _done(self) -> Iterator[tuple[str, Outcome, Entry]]:
+        last = ""
+        while chunk := self._db.execute(_DONE, (last, _CHUNK)).fetchall():
+            for uri, etag, fingerprint, at, settings, hashes, *columns in chunk:
+                # Without an entry, all columns are NULL.
+                entry = Entry() if columns[-1] is None else Entry.of(tuple(columns))
+                yield uri, Outcome((etag, fingerprint, at), settings, json.loads(hashes)), entry
+            last = chunk[-1][0]
 
-    files = pa.array([json.dumps(files) for files in batch.column("files").to_pylist()], pa.string())
-    names = _schema().names
-    arrays = [files if name == "files" else batch.column(name) for name in names]
-    return pa.RecordBatch.from_arrays(arrays, names=names)
+    def _note(self, uri: str, outcome: Outcome) -> None:
+        values = (uri, *outcome.version, outcome.settings, json.dumps(outcome.hashes))
+        self._db.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def _entry(self, uri: str) -> Entry:
+        columns = self._db.first(f"SELECT {_ENTRY} FROM exported WHERE uri = ?", (uri,))  # noqa: S608
+        return Entry.of(columns) if columns else Entry()
+
+    def _put(self, uri: str, entry: Entry) -> None:
+        if entry.is_empty:
+            self._db.execute("DELETE FROM exported WHERE uri = ?", (uri,))
+            return
+        statement = "INSERT OR REPLACE INTO exported VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        self._db.execute(statement, (uri, *entry.columns()))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_whisper.export.entries import new_run
 from airflow_whisper.export.index import VERSION_COLUMNS, ExportIndex
 from airflow_whisper.export.names import ExportNames
 from airflow_whisper.table.columns import moved_columns
@@ -19,7 +20,8 @@ from airflow_whisper.table.data_files import read_rows
 from airflow_whisper.table.partitions import canonical_partition
 from airflow_whisper.table.read import partition_files, read_data_file, scan_partition
 from airflow_whisper.table.schema import check_table, load_table
-from whisper_spark.contract import transcript_schema
+from whisper_spark.contract import partition_path, transcript_schema
+from whisper_spark.storage.objects import ObjectNotFound
 from whisper_spark.subtitles import FORMATS, Layout
 
 if TYPE_CHECKING:
@@ -94,16 +96,34 @@ def export_partition(
     check_table(loaded, partition)
     partition = canonical_partition(loaded, partition)
     uri = names.index_uri(table, partition)
-    with ExportIndex(storage, uri, settings.fingerprint()) as index:
-        index.load()
-        if index.snapshot_id == snapshot.snapshot_id:
-            return Exported(snapshot_id=snapshot.snapshot_id, written=0, removed=0, index_uri=uri)
-        export = _Export(loaded, table, partition, snapshot.snapshot_id, settings, names, storage, index)
-        return export.run()
+    run = new_run()
+    written = removed = 0
+    while True:
+        with ExportIndex(storage, uri, settings.fingerprint(), run) as index:
+            index.load()
+            # Only now: a run that enters itself in the index after another one has rows at least as new.
+            loaded = loaded.refresh()
+            snapshot = loaded.current_snapshot()
+            if snapshot is None:
+                # The only snapshot has been rolled back meanwhile.
+                return Exported(snapshot_id=None, written=written, removed=removed, index_uri=uri)
+            finished = index.snapshot_id == snapshot.snapshot_id
+            if not finished:
+                export = _Export(
+                    loaded, table, partition, snapshot.snapshot_id, settings, names, storage, index
+                )
+                finished = export.run()
+                written, removed = written + export.written, removed + export.removed
+        if finished:
+            return Exported(snapshot_id=snapshot.snapshot_id, written=written, removed=removed, index_uri=uri)
+        log.info("Another run exports %s as well: looking at its files again", partition_path(partition))
 
 
 class _Export:
-    """One run."""
+    """One pass over the partition.
+
+    ``written`` and ``removed`` count the rows whose files it has written or deleted.
+    """
 
     def __init__(
         self,
@@ -120,25 +140,29 @@ class _Export:
         self._snapshot_id, self._settings, self._names = snapshot_id, settings, names
         self._storage, self._index = storage, index
         self._moved = moved_columns(loaded, transcript_schema(partition))
+        self.written = self.removed = 0
 
-    def run(self) -> Exported:
+    def run(self) -> bool:
+        """Export. Returns ``False`` if another run interfered: then this has to be done again."""
+        self._index.check(self._hash_of)
         tasks = self._compare()
-        if self._begin(len(tasks)):
-            self._index.save()
+        if self._begin(len(tasks)) and not self._index.save():
+            return False
         with self._saved_on_failure():
-            removed = self._remove_gone()
-            written = sum(self._write(number, task) for number, task in enumerate(tasks))
-        self._index.save(self._snapshot_id)
-        return Exported(
-            snapshot_id=self._snapshot_id, written=written, removed=removed, index_uri=self._index.uri
-        )
+            self._remove_gone()
+            for number, task in enumerate(tasks):
+                self._write(number, task)
+        return self._index.settle(self._snapshot_id)
 
     def _begin(self, data_files: int) -> bool:
-        """Note the files that this run will write. Returns whether there are any."""
+        """Enter this run at the rows whose files it will write or delete. Returns whether there are any."""
         found = False
+        for uri, _ in self._index.gone():
+            self._index.begin(uri)
+            found = True
         for number in range(data_files):
             for row in self._index.changed(number):
-                self._index.begin(row, self._files(row.uri))
+                self._index.begin(row.uri, self._files(row.uri))
                 found = True
         return found
 
@@ -156,45 +180,52 @@ class _Export:
             self._index.add_rows((_versions(batch) for batch in ok), number)
         return tasks
 
-    def _write(self, number: int, task: FileScanTask) -> int:
-        """Write the files of the changed rows of one data file, and return the number of these rows."""
+    def _write(self, number: int, task: FileScanTask) -> None:
+        """Write the files of the changed rows of one data file."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         wanted = {row.uri: row for row in self._index.changed(number)}
         if not wanted:
-            return 0
+            return
         uris = pa.array(list(wanted), pa.large_string())
         scan = scan_partition(self._loaded, self._partition, snapshot_id=self._snapshot_id)
         with ThreadPoolExecutor(_WRITERS, thread_name_prefix="export") as writers:
             for batch in map(self._with_our_names, read_rows(self._loaded, scan, task)):
                 here = pc.is_in(batch.column("audio_uri").cast(pa.large_string()), value_set=uris)
                 rows = batch.filter(pc.and_(here, pc.equal(batch.column("status"), "ok"))).to_pylist()
-                for uri in writers.map(self._write_row, rows):
-                    files = self._files(uri)
-                    self._delete(set(wanted[uri].files) - set(files))
-                    self._index.finish(wanted[uri], files)
-        return len(wanted)
+                for uri, hashes in writers.map(self._write_row, rows):
+                    self._delete(set(wanted[uri].files) - set(hashes))
+                    self._index.finish(wanted[uri], hashes)
+        self.written += len(wanted)
 
-    def _write_row(self, row: Mapping[str, Any]) -> str:
+    def _write_row(self, row: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+        """Write the files of a row. Returns its audio URI, and the hashes of the files by URI."""
         uri: str = row["audio_uri"]
         layout = self._settings.layout
         limits = {field.name: getattr(layout, field.name) for field in dataclasses.fields(layout)}
         arguments = {"srt": limits, "vtt": limits, "txt": {"speakers": layout.speakers}, "json": {}}
+        hashes = {}
         for format_, file in zip(self._settings.formats, self._files(uri), strict=True):
-            text = FORMATS[format_](row, **arguments[format_])
-            self._storage.write_bytes(file, text.encode(errors="replace"))
-        return uri
+            content = FORMATS[format_](row, **arguments[format_]).encode(errors="replace")
+            self._storage.write_bytes(file, content)
+            hashes[file] = _hash(content)
+        return uri, hashes
 
-    def _remove_gone(self) -> int:
-        """Delete the files of rows that are no longer in the table, and return the number of these rows."""
-        removed = 0
-        # A list, because the rows are deleted from what is being read.
-        for chunk in list(self._index.gone()):
-            self._delete({file for _, files in chunk for file in files})
-            self._index.forget(uri for uri, _ in chunk)
-            removed += len(chunk)
-        return removed
+    def _remove_gone(self) -> None:
+        """Delete the files of rows that are no longer in the table."""
+        gone = self._index.gone()
+        self._delete({file for _, files in gone for file in files})
+        self._index.forget(uri for uri, _ in gone)
+        self.removed += len(gone)
+
+    def _hash_of(self, file: str) -> str | None:
+        if not file.startswith(self._names.root):
+            return None
+        try:
+            return _hash(self._storage.read_bytes(file))
+        except ObjectNotFound:
+            return None
 
     def _delete(self, files: set[str]) -> None:
         # The index is a file that others can write: nothing outside the folder of the exports is deleted.
@@ -212,15 +243,19 @@ class _Export:
 
     @contextmanager
     def _saved_on_failure(self) -> Iterator[None]:
-        """Save the index after a failure, so that the next run goes on from here."""
+        """Store what was done before a failure, so that the next run goes on from here."""
         try:
             yield
         except BaseException:
             try:
-                self._index.save()
+                self._index.abandon()
             except Exception as error:
                 log.warning("The index %s could not be saved either: %s", self._index.uri, error)
             raise
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _versions(batch: pa.RecordBatch) -> pa.RecordBatch:
