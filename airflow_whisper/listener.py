@@ -16,14 +16,19 @@ from airflow_whisper.outcome import OUTCOME_KEY
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
+    from airflow.serialization.definitions.dag import SerializedDAG
     from sqlalchemy.orm import Session
 
 PREFIX = "whisper: "
 """Beginning of the notes that this listener writes. It never changes another note."""
 
-_OPERATOR = "DiscoverAudioOperator"
 # Airflow's name of the pool that always exists.
 _DEFAULT_POOL = "default_pool"
+
+# The scheduler knows a task only as the DAG was serialised, with the name of its class but not those of its
+# parents. These template fields tell a DiscoverAudioOperator, a subclass, and a mapped one from other tasks.
+_FIELDS = frozenset({"accepted_fingerprints", "max_removed_rate", "is_dry_run"})
+
 _MOST_OUTCOMES = 3
 _LONGEST_NOTE = 1000
 
@@ -67,7 +72,7 @@ def _discover_tasks(dag_run: DagRun) -> tuple[list[str], Session | None]:
 
     # `airflow dags test` has no session here.
     dag, session = dag_run.dag, object_session(dag_run)
-    return [task.task_id for task in dag.tasks if task.task_type == _OPERATOR] if dag else [], session
+    return discover_tasks(dag) if dag else [], session
 
 
 def _write(dag_run: DagRun, note: str) -> None:
@@ -98,6 +103,11 @@ def _missing_pools(dag_run: DagRun, session: Session) -> list[str]:
         for pool, task_id in needed.items()
         if pool not in present
     ]
+
+
+def discover_tasks(dag: SerializedDAG) -> list[str]:
+    """Return the ids of the tasks whose outcome a note tells."""
+    return [task.task_id for task in dag.tasks if _FIELDS.issubset(task.template_fields)]
 
 
 def note_text(outcomes: list[str]) -> str:

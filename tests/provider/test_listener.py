@@ -16,7 +16,9 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_whisper import transcribe_partition
-from airflow_whisper.listener import PREFIX, note_text
+from airflow_whisper.listener import PREFIX, discover_tasks, note_text
+from airflow_whisper.operators.discover import DiscoverAudioOperator
+from airflow_whisper.operators.maintain import MaintainTableOperator
 from airflow_whisper.outcome import OUTCOME_KEY
 
 DAG_FILE = """
@@ -203,6 +205,33 @@ def test_note_of_an_earlier_try_goes_when_the_run_starts_again(ended: Ended) -> 
     ended.discover_says("up to date")
     assert ended.end()
     assert ended.start() is None
+
+
+class OurDiscovery(DiscoverAudioOperator):
+    """An operator of a user."""
+
+    template_fields = (*DiscoverAudioOperator.template_fields, "another")
+    another = ""
+
+
+def test_outcome_of_a_subclass_is_noted(session: Any) -> None:
+    where = {"source": "s3://b/a", "partition": {"dt": "1"}, "table": "a.b", "staging": "s3://b/s"}
+    with DAG("our_runs", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)) as dag:
+        OurDiscovery(task_id="ours", **where)
+    ended = Ended(dag, session)
+    ended.discover_says("up to date", task_id="ours")
+    assert ended.end() == "whisper: up to date"
+
+
+def test_outcomes_of_mapped_tasks_are_noted() -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    where = {"source": "s3://b/a", "table": "a.b", "staging": "s3://b/s"}
+    with DAG("mapped_runs", schedule=None) as dag:
+        OurDiscovery.partial(task_id="ours", **where).expand(partition=[{"dt": "1"}, {"dt": "2"}])
+        MaintainTableOperator(task_id="maintain", table="a.b")
+    scheduled = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    assert discover_tasks(scheduled) == ["ours"]
 
 
 def test_note_of_a_run_over_many_partitions_is_short() -> None:
