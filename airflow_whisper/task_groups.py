@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
-from airflow.sdk import TaskGroup, XComArg
+from airflow.sdk import BaseOperator, TaskGroup, XComArg
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_whisper.operators.discover import DiscoverAudioOperator
@@ -121,17 +122,19 @@ def transcribe_partition(
     :param table_url: page of the table in your catalog, for the link *Table* on ``register``.
     :param export: URI template of subtitles and text files, which a task ``export`` then keeps equal to the
         partition's rows, for example ``"s3://calls/subtitles/{partition}/{name}.{format}"``. A mapping gives
-        arguments of :class:`ExportTranscriptsOperator`, such as ``uri_template`` or ``formats``. The task
+        arguments of :class:`ExportTranscriptsOperator`, such as ``uri_template`` or ``formats``, which
+        replace those of the group. The task
         also runs when ``discover`` skips, to catch up on an export that failed. It uses the connection of
         staging unless the mapping has ``export_conn_id``.
     :param maintain: whether a further task, ``maintain``, compacts this partition and expires old snapshots
-        after each run that published something. A mapping gives arguments of :class:`MaintainTableOperator`.
-        The alternative is a daily task for the whole table.
+        after each run that published something. A mapping gives arguments of
+        :class:`MaintainTableOperator`, which replace those of the group. The alternative is a daily task for
+        the whole table.
     :param dry_run: only estimate what a run would cost: ``discover`` logs it and pushes it as XCom
         ``estimate``, and all tasks are skipped, ``export`` as well. The command ``airflow whisper estimate``
         adds up a whole backfill, without any run.
-    :param spark: additional arguments of :class:`WhisperTranscribeOperator`, such as ``conf``,
-        ``num_executors``, ``archives``, ``execution_timeout`` or ``history_server``.
+    :param spark: arguments of :class:`WhisperTranscribeOperator`, such as ``conf``, ``num_executors``,
+        ``archives``, ``execution_timeout`` or ``history_server``, which replace those of the group.
     :param default_args: arguments for all four tasks, such as ``retries``.
     :raises ValueError: if an argument is wrong. Templated arguments are checked when the task runs.
     """
@@ -167,17 +170,17 @@ def transcribe_partition(
             **common,
         )
         common["manifest"] = XComArg(discover, key="manifest_uri")
-        transcribe_args: dict[str, Any] = {"conn_id": spark_conn_id, **(spark or {})}
+        transcribe_args: dict[str, Any] = {
+            "task_id": "transcribe",
+            "task_display_name": _DISPLAY_NAMES["transcribe"],
+            "source_conn_id": source_conn_id,
+            "model_conn_id": model_conn_id,
+            "conn_id": spark_conn_id,
+            **common,
+        }
         if pool is not None:
             transcribe_args["pool"] = pool
-        transcribe = WhisperTranscribeOperator(
-            task_id="transcribe",
-            task_display_name=_DISPLAY_NAMES["transcribe"],
-            source_conn_id=source_conn_id,
-            model_conn_id=model_conn_id,
-            **common,
-            **transcribe_args,
-        )
+        transcribe = WhisperTranscribeOperator(**{**transcribe_args, **(spark or {})})
         validate = ValidateTranscriptsOperator(
             task_id="validate",
             task_display_name=_DISPLAY_NAMES["validate"],
@@ -198,7 +201,7 @@ def transcribe_partition(
         )
         discover >> transcribe >> validate >> register
         if export is not None:
-            register >> ExportTranscriptsOperator(
+            export_task = ExportTranscriptsOperator(
                 **{
                     "task_id": "export",
                     "table": table,
@@ -208,19 +211,24 @@ def transcribe_partition(
                     # Not skipped with the others: an earlier export may have failed.
                     "trigger_rule": "none_failed",
                     "task_display_name": _DISPLAY_NAMES["export"],
-                    "pre_execute": _skip_in_dry_run(dry_run),
                     **({"uri_template": export} if isinstance(export, str) else export),
                 }
             )
+            _skip_in_dry_run(export_task, dry_run)
+            register >> export_task
         if maintain is not False:
-            register >> MaintainTableOperator(
-                task_id="maintain",
-                task_display_name=_DISPLAY_NAMES["maintain"],
-                table=table,
-                partition=partition,
-                catalog_conn_id=catalog_conn_id,
-                **(maintain if isinstance(maintain, Mapping) else {}),
+            maintain_task = MaintainTableOperator(
+                **{
+                    "task_id": "maintain",
+                    "task_display_name": _DISPLAY_NAMES["maintain"],
+                    "table": table,
+                    "partition": partition,
+                    "catalog_conn_id": catalog_conn_id,
+                    **(maintain if isinstance(maintain, Mapping) else {}),
+                }
             )
+            _skip_in_dry_run(maintain_task, dry_run)
+            register >> maintain_task
     return group
 
 
@@ -245,13 +253,23 @@ def _first_conn_id(first: str | None, second: str | None) -> str | None:
     )
 
 
-def _skip_in_dry_run(dry_run: bool | str) -> Callable[[Any], None] | None:
-    """A hook for tasks that would run even though ``discover`` is skipped."""
-    if dry_run is False:
-        return None
+def _skip_in_dry_run(task: BaseOperator, dry_run: bool | str) -> None:
+    """Skip a task in a dry run that would run even though ``discover`` is skipped.
 
-    def skip(context: Any) -> None:
+    That happens before a hook of the user, which may come from ``default_args`` as well.
+    """
+    if dry_run is not False:
+        task._pre_execute_hook = _unless_dry_run(dry_run, task._pre_execute_hook)
+
+
+def _unless_dry_run(dry_run: bool | str, hook: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    def skip(context: Any) -> Any:
         if boolean("dry_run", context["task"].render_template(dry_run, context)):
             raise AirflowSkipException("this is a dry run")
+        return None if hook is None else hook(context)
 
-    return skip
+    def skip_or_yield(context: Any) -> Generator[Any, None, Any]:
+        return (yield from skip(context))
+
+    # Airflow takes the metadata of assets from a hook that is a generator function.
+    return skip_or_yield if inspect.isgeneratorfunction(hook) else skip

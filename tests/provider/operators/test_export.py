@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import pytest
 import srt
 import webvtt
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowSkipException
 from lakes import TABLE, change
 from transcripts import PARTITION, make_transcript_rows
 
@@ -311,6 +314,65 @@ def test_task_group_exports_after_register_and_also_when_there_was_nothing_new()
     assert "transcribe.export" not in group().children
     with pytest.raises(ValueError, match="same file"):
         group(export="s3://calls/{stem}.{format}")
+
+
+DRY_RUN = "{{ dag_run.conf['dry_run'] }}"
+
+
+def started(task: Any, *, dry_run: bool) -> None:
+    """Run the hooks of a task, as Airflow does before it executes the task."""
+    from airflow.sdk.execution_time.callback_runner import create_executable_runner
+
+    context = {"task": task, "dag_run": SimpleNamespace(conf={"dry_run": dry_run})}
+    create_executable_runner(task._pre_execute_hook, {}, logger=logging.getLogger()).run(context)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["argument", "default_args", "generator"])
+@pytest.mark.parametrize("name", ["export", "maintain"])
+def test_dry_run_skips_tasks_with_a_hook_of_their_own(name: str, where: str) -> None:
+    called: list[str] = []
+
+    def hook(context: Any) -> None:
+        called.append(context["task"].task_id)
+
+    def generator(context: Any) -> Iterator[Any]:
+        called.append(context["task"].task_id)
+        yield from ()
+
+    hooks: dict[str, Any] = {"pre_execute": generator if where == "generator" else hook}
+    given: dict[str, Any] = {} if where == "default_args" else hooks
+    made = group(
+        dry_run=DRY_RUN,
+        export={"uri_template": "s3://calls/{name}.{format}", **given},
+        maintain={"trigger_rule": "all_done", **given},
+        default_args=hooks if where == "default_args" else None,
+    )
+    task = made.children[f"transcribe.{name}"]
+    with pytest.raises(AirflowSkipException):
+        started(task, dry_run=True)
+    assert called == []
+    started(task, dry_run=False)
+    assert called == [f"transcribe.{name}"]
+
+
+def test_arguments_in_mappings_replace_those_of_the_group() -> None:
+    ours = {"task_display_name": "ours", "pool": "ours"}
+    made = group(
+        pool="gpu",
+        catalog_conn_id="lake",
+        export={"uri_template": "s3://calls/{name}.{format}", "trigger_rule": "all_success", **ours},
+        maintain={"catalog_conn_id": "other", **ours},
+        spark={"source_conn_id": "other", "conn_id": "yarn", **ours},
+    ).children
+    for name in ("export", "maintain", "transcribe"):
+        task = made[f"transcribe.{name}"]
+        assert (task.task_display_name, task.pool) == ("ours", "ours")
+    assert made["transcribe.export"].trigger_rule == "all_success"
+    assert made["transcribe.maintain"].catalog_conn_id == "other"
+    assert (made["transcribe.transcribe"].source_conn_id, made["transcribe.transcribe"].conn_id) == (
+        "other",
+        "yarn",
+    )
 
 
 def test_log_says_what_was_done(out: Path, capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
