@@ -41,18 +41,27 @@ def check_disk() -> Check:
 
 
 def check_model(options: WhisperOptions, storage: Mapping[str, str]) -> Check:
-    """Fetch the model as the job does, and check that it is complete."""
+    """Fetch the models as the job does, and check that they are complete.
+
+    With ``diarize`` these are the Whisper model and the speaker model.
+    """
     from whisper_spark.decoding.model import ModelError, find_model
+    from whisper_spark.speakers.model import find_speaker_model
 
     try:
         folder = find_model(options, storage or None)
+        speaker_model = find_speaker_model(options, storage or None) if options.diarize else None
     except ModelError as error:
         fix = (
             "name a folder that exists on every executor, a folder in an object store, or a model of the hub"
         )
         return Check("model", "failed", str(error), fix)
     weights = (folder / "model.bin").stat().st_size
-    return ok("model", f"{options.model}, {weights / _GB:.2f} GB in {folder}")
+    found = f"{options.model}, {weights / _GB:.2f} GB in {folder}"
+    if speaker_model is not None:
+        size = speaker_model.stat().st_size
+        found += f"; {options.speaker_model}, {size / _GB:.2f} GB in {speaker_model.parent}"
+    return ok("model", found)
 
 
 def check_source(uri: str, storage: Mapping[str, str]) -> Check:

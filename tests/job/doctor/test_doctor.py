@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from docs_blocks import commands, named_block
 from whisper_spark import WhisperOptions
 from whisper_spark.doctor.__main__ import main
 from whisper_spark.doctor.checks import Check, checked, ok, table
-from whisper_spark.doctor.places import check_source, check_staging
+from whisper_spark.doctor.places import check_model, check_source, check_staging
 from whisper_spark.engine.packages import PACKAGES, is_wanted
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -64,6 +65,18 @@ def test_missing_model_and_missing_gpu_fail_with_host_and_fix(capsys: pytest.Cap
     assert re.search(rf"there is no folder /no/such/model on host {os.uname().nodename}", shown)
     # Nothing is transcribed with a device or a model that failed.
     assert "known clip" not in shown
+
+
+def test_both_models_are_checked_if_speakers_are_told_apart(model_dir: Path, tmp_path: Path) -> None:
+    options = WhisperOptions(model=str(model_dir), diarize=True, speaker_model=str(tmp_path))
+    missing = check_model(options, {})
+    assert (missing.status, "must hold one .onnx file" in missing.found) == ("failed", True)
+    (tmp_path / "voices.onnx").write_bytes(b"x")
+    found = check_model(options, {})
+    assert found.status == "ok"
+    assert re.search(rf"{model_dir}.*; {tmp_path}, .* GB in {tmp_path}", found.found)
+    (tmp_path / "voices.onnx").unlink()
+    assert check_model(replace(options, diarize=False), {}).status == "ok"
 
 
 def test_wrong_options_are_told_before_anything_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
