@@ -31,7 +31,6 @@ from whisper_spark.decoding.window_text import WindowText
 from whisper_spark.engine.batching import Batches
 from whisper_spark.engine.work import FileWork, QueuedWindow, Step
 from whisper_spark.progress.counters import Progress, count, stage
-from whisper_spark.speakers.model import SpeakerModel
 from whisper_spark.speakers.voices import Voices
 
 log = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ class Pipeline:
     :param files: taken one by one, at most ``options.prefetch_files`` ahead.
     :param readers: each is used by one thread, which reads one file after the other; closed at the end.
     :param progress: counters to update; finished files are counted by the caller.
-    :param speaker_model: tells the speakers of each file apart.
+    :param voices: creates what tells the speakers of a file apart, from its URI; ``None``: nothing does.
     """
 
     def __init__(
@@ -73,10 +72,10 @@ class Pipeline:
         options: WhisperOptions,
         readers: Sequence[Reader],
         progress: Progress | None = None,
-        speaker_model: SpeakerModel | None = None,
+        voices: Callable[[str], Voices] | None = None,
     ) -> None:
         self._files = iter(files)
-        self._speaker_model = speaker_model
+        self._voices = voices
         self._decoder = decoder
         self._options = options
         self._readers = readers
@@ -174,7 +173,7 @@ class Pipeline:
         if not self._decoder.multilingual:
             work.language = "en"
         head: list[Window] = []
-        voices = Voices(self._speaker_model, self._options) if self._speaker_model else None
+        voices = self._voices(work.file.uri) if self._voices else None
         for part in reader.read(work.file):
             if self._stopped:
                 return

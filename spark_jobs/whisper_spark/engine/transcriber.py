@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -29,7 +29,9 @@ from whisper_spark.engine.work import FileWork
 from whisper_spark.malloc import keep_freed_memory, release_freed_memory
 from whisper_spark.progress.counters import Progress, stage
 from whisper_spark.speakers.assignment import Spoken, with_speakers
+from whisper_spark.speakers.failures import SpeakerFailures
 from whisper_spark.speakers.model import load_speaker_model
+from whisper_spark.speakers.voices import Voices
 from whisper_spark.storage.objects import ObjectStorage
 
 __all__ = ["AudioFile", "Engine", "ModelError", "UnusableDeviceError", "get_engine"]
@@ -80,16 +82,16 @@ class Engine:
         """
         store = storage or ObjectStorage()
         progress = progress or Progress()
-
+        failures = SpeakerFailures()
         try:
             # The features of a window are too little work for several BLAS threads, which would mostly wait.
             with threadpool_limits(1, user_api="blas"):
                 pipeline = Pipeline(
-                    files, self._decoder, self.options, self._readers(store), progress, self._speaker_model
+                    files, self._decoder, self.options, self._readers(store), progress, self._voices(failures)
                 )
                 for work in pipeline:
                     with progress.recording(), stage("assemble"):
-                        transcript = self._transcript(work)
+                        transcript = self._transcript(work, failures)
                     progress.finished(transcript)
                     yield transcript
             progress.stop()
@@ -104,7 +106,11 @@ class Engine:
             return [thread] * max(2, min(options.prefetch_files, MOST_READERS))
         return [ReaderProcess(options, features.bands, storage.config, thread) for _ in range(processes)]
 
-    def _transcript(self, work: FileWork) -> Transcript:
+    def _voices(self, failures: SpeakerFailures) -> Callable[[str], Voices] | None:
+        model = self._speaker_model
+        return (lambda uri: Voices(model, self.options, uri, failures)) if model else None
+
+    def _transcript(self, work: FileWork, failures: SpeakerFailures | None = None) -> Transcript:
         base = Transcript(
             audio_uri=work.file.uri,
             audio_etag=work.file.etag,
@@ -130,7 +136,7 @@ class Engine:
         segments = numbered(
             segment for text in spoken for segment in _segments(text, text.channel if split else None)
         )
-        spoken_by = self._spoken_by(segments, work)
+        spoken_by = self._spoken_by(segments, work, failures or SpeakerFailures())
         language = (self.options.multilingual and _main_language(segments)) or work.language
         transcript = replace(
             base,
@@ -144,7 +150,7 @@ class Engine:
         )
         return replace(transcript, quality_flags=quality_flags(transcript, self.options))
 
-    def _spoken_by(self, segments: tuple[Segment, ...], work: FileWork) -> Spoken:
+    def _spoken_by(self, segments: tuple[Segment, ...], work: FileWork, failures: SpeakerFailures) -> Spoken:
         """The segments with their speakers, or as they are if speakers are not or could not be told apart."""
         if not self.options.diarize:
             return Spoken(segments, speakers=None, uncertain=False)
@@ -152,9 +158,9 @@ class Engine:
             return Spoken(segments, speakers=None, uncertain=True)
         try:
             return with_speakers(segments, work.speakers)
-        except Exception:
+        except Exception as error:
             # A failure must not cost the transcript, nor the files after it.
-            log.exception("cannot tell who speaks in %s", work.file.uri)
+            failures.add(work.file.uri, "assigning words to speakers", error)
             return Spoken(segments, speakers=None, uncertain=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,10 +12,9 @@ from whisper_spark.audio.windows import Window
 from whisper_spark.contract import SAMPLE_RATE, WhisperOptions
 from whisper_spark.progress.counters import stage
 from whisper_spark.speakers.diarization import ChannelSpeakers, speakers_of
+from whisper_spark.speakers.failures import SpeakerFailures
 from whisper_spark.speakers.model import SpeakerModel
 from whisper_spark.speakers.speech import STRETCH, Speech, joined
-
-log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
@@ -36,11 +34,22 @@ class Voices:
 
     It takes less than a kilobyte of memory for each second of speech. A failure costs the file its speakers,
     not its transcript.
+
+    :param uri: of the file.
+    :param failures: those of the pass that the file belongs to.
     """
 
-    def __init__(self, model: SpeakerModel, options: WhisperOptions) -> None:
+    def __init__(
+        self,
+        model: SpeakerModel,
+        options: WhisperOptions,
+        uri: str = "",
+        failures: SpeakerFailures | None = None,
+    ) -> None:
         self._model = model
         self._options = options
+        self._uri = uri
+        self._failures = failures or SpeakerFailures()
         self._parts: dict[int, list[Speech]] = {}
         self._regions = 0
         self._failed = False
@@ -56,8 +65,8 @@ class Voices:
             try:
                 if not self._failed:
                     self._add(window, window.samples)
-            except Exception:
-                log.exception("cannot compute speaker embeddings: a file gets no speakers")
+            except Exception as error:
+                self._failures.add(self._uri, "computing speaker embeddings", error)
                 self._failed = True
         return replace(window, samples=None)
 
@@ -72,8 +81,8 @@ class Voices:
                     channel: speakers_of(joined(self._parts.pop(channel)), self._model.likeness, least, most)
                     for channel in sorted(self._parts)
                 }
-            except Exception:
-                log.exception("cannot tell speakers apart: a file gets no speakers")
+            except Exception as error:
+                self._failures.add(self._uri, "telling speakers apart", error)
                 return None
 
     def _add(self, window: Window, samples: Floats) -> None:

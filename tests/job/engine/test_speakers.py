@@ -177,6 +177,7 @@ def test_a_failure_after_loading_costs_a_file_its_speakers_only(
     transcript: Transcript,
     options: WhisperOptions,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     where: Any,
     name: str,
 ) -> None:
@@ -189,6 +190,8 @@ def test_a_failure_after_loading_costs_a_file_its_speakers_only(
     assert found.text == transcript.text
     assert (found.speakers, "uncertain_speakers" in found.quality_flags) == (None, True)
     assert {segment.speaker for segment in found.segments} == {None}
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert f"file://{mixed} gets no speakers" in record.getMessage()
 
 
 def test_a_wrong_speaker_model_fails_before_the_first_file(tmp_path: Path, options: WhisperOptions) -> None:

@@ -13,6 +13,7 @@ from whisper_spark import WhisperOptions
 from whisper_spark.audio.windows import Chunk, ChunkMap, Window
 from whisper_spark.contract import SAMPLE_RATE
 from whisper_spark.speakers import voices
+from whisper_spark.speakers.failures import SpeakerFailures
 from whisper_spark.speakers.speech import STRETCH, Speech, joined
 from whisper_spark.speakers.voices import STEP, Voices
 
@@ -99,3 +100,22 @@ def test_embeddings_that_are_no_numbers_cost_the_speakers(value: float) -> None:
     for _ in range(2):
         assert file.heard(window(Chunk(0.0, 0.0, 3.0))).samples is None
     assert file.told_apart() is None
+
+
+def test_a_failing_model_logs_one_traceback_and_the_name_of_each_file(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(_: np.ndarray) -> np.ndarray:
+        raise RuntimeError("no kernel for this GPU")
+
+    model, failures = Model(), SpeakerFailures()
+    model.embed = fail  # type: ignore[method-assign]
+    for number in range(3):
+        file = Voices(model, OPTIONS, f"s3://calls/{number}.wav", failures)  # type: ignore[arg-type]
+        for _ in range(2):
+            file.heard(window(Chunk(0.0, 0.0, 3.0)))
+        assert file.told_apart() is None
+    assert [record.exc_info is not None for record in caplog.records] == [True, False, False]
+    for number, record in enumerate(caplog.records):
+        assert f"s3://calls/{number}.wav gets no speakers" in record.getMessage()
+        assert "no kernel for this GPU" in record.getMessage()
