@@ -67,6 +67,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("prefetch_files", 1, 10_000),
     ("prefetch_bytes", 4 * 1024 * 1024, 2**40),
     ("prefetch_processes", 0, 256),
+    ("transform_timeout_s", 0.1, 86_400.0),
 )
 
 

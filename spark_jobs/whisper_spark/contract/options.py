@@ -129,6 +129,8 @@ class WhisperOptions:
     :param prefetch_processes: processes that fetch files, decode them and detect speech, at most
         ``prefetch_files``; each takes about 100 MB. 0: threads do this. ``None``: one process for each core,
         up to 16, on a GPU with four or more cores; otherwise threads.
+    :param transform_timeout_s: longest time, in seconds, that ``transform`` may take for one transcript.
+        Its process is ended then, and the file's row is the error ``transform_failed``.
     :raises ValueError: for any value out of range, with the field's name and what it accepts.
     """
 
@@ -177,6 +179,7 @@ class WhisperOptions:
     prefetch_files: int = _speed(16)
     prefetch_bytes: int | None = _speed(None)
     prefetch_processes: int | None = _speed(None)
+    transform_timeout_s: float = _speed(600.0)
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(WhisperOptions)

@@ -91,6 +91,13 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Transforming:
+    """The function in ``options.transform`` begins with the transcript of a file, which follows."""
+
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The pass ended with an exception."""
 
@@ -102,7 +109,7 @@ class Done:
     """All files are finished."""
 
 
-Message = Loaded | Transcript | Activity | logging.LogRecord | Failed | Done
+Message = Loaded | Transforming | Transcript | Activity | logging.LogRecord | Failed | Done
 
 
 class EngineProcess:
@@ -138,12 +145,16 @@ class EngineProcess:
         with contextlib.suppress(OSError):
             self._files.send(file)
 
-    def message(self) -> Message:
+    def message(self, within: float | None = None) -> Message | None:
         """Wait for the next message of the process.
 
+        :param within: seconds to wait; ``None``: for ever.
+        :return: ``None`` if there was none in this time.
         :raises EOFError: when the process has ended.
         """
         try:
+            if within is not None and not self._messages.poll(within):
+                return None
             message: Message = self._messages.recv()
         except OSError as error:
             raise EOFError from error
@@ -221,6 +232,8 @@ def _run(order: Order, files: Connection, speaker: _Speaker) -> None:
             # moment.
             if (transcript.duration_s or 0.0) > _LONG_FILE_SECONDS:
                 speaker.say(progress.activity())
+            if order.options.transform and transcript.status == "ok":
+                speaker.say(Transforming(transcript.audio_uri))
             speaker.say(transform(transcript))
     except ImportError as error:
         place = f"{error} on host {platform.node()} with {sys.executable}"

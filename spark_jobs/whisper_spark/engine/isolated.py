@@ -2,7 +2,7 @@
 
 When the engine's process ends unexpectedly, one of the files in progress may be the cause. A new process gets
 these suspects one at a time, which identifies a file that crashes it again. The remaining files follow after
-them.
+them. A process in which the user's function does not come to an end is killed, and the file is known.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -26,7 +27,9 @@ from whisper_spark.engine.engine_process import (
     EngineProcess,
     Failed,
     Loaded,
+    Message,
     Order,
+    Transforming,
     engine_of,
     keep_process,
     take_process,
@@ -94,22 +97,24 @@ class IsolatedEngine:
             try:
                 process = take_process()
             except OSError as error:
-                log.warning("a file that crashes the engine will end this process: %s", error)
-                transform = load_transform(self._options)
-                engine = engine_of(self._engine)(self._options, self._model_storage or None)
-                yield from map(transform, engine.transcribe(queue.rest(), storage, progress))
+                log.warning(
+                    "a file that crashes the engine will end this process, and options.transform has no time "
+                    "limit: %s",
+                    error,
+                )
+                yield from self._transcribed_here(queue.rest(), storage, progress)
                 return
             given = queue.given
-            run = _Pass(process, queue, progress)
+            run = _Pass(process, queue, progress, self._options.transform_timeout_s)
             yield from run.transcripts(order)
             if run.end is None:
                 return
-            culprit = queue.give_up_on_process()
+            culprit = queue.give_up_on_process(run.transforming if run.hangs else None)
             blameless = 0 if queue.given > given else blameless + 1
             if not (run.loaded or run.reused) or blameless > _MOST_BLAMELESS_ENDS:
                 raise EngineProcessError(_without_culprit(run.end, run.loaded))
             if culprit is not None:
-                yield self._error(culprit, run.end, progress)
+                yield self._error(culprit, run, progress)
             elif queue.suspects:
                 log.warning(
                     "the engine's process ended (%s): %d files that were under way are tried one at a time",
@@ -117,23 +122,43 @@ class IsolatedEngine:
                     queue.suspects,
                 )
 
-    def _error(self, file: AudioFile, cause: str, progress: Progress) -> Transcript:
-        log.warning("%s ended the engine's process %d times: %s", file.uri, _MOST_TRIES, cause)
-        message = f"the process that read and decoded the file ended {_MOST_TRIES} times: {cause}"
-        transcript = internal_error(file, self._options, message)
+    def _transcribed_here(
+        self, files: Iterable[AudioFile], storage: ObjectStorage, progress: Progress
+    ) -> Iterator[Transcript]:
+        """The transcripts of an engine in this process."""
+        transform = load_transform(self._options)
+        engine = engine_of(self._engine)(self._options, self._model_storage or None)
+        for transcript in engine.transcribe(files, storage, progress):
+            changed = transform(transcript)
+            # The engine has counted what it made.
+            progress.changed(transcript, changed)
+            yield changed
+
+    def _error(self, file: AudioFile, run: _Pass, progress: Progress) -> Transcript:
+        """The error row of a file that has ended a process."""
+        if run.hangs:
+            code, message = "transform_failed", f"{self._options.transform} {run.end}"
+        elif run.transforming == file.uri:
+            code = "transform_failed"
+            message = f"{self._options.transform} ended its process {_MOST_TRIES} times: {run.end}"
+        else:
+            code = "internal"
+            message = f"the process that read and decoded the file ended {_MOST_TRIES} times: {run.end}"
+        log.warning("%s: %s", file.uri, message)
+        transcript = error_row(file, self._options, message, code)
         progress.finished(transcript)
         return transcript
 
 
-def internal_error(file: AudioFile, options: WhisperOptions, message: str) -> Transcript:
-    """The error row for a file that crashed the process which worked on it."""
+def error_row(file: AudioFile, options: WhisperOptions, message: str, code: str = "internal") -> Transcript:
+    """The error row of a file that crashed or stopped the process which worked on it."""
     return Transcript(
         audio_uri=file.uri,
         audio_etag=file.etag,
         audio_bytes=file.size,
         attempt=file.attempt,
         status="error",
-        error_code="internal",
+        error_code=code,
         error_message=message[:500],
         model=options.model,
         fingerprint=options.fingerprint(),
@@ -210,21 +235,28 @@ class FileQueue:
                     break
             self._state.notify_all()
 
-    def give_up_on_process(self) -> AudioFile | None:
+    def give_up_on_process(self, culprit: str | None = None) -> AudioFile | None:
         """Handle the end of the process: files in progress become suspects.
 
         Returns the file that crashed it, if that is certain: the only file in progress, for the second time.
+
+        :param culprit: URI of the file that is known to be the cause: then no other is suspected.
         """
         with self._state:
             self._process += 1
             under_way, self._under_way = self._under_way, []
-            self._tries.update(set(under_way))
-            culprit = None
-            if len(under_way) == 1 and self._tries[under_way[0]] >= _MOST_TRIES:
-                culprit = under_way.pop()
-            self._suspects.extendleft(reversed(under_way))
             self._state.notify_all()
-            return culprit
+            known = next((file for file in under_way if file.uri == culprit), None)
+            if known is not None:
+                under_way.remove(known)
+                self._returned.extendleft(reversed(under_way))
+                return known
+            self._tries.update(set(under_way))
+            found = None
+            if len(under_way) == 1 and self._tries[under_way[0]] >= _MOST_TRIES:
+                found = under_way.pop()
+            self._suspects.extendleft(reversed(under_way))
+            return found
 
     def rest(self) -> Iterator[AudioFile]:
         """All remaining files, for an engine in this process."""
@@ -239,10 +271,20 @@ class _Pass:
     :ivar loaded: whether the model was loaded.
     :ivar reused: whether the process was idle before, and so may have ended before this pass began.
     :ivar end: how the process ended unexpectedly; ``None`` if it did not.
+    :ivar transforming: URI of the file whose transcript the user's function has; ``None``: it has none.
+    :ivar hangs: whether the process was ended because this function did not come to an end.
+
+    :param transform_timeout_s: longest time for one call of this function, in seconds.
     """
 
-    def __init__(self, process: EngineProcess, queue: FileQueue, progress: Progress) -> None:
+    def __init__(
+        self, process: EngineProcess, queue: FileQueue, progress: Progress, transform_timeout_s: float
+    ) -> None:
         self._process, self._queue, self._progress = process, queue, progress
+        self._transform_timeout_s = transform_timeout_s
+        self._deadline: float | None = None
+        self.transforming: str | None = None
+        self.hangs = False
         self._number = queue.process
         self.loaded = False
         self.reused = process.passes > 0
@@ -278,10 +320,25 @@ class _Pass:
         elif self.end is None:
             keep_process(self._process)
 
+    def _next(self) -> Message | None:
+        """The next message; ``None`` if the user's function took too long and the process was ended."""
+        left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+        message = self._process.message(left)
+        if message is None:
+            self._process.end()
+            self.hangs = True
+            limit = f"{self._transform_timeout_s:g} s (transform_timeout_s)"
+            self.end = f"did not come to an end within {limit}, and was stopped"
+        return message
+
     def _received(self) -> Iterator[Transcript]:
-        while True:
-            match self._process.message():
+        while (message := self._next()) is not None:
+            match message:
+                case Transforming(uri):
+                    self.transforming = uri
+                    self._deadline = time.monotonic() + self._transform_timeout_s
                 case Transcript() as transcript:
+                    self.transforming = self._deadline = None
                     self._queue.finished(transcript.audio_uri)
                     self._progress.finished(transcript)
                     yield transcript

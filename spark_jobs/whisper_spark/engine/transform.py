@@ -11,13 +11,13 @@ import logging
 import platform
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from whisper_spark.contract import Transcript, WhisperOptions, transcript_schema
+from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word, transcript_schema
 from whisper_spark.redaction import is_in_step
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class TransformError(RuntimeError):
 
 
 def load_transform(options: WhisperOptions) -> Callable[[Transcript], Transcript]:
-    """A function that applies ``options.transform`` to a transcript, and never raises ``Exception``.
+    """A function that applies ``options.transform`` to a transcript, and raises nothing of its own.
 
     Error rows, and without ``transform`` all transcripts, are returned as they are. If the user's function
     fails, the transcript becomes an error row ``transform_failed``, which holds no text.
@@ -38,13 +38,19 @@ def load_transform(options: WhisperOptions) -> Callable[[Transcript], Transcript
     if options.transform is None:
         return lambda transcript: transcript
     name, function = options.transform, _function(options.transform)
+    # The first array imports pandas, which is not to count as time of the function.
+    pa.array([None])
 
     def apply(transcript: Transcript) -> Transcript:
         if transcript.status != "ok":
             return transcript
         try:
             return _result(transcript, function(transcript))
-        except Exception as error:
+        except KeyboardInterrupt:
+            # Ctrl-C, where the engine runs in the process of the caller.
+            raise
+        except BaseException as error:
+            # Also SystemExit, which would end the process and with it the work on other files.
             log.warning("%s failed for %s: %s", name, transcript.audio_uri, _where(error))
             return _failed(transcript, f"{name} failed: {_where(error)}")
 
@@ -86,7 +92,10 @@ class _ResultError(Exception):
 
 
 def _result(transcript: Transcript, result: Any) -> Transcript:
-    """The transcript with the text and segments of the result.
+    """The transcript with the text and segments of the result, in plain types.
+
+    Subclasses and numbers of other libraries may not be known to the process that gets the transcript, or may
+    not be fit to be sent there.
 
     :raises _ResultError: if they cannot be written, or are not in step.
     """
@@ -96,9 +105,10 @@ def _result(transcript: Transcript, result: Any) -> Transcript:
         raise _ResultError(f"it returned a transcript whose text is {type(result.text).__name__}")
     changed = replace(transcript, text=result.text, segments=tuple(result.segments))
     try:
-        pa.RecordBatch.from_pylist([changed.to_row()], schema=transcript_schema())
+        (row,) = pa.RecordBatch.from_pylist([changed.to_row()], schema=transcript_schema()).to_pylist()
     except (AttributeError, TypeError, ValueError, pa.ArrowException):
         raise _ResultError("it returned segments or words that are no rows of the table") from None
+    changed = replace(transcript, text=row["text"], segments=tuple(map(_segment, row["segments"])))
     # What was removed from the text only would still be in the table.
     if is_in_step(transcript) and not is_in_step(changed):
         raise _ResultError(
@@ -108,7 +118,12 @@ def _result(transcript: Transcript, result: Any) -> Transcript:
     return changed
 
 
-def _where(error: Exception) -> str:
+def _segment(row: Mapping[str, Any]) -> Segment:
+    words = row["words"]
+    return Segment(**{**row, "words": None if words is None else tuple(Word(**word) for word in words)})
+
+
+def _where(error: BaseException) -> str:
     """What failed and where, without the message of the error, which may quote the text."""
     if isinstance(error, _ResultError):
         return str(error)

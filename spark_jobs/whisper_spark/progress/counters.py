@@ -379,13 +379,22 @@ class Progress:
         """Count a finished file, with or without an error."""
         with self._lock:
             self._underway.pop(file.audio_uri, None)
-            self._files += 1
-            self._bytes += file.audio_bytes or 0
-            self._audio_s += file.duration_s or 0.0
-            self._speech_s += file.speech_s or 0.0
-            self._flags.update(file.quality_flags)
-            if file.error_code:
-                self._errors[file.error_code] += 1
+            self._count(file, 1)
+
+    def changed(self, before: Transcript, after: Transcript) -> None:
+        """Count a finished file as what it has become since."""
+        with self._lock:
+            self._count(before, -1)
+            self._count(after, 1)
+
+    def _count(self, file: Transcript, number: int) -> None:
+        self._files += number
+        self._bytes += number * (file.audio_bytes or 0)
+        self._audio_s += number * (file.duration_s or 0.0)
+        self._speech_s += number * (file.speech_s or 0.0)
+        self._flags.update(dict.fromkeys(file.quality_flags, number))
+        if file.error_code:
+            self._errors[file.error_code] += number
 
     def follow(self, activity: Activity) -> None:
         """Set the counters of the engine in another process, whose finished files are counted here."""
@@ -430,8 +439,9 @@ class Progress:
                 "left_out_bytes": self._left_out_bytes,
                 "audio_seconds": round(self._audio_s + activity.underway_seconds, 3),
                 "speech_seconds": round(self._speech_s, 3),
-                "errors": dict(self._errors),
-                "flags": dict(self._flags),
+                # Without zeros, which changed files leave.
+                "errors": dict(+self._errors),
+                "flags": dict(+self._flags),
             }
         return Snapshot(
             state="loading" if self._started is None else "done" if self._stopped else "running",

@@ -16,7 +16,7 @@ from pyspark.accumulators import Accumulator, AccumulatorParam
 from whisper_spark.audio.files import AudioFile
 from whisper_spark.contract import Run, Transcript, WhisperOptions
 from whisper_spark.engine.engine_process import ENGINE
-from whisper_spark.engine.isolated import IsolatedEngine, internal_error
+from whisper_spark.engine.isolated import IsolatedEngine, error_row
 from whisper_spark.progress.counters import Progress
 from whisper_spark.progress.reports import (
     PROGRESS_SECONDS,
@@ -187,7 +187,7 @@ class _Task:
         culprit = self._precautions.culprit()
         for file in files:
             if file.uri == culprit:
-                error = internal_error(file, self._job.options, "the Spark worker was lost with it, twice")
+                error = error_row(file, self._job.options, "the Spark worker was lost with it, twice")
                 self.progress.finished(error)
                 self._stage([error], staged)
                 staged.flush()

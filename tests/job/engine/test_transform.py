@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,43 @@ from whisper_spark.contract import TRANSIENT_ERRORS, Transcript, WhisperOptions
 from whisper_spark.engine import isolated
 from whisper_spark.engine.isolated import IsolatedEngine
 from whisper_spark.engine.transform import TransformError
+from whisper_spark.progress.counters import Progress
 from whisper_spark.storage.objects import ObjectStorage
 
 SECRET = "4111111111111111"
 
 MODULE = '''
+import os
+import signal
+import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
 from whisper_spark.redaction import redact
+
+async def later(transcript):
+    return transcript
+
+def with_other_types(transcript):
+    """The same transcript of objects that no other process can read."""
+    class Text(str):
+        pass
+
+    def other(item, **changes):
+        values = {name: getattr(item, name) for name in item.__slots__}
+        return SimpleNamespace(**{**values, **changes}, lock=threading.Lock())
+
+    def segments():
+        for segment in transcript.segments:
+            words = [other(word, word=Text(word.word)) for word in segment.words]
+            yield other(segment, text=Text(segment.text), start=np.float32(segment.start), words=words)
+
+    return replace(transcript, text=Text(transcript.text), segments=segments())
 
 def hide(transcript):
     """Hides the secret; a text that speaks of an error makes it fail, with the text in its message."""
@@ -36,6 +67,17 @@ def hide(transcript):
         return replace(transcript, text=7, segments=())
     if "segments" in text:
         return replace(transcript, segments=[1, 2])
+    if "coroutine" in text:
+        return later(transcript)
+    if "exit" in text:
+        sys.exit(text)
+    if "kill" in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "hang" in text:
+        Path(transcript.audio_uri.removeprefix("file://") + ".hangs").open("a").write("x")
+        time.sleep(3600)
+    if "types" in text:
+        return with_other_types(transcript)
     secret = "4111111111111111"
     place = text.find(secret)
     hidden = redact(transcript, [(place, place + len(secret))] if place >= 0 else [])
@@ -73,14 +115,18 @@ def options(module: Path, function: str = "hide@1") -> WhisperOptions:
 
 
 def transcribe(
-    given: WhisperOptions, folder: Path, *texts: str, engine: str = "speaking_engine:get_engine"
+    given: WhisperOptions,
+    folder: Path,
+    *texts: str,
+    engine: str = "speaking_engine:get_engine",
+    progress: Progress | None = None,
 ) -> list[Transcript]:
     files = []
     for number, text in enumerate(texts):
         path = folder / f"{number}.wav"
         path.write_text(text)
         files.append(AudioFile(f"file://{path}", etag="e1", size=len(text), attempt=2))
-    made = IsolatedEngine(given, engine=engine).transcribe(files, ObjectStorage())
+    made = IsolatedEngine(given, engine=engine).transcribe(files, ObjectStorage(), progress)
     return sorted(made, key=lambda transcript: transcript.audio_uri)
 
 
@@ -99,11 +145,13 @@ def test_what_the_function_hides_never_leaves_the_engine(module: Path, tmp_path:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (f"explode {SECRET}", r"ValueError in hide \(.*hiding_\d+.py:9\)"),
+        (f"explode {SECRET}", r"ValueError in hide \(.*hiding_\d+.py:\d+\)"),
         (f"forget {SECRET}", "no longer that of its segments and words"),
         (f"nothing {SECRET}", "it returned NoneType instead of a Transcript"),
         (f"number {SECRET}", "whose text is int"),
         (f"segments {SECRET}", "no rows of the table"),
+        (f"coroutine {SECRET}", "it returned coroutine instead of a Transcript"),
+        (f"exit {SECRET}", r"SystemExit in hide"),
     ],
 )
 def test_function_that_fails_costs_its_file_and_repeats_no_text(
@@ -129,6 +177,40 @@ def test_function_that_fails_costs_its_file_and_repeats_no_text(
     assert f"failed for file://{tmp_path}/0.wav" in caplog.text
     everything = repr(failed) + caplog.text + "".join(capfd.readouterr())
     assert SECRET not in everything
+
+
+def test_result_arrives_in_plain_types(module: Path, tmp_path: Path) -> None:
+    changed, plain = transcribe(options(module), tmp_path, "types of words", "kinds of words")
+    assert (changed.status, changed.text, type(changed.text)) == ("ok", "types of words", str)
+    assert changed.segments[0].words is not None
+    kinds = replace(plain.segments[0], text=changed.text, words=changed.segments[0].words)
+    assert changed.segments == (kinds,)
+    assert [word.word for word in changed.segments[0].words] == [" types", " of", " words"]
+
+
+def test_function_that_hangs_costs_its_file(module: Path, tmp_path: Path) -> None:
+    given = replace(options(module), transform_timeout_s=2)
+    texts = ["good morning"] * 20
+    texts[3] = texts[11] = "hang on"
+    found = transcribe(given, tmp_path, *texts)
+    failed = [transcript for transcript in found if transcript.status == "error"]
+    assert sorted(transcript.audio_uri for transcript in failed) == sorted(
+        f"file://{tmp_path}/{number}.wav" for number in (3, 11)
+    )
+    for transcript in failed:
+        assert transcript.error_code == "transform_failed"
+        assert "did not come to an end within 2 s (transform_timeout_s)" in (transcript.error_message or "")
+        assert (transcript.attempt, transcript.audio_etag) == (2, "e1")
+        # Nobody waits for it twice.
+        assert Path(transcript.audio_uri.removeprefix("file://") + ".hangs").read_text() == "x"
+    assert {transcript.text for transcript in found} == {None, "good morning"}
+
+
+def test_function_that_kills_its_process_costs_its_file(module: Path, tmp_path: Path) -> None:
+    found = transcribe(options(module), tmp_path, "hello", "kill it", "goodbye")
+    assert [transcript.status for transcript in found] == ["ok", "error", "ok"]
+    assert (found[1].error_code, found[1].text) == ("transform_failed", None)
+    assert re.search(r"hide@1 ended its process 2 times: SIGKILL", found[1].error_message or "")
 
 
 @pytest.mark.parametrize(
@@ -168,8 +250,15 @@ def test_engine_in_the_same_process_hides_as_well(
         raise OSError("Windows")
 
     monkeypatch.setattr(isolated, "take_process", no_process)
-    (hidden,) = transcribe(options(module), tmp_path, f"it is {SECRET}")
+    progress = Progress()
+    hidden, failed = transcribe(
+        options(module), tmp_path, f"it is {SECRET}", f"exit {SECRET}", progress=progress
+    )
     assert hidden.text == "it is [...]"
+    assert failed.error_code == "transform_failed"
+    snapshot = progress.snapshot()
+    assert (snapshot.files, snapshot.errors) == (2, {"transform_failed": 1})
+    assert snapshot.speech_seconds == 1.0
 
 
 def test_real_engine_is_transformed(
