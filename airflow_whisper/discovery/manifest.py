@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,14 @@ from typing import TYPE_CHECKING
 
 from airflow_whisper.discovery.comparison import ROW_GROUP, Comparison, Counts
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema, partition_path, run_folder
+from whisper_spark.storage.parquet import open_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from whisper_spark.storage.objects import ObjectStorage
+
+log = logging.getLogger(__name__)
 
 # --- the run -------------------------------------------------------------------------------------------
 
@@ -110,9 +115,36 @@ def _write_removed(comparison: Comparison, run: Run, storage: ObjectStorage) -> 
 def _upload(
     path: Path, uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], storage: ObjectStorage
 ) -> None:
+    """Write a file, unless it is there already. Replaces one that is damaged, but never a sound one.
+
+    Jobs may be reading a sound one.
+    """
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    # With checksums, because a damaged page may still decompress, to other URIs.
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for batch in batches:
             writer.write_batch(batch, row_group_size=ROW_GROUP)
-    storage.upload(path, uri, if_absent=True)
+    if storage.upload(path, uri, if_absent=True) or _is_alike(path, uri, storage):
+        return
+    log.warning("%s is damaged, and is written again", uri)
+    storage.upload(path, uri)
+
+
+def _is_alike(path: Path, uri: str, storage: ObjectStorage) -> bool:
+    """Whether an object holds the same as a local file, but for what the id of a manifest leaves out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def parts(file: pq.ParquetFile) -> Iterator[object]:
+        schema = file.schema_arrow
+        yield schema.metadata and dataclasses.replace(Run.from_metadata(schema.metadata), counts={})
+        for batch in file.iter_batches(batch_size=ROW_GROUP):
+            names = [name for name in batch.schema.names if name != "last_modified"]
+            yield batch.select(names).replace_schema_metadata()
+
+    try:
+        with pq.ParquetFile(path) as ours, open_parquet(uri, storage) as theirs:
+            return all(mine == other for mine, other in zip(parts(ours), parts(theirs), strict=True))
+    except (ValueError, OSError, pa.ArrowException):
+        return False

@@ -561,6 +561,45 @@ def test_same_work_has_the_same_manifest(place: SimpleNamespace) -> None:
     assert discover(place, options=OTHER)["manifest_id"] != discover(place)["manifest_id"]
 
 
+@pytest.mark.parametrize("damage", [b"", b"PAR1 and no more", "a page", "the last bytes"])
+def test_damaged_manifest_is_written_again(place: SimpleNamespace, damage: bytes | str) -> None:
+    """As the messages of the other tasks promise: clear the discover task."""
+    first = discover(place)
+    uri = first["manifest_uri"]
+    sound, rows = place.storage.read_bytes(uri), manifest(place, first)
+    if damage == "a page":
+        damage = sound[:40] + bytes(255 - byte for byte in sound[40:44]) + sound[44:]
+    elif damage == "the last bytes":
+        damage = sound[:-20]
+    place.storage.write_bytes(uri, damage)
+    assert discover(place) == first
+    assert manifest(place, first) == rows
+    assert place.storage.read_bytes(uri) == sound
+
+
+def test_damaged_list_of_removed_rows_is_written_again(place: SimpleNamespace) -> None:
+    publish(place)
+    place.storage.delete([f"{place.source}/b.wav"])
+    first = discover(place, on_removed="delete")
+    uri = read_run(first["manifest_uri"], place.storage).removed_uri
+    sound = place.storage.read_bytes(uri)
+    place.storage.write_bytes(uri, sound[:-4])
+    assert discover(place, on_removed="delete") == first
+    assert place.storage.read_bytes(uri) == sound
+
+
+def test_sound_manifest_stays_whatever_its_id_leaves_out(place: SimpleNamespace) -> None:
+    """A job may be reading it. The same upload again changes the time, and other rows change the counts."""
+    publish(place, errors={"b.wav": "out_of_memory"})
+    first = discover(place)
+    written = place.storage.read_bytes(first["manifest_uri"])
+    place.storage.delete([f"{place.source}/a b#1.wav"])
+    again = discover(place)
+    assert again["manifest_id"] == first["manifest_id"]
+    assert again["counts"] != first["counts"]
+    assert place.storage.read_bytes(first["manifest_uri"]) == written
+
+
 def test_hidden_names_are_no_audio(place: SimpleNamespace) -> None:
     for name in ("_SUCCESS", ".b.wav.crc", "_tmp/d.wav", "deep/.part/e.wav", "deep_$folder$"):
         place.storage.write_bytes(f"{place.source}/{name}", b"x")
