@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_spark.contract import Run, Transcript, in_current_schema, transcript_schema
 from whisper_spark.staging.result import StagedFile, staged_file_uri, staged_files
+from whisper_spark.storage.objects import ObjectNotFound
 from whisper_spark.storage.parquet import open_parquet
 
 if TYPE_CHECKING:
@@ -239,13 +240,17 @@ def _held_bytes(transcript: Transcript) -> int:
 def read_index(storage: ObjectStorage, uri: str) -> Iterator[pa.RecordBatch]:
     """:data:`INDEX_COLUMNS` of one file of staged rows, plus ``row`` (int32): the position in the file.
 
-    A damaged file gives no rows, so that its audio is transcribed again.
+    A damaged file gives no rows, so that its audio is transcribed again. Nor does one that is gone: another
+    job may have deleted what it has superseded since the files were listed.
     """
     import pyarrow as pa
 
     try:
         # Read the whole file first: if its second half is damaged, the first half must not be used.
         batches = list(_index_batches(storage, uri))
+    except ObjectNotFound:
+        log.info("%s is gone: another job has replaced it, or staging was tidied up", uri)
+        return
     except (pa.ArrowException, OSError, ValueError) as error:
         log.warning("%s is damaged, so its rows are made again: %s", uri, error)
         return

@@ -241,6 +241,15 @@ def test_damaged_file_has_no_rows_that_a_job_could_take_for_done(run: Run, conte
     assert list(read_index(storage, file.uri)) == []
 
 
+def test_file_that_another_job_has_deleted_since_it_was_listed_has_no_rows(run: Run) -> None:
+    storage = ObjectStorage()
+    with StagedRows(storage, run, "part", "1") as staged:
+        staged.add(transcript("a.wav"))
+    (listed,) = staged_files(storage, run.rows_uri)
+    storage.delete([listed.uri])
+    assert list(read_index(storage, listed.uri)) == []
+
+
 def test_task_finds_only_its_own_rows(run: Run) -> None:
     storage = ObjectStorage()
     for name, audio in (("j-00000", "a"), ("j-00001", "b"), ("other-00000", "c")):
