@@ -7,14 +7,45 @@ side closes them.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Environment, import path, working folder and log level of a process. They may change."""
+
+    environment: Mapping[str, str]
+    path: Sequence[str]
+    folder: str
+    log_level: int
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        """The surroundings of this process."""
+        level = logging.getLogger("whisper_spark").getEffectiveLevel()
+        return cls(dict(os.environ), list(sys.path), str(Path.cwd()), level)
+
+    def take_over(self, before: Surroundings) -> None:
+        """Apply them to this process.
+
+        :param before: the ones that were applied before; variables that are no longer set are removed.
+        """
+        for name in before.environment.keys() - self.environment.keys():
+            os.environ.pop(name, None)
+        os.environ.update(self.environment)
+        sys.path[:] = self.path
+        os.chdir(self.folder)
+        logging.getLogger("whisper_spark").setLevel(self.log_level)
 
 
 class ChildProcess:

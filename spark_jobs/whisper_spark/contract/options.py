@@ -119,10 +119,10 @@ class WhisperOptions:
         largest batch that CTranslate2 computes correctly: 95 with 20 attention heads, as large-v3 and turbo
         have. Not in the fingerprint, and neither are the options below.
     :param cpu_threads: threads of one decoder on a CPU; ``None``: one.
-    :param num_workers: decoders that share one copy of the weights. ``None``: two on a GPU that no other task
-        shares, if there are four or more cores and its memory has room for the batches of two, else one. On a
-        CPU one for each core that Spark gave the task (``spark.task.cpus``), or without Spark for each core
-        of the machine.
+    :param num_workers: decoders that share one copy of the weights. ``None``: on a GPU that no other task
+        shares, two from four cores on, three from twelve and four from sixteen (at most three of large
+        models), if its memory has room for their batches, else one. On a CPU one for each core that Spark
+        gave the task (``spark.task.cpus``), or without Spark for each core of the machine.
     :param prefetch_files: files fetched and decoded ahead of the device.
     :param prefetch_bytes: bytes of features that may wait for the device; ``None``: four batches for each
         decoder, 32 MiB at least and 390 MB for large-v3 for each decoder on a GPU.

@@ -9,7 +9,7 @@ from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.contract import WhisperOptions
 from whisper_spark.decoding import gpu_memory
 from whisper_spark.decoding.device import Device
-from whisper_spark.decoding.model_shape import ModelShape
+from whisper_spark.decoding.model_shape import LARGE_WIDTH, ModelShape
 from whisper_spark.decoding.passes import MAX_LENGTH, MAX_NEW_TOKENS, RETRY_BEAM
 from whisper_spark.decoding.previous_text import LONGEST
 
@@ -23,9 +23,13 @@ _CPU_BATCH = 4
 _LARGE_BYTES = 1_000_000_000
 _CPU_BATCH_OF_LARGE = 2
 
-# Each decoder has a batch of its own. If the memory has room for fewer windows than these in each, a single
-# decoder with a larger batch is better: it reads the weights less often.
+# Each decoder has a batch of its own. If the memory has room for fewer windows than these in each, fewer
+# decoders with larger batches are better: they read the weights less often.
 _LEAST_BATCH_OF_TWO = 24
+_LEAST_BATCH_OF_MORE = 40
+
+# A batch of a large model occupies the GPU longer, so that more than three decoders are no faster.
+_MOST_WORKERS_OF_LARGE = 3
 
 # Tokens of a prompt besides text: start, language, task, and so on.
 _SPECIAL_TOKENS = 8
@@ -67,7 +71,7 @@ def choose_batch_size(
 def with_fitting_workers(
     options: WhisperOptions, device: Device, shape: ModelShape, weights_bytes: int, total_bytes: int | None
 ) -> Device:
-    """The device with one decoder, if its memory is too small for the batches of several.
+    """The device with fewer decoders, if its memory is too small for the batches of all.
 
     A number that the options ask for is left as it is.
 
@@ -76,9 +80,13 @@ def with_fitting_workers(
     """
     if total_bytes is None or options.num_workers is not None:
         return device
-    least = options.batch_size or _LEAST_BATCH_OF_TWO
-    fits = _that_fits(options, device, shape, _part(device, weights_bytes, total_bytes)) >= least
-    return device if fits else dataclasses.replace(device, workers=1)
+    most = min(device.workers, _MOST_WORKERS_OF_LARGE) if shape.width >= LARGE_WIDTH else device.workers
+    for workers in range(most, 1, -1):
+        fewer = dataclasses.replace(device, workers=workers)
+        least = options.batch_size or (_LEAST_BATCH_OF_MORE if workers > 2 else _LEAST_BATCH_OF_TWO)
+        if _that_fits(options, fewer, shape, _part(fewer, weights_bytes, total_bytes)) >= least:
+            return fewer
+    return dataclasses.replace(device, workers=1)
 
 
 def share_of_memory(device: Device, weights_bytes: int, free: int, total: int) -> int:

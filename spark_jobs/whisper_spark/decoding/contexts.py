@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from whisper_spark.audio.features import FULL_FRAMES
 from whisper_spark.decoding.device import Device
-from whisper_spark.decoding.model_shape import ModelShape
+from whisper_spark.decoding.model_shape import LARGE_WIDTH, ModelShape
 
 MARGIN_FRAMES = 300
 """Minimum padding behind the speech of a window, in frames of 10 ms. Whisper was trained on 30 seconds. A
@@ -26,15 +26,12 @@ _ON_CPU = tuple(range(LEAST_FRAMES, FULL_FRAMES + 1, 200))
 _ON_GPU = (1000, 1600, 2400, FULL_FRAMES)
 _ON_GPU_OF_LARGE = (1000, 1400, 1800, 2200, 2400, FULL_FRAMES)
 
-# Width of medium and larger models.
-_LARGE_WIDTH = 1024
-
 
 def context_lengths(device: Device, shape: ModelShape) -> tuple[int, ...]:
     """The lengths that the encoder's input may have, in frames of 10 ms, the shortest first."""
     if device.kind == "cpu":
         return _ON_CPU
-    return _ON_GPU_OF_LARGE if shape.width >= _LARGE_WIDTH else _ON_GPU
+    return _ON_GPU_OF_LARGE if shape.width >= LARGE_WIDTH else _ON_GPU
 
 
 def context_frames(frames: int, lengths: Sequence[int]) -> int:

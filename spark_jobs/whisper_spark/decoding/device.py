@@ -20,10 +20,13 @@ TASK_CORES = "whisper.task.cores"
 GPU_TASKS = "whisper.gpu.tasks"
 """Local property of a Spark job: number of tasks that share a GPU."""
 
-# Two decoders keep a GPU busy: while one copies, splits texts into words or picks its next batch, the other
-# one computes. Each of them needs a core to launch its kernels, and the readers need some too.
-_GPU_WORKERS = 2
+# Several decoders keep a GPU busy: while one copies, splits texts into words, picks its next batch or
+# launches kernels one by one, the others compute. On an H200 with 16 cores, two decoders transcribed calls
+# with whisper-base at 1,551 times real time, three at 1,937 and four at 2,152. Each of them needs a core to
+# launch its kernels, and the readers need some too.
+_MOST_GPU_WORKERS = 4
 _CORES_FOR_TWO = 4
+_CORES_A_WORKER = 4
 
 # What compute_type="auto" takes: the first of these that the device computes efficiently. Cards before Volta
 # have no fast float16, and from compute capability 6.1 on (P4, P40) fast int8. bfloat16 and int8_float16 are
@@ -87,9 +90,12 @@ def choose_device(options: WhisperOptions) -> Device:
 
 
 def _gpu_workers(tasks: int) -> int:
-    """Number of decoders on a GPU that several tasks share."""
+    """Number of decoders on a GPU that several tasks share, if its memory has room for their batches."""
+    cores = available_cores()
     # The decoders of other tasks keep it busy as well.
-    return _GPU_WORKERS if tasks == 1 and available_cores() >= _CORES_FOR_TWO else 1
+    if tasks > 1 or cores < _CORES_FOR_TWO:
+        return 1
+    return max(2, min(cores // _CORES_A_WORKER, _MOST_GPU_WORKERS))
 
 
 def choose_compute_type(options: WhisperOptions, device: Device) -> str:

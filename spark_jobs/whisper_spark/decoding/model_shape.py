@@ -23,6 +23,10 @@ _FRAMES_PER_POSITION = 2
 _FEED_FORWARD = 4
 
 
+LARGE_WIDTH = 1024
+"""Width of medium, the smallest of the large models of openai/whisper."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """The dimensions of a model that determine the batch size.

@@ -15,14 +15,14 @@ import platform
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from whisper_spark.audio.files import AudioFile
-from whisper_spark.child_process import ChildProcess
+from whisper_spark.child_process import ChildProcess, Surroundings
 from whisper_spark.contract import Transcript, WhisperOptions
 from whisper_spark.engine.transform import load_transform
 from whisper_spark.progress.counters import Activity, Progress
@@ -36,34 +36,6 @@ ENGINE = "whisper_spark.engine.transcriber:get_engine"
 _ACTIVITY_SECONDS = 1.0
 _LONG_FILE_SECONDS = 10.0
 _OOM_SCORE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """Environment, import path, working folder and log level of a process. They may change."""
-
-    environment: Mapping[str, str]
-    path: Sequence[str]
-    folder: str
-    log_level: int
-
-    @classmethod
-    def here(cls) -> Surroundings:
-        """The surroundings of this process."""
-        level = logging.getLogger("whisper_spark").getEffectiveLevel()
-        return cls(dict(os.environ), list(sys.path), str(Path.cwd()), level)
-
-    def take_over(self, before: Surroundings) -> None:
-        """Apply them to this process.
-
-        :param before: the ones that were applied before; variables that are no longer set are removed.
-        """
-        for name in before.environment.keys() - self.environment.keys():
-            os.environ.pop(name, None)
-        os.environ.update(self.environment)
-        sys.path[:] = self.path
-        os.chdir(self.folder)
-        logging.getLogger("whisper_spark").setLevel(self.log_level)
 
 
 @dataclass(frozen=True, slots=True)

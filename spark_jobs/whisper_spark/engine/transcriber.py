@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from whisper_spark.audio.files import AudioFile
 from whisper_spark.audio.reader import FileReader, Reader, opened_from
-from whisper_spark.audio.reader_process import ReaderProcess
+from whisper_spark.audio.reader_process import ReaderProcess, start_ahead
 from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word
 from whisper_spark.decoding.decoder import WindowDecoder
 from whisper_spark.decoding.device import UnusableDeviceError, choose_device
@@ -57,6 +57,8 @@ class Engine:
         self.options = options
         self.version = engine_version()
         device = choose_device(options)
+        # They start while the model is loaded.
+        start_ahead(reader_processes(options, device))
         folder = find_model(options, storage)
         # Before the Whisper model, which takes longer to load.
         self._speaker_model = load_speaker_model(options, device, storage) if options.diarize else None

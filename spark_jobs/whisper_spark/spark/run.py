@@ -159,7 +159,7 @@ class JobRun:
             )
             rows = counts.collect()
             groups, audio_bytes = {r["row_group"]: r["n"] for r in rows}, sum(r["b"] or 0 for r in rows)
-        tasks = self._job.tasks or task_count(self._left, self._slots)
+        tasks = self._job.tasks or task_count(self._left, self._slots, gpu=_GPUS_A_TASK in self._conf)
         log.info(
             "transcribing %s files in %s tasks with %s", f"{self._left:,}", tasks, self._run.options.model
         )

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ from servers import SECRET_KEY, S3Server
 from speech import Clip
 
 from whisper_spark import WhisperOptions
+from whisper_spark.audio import reader_process
 from whisper_spark.audio.features import LogMel
 from whisper_spark.audio.files import FileError
 from whisper_spark.audio.reader import FileReader, Finished, Part, opened_from
@@ -29,6 +31,7 @@ from whisper_spark.audio.reader_process import ReaderProcess
 from whisper_spark.audio.windows import Window
 from whisper_spark.decoding import device
 from whisper_spark.decoding.device import Device
+from whisper_spark.engine import transcriber
 from whisper_spark.engine.readers import reader_processes
 from whisper_spark.engine.transcriber import AudioFile, Engine
 from whisper_spark.storage.objects import ObjectStorage
@@ -57,8 +60,22 @@ def engine(model_dir: Path) -> Engine:
     )
 
 
+@pytest.fixture(autouse=True)
+def own_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process of an earlier test is used again."""
+    pool = reader_process._Pool()
+    monkeypatch.setattr(reader_process, "_pool", pool)
+    yield
+    for process in pool._idle:
+        process.end()
+
+
 def readers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "reader_process" in " ".join(p.cmdline())]
+
+
+def idle() -> list[int]:
+    return sorted(process.pid for process in reader_process._pool._idle)
 
 
 def assert_equal(found: Iterator[Part], expected: Iterator[Part]) -> None:
@@ -107,7 +124,7 @@ def test_credentials_reach_the_processes_through_nothing_that_can_be_looked_at(
     transcripts = [first, *found]
     assert {t.status for t in transcripts} == {"ok"}
     assert len({t.text for t in transcripts}) == len(librivox)
-    assert not readers()
+    assert sorted(process.pid for process in readers()) == idle()
 
 
 @pytest.fixture
@@ -145,6 +162,8 @@ def test_a_file_that_kills_its_reader_twice_is_an_error(reader: ReaderProcess, l
 def test_where_no_process_can_be_started_threads_read(
     engine: Engine, librivox: list[Clip], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    for process in reader_process._pool._idle:
+        process.end()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with caplog.at_level(logging.WARNING):
         found = list(engine.transcribe(AudioFile(f"file://{clip.path}") for clip in librivox))
@@ -152,12 +171,59 @@ def test_where_no_process_can_be_started_threads_read(
     assert "a thread reads files, for no process does" in caplog.text
 
 
-def test_no_process_is_left_when_a_pass_is_abandoned(engine: Engine, librivox: list[Clip]) -> None:
+def test_no_process_reads_on_when_a_pass_is_abandoned(engine: Engine, librivox: list[Clip]) -> None:
     running = engine.transcribe(AudioFile(f"file://{clip.path}") for clip in itertools.cycle(librivox))
     next(running)
     assert readers()
     running.close()
-    assert not readers()
+    assert sorted(process.pid for process in readers()) == idle()
+
+
+def test_processes_start_while_the_model_is_loaded_and_serve_one_pass_after_the_other(
+    model_dir: Path, librivox: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead: list[int] = []
+
+    def find(*arguments: Any) -> Path:
+        ahead.extend(idle())
+        return model_dir
+
+    monkeypatch.setattr(transcriber, "find_model", find)
+    engine = Engine(dataclasses.replace(OPTIONS, model=str(model_dir), prefetch_processes=2))
+    assert len(ahead) == 2
+    for _ in range(2):
+        found = engine.transcribe(AudioFile(f"file://{clip.path}") for clip in librivox)
+        assert {transcript.status for transcript in found} == {"ok"}
+        assert sorted(process.pid for process in readers()) == idle() == sorted(ahead)
+
+
+def test_a_process_that_is_used_again_works_in_the_folder_and_environment_of_its_new_pass(
+    in_threads: FileReader, librivox: list[Clip], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        reader = ReaderProcess(OPTIONS, BANDS, {}, in_threads)
+        assert_equal(
+            reader.read(AudioFile(f"file://{librivox[0].path}")),
+            in_threads.read(AudioFile(f"file://{librivox[0].path}")),
+        )
+        reader.close()
+        [process] = readers()
+        assert process.cwd() == str(folder)
+
+
+def test_an_idle_process_that_ends_costs_nothing(in_threads: FileReader, librivox: list[Clip]) -> None:
+    file = AudioFile(f"file://{librivox[0].path}")
+    for _ in range(2):
+        reader = ReaderProcess(OPTIONS, BANDS, {}, in_threads)
+        assert_equal(reader.read(file), in_threads.read(file))
+        reader.close()
+        [process] = readers()
+        process.kill()
+        process.wait(GONE_SECONDS)
+    assert not reader._useless
 
 
 @pytest.mark.slow

@@ -209,6 +209,25 @@ def test_a_second_decoder_needs_memory_for_a_batch_of_its_own(
     assert chosen == dataclasses.replace(GPU, workers=workers)
 
 
+@pytest.mark.parametrize(
+    ("shape", "total", "workers"),
+    [
+        (BASE, 80 * GIB, 4),
+        (TURBO, 80 * GIB, 3),
+        (LARGEST, 140 * GIB, 3),
+        (LARGEST, 80 * GIB, 3),
+        (LARGEST, 48 * GIB, 2),
+        (LARGEST, 24 * GIB, 1),
+        (LARGEST, 8 * GIB, 1),
+    ],
+)
+def test_more_than_two_decoders_need_large_batches_and_large_models_three_at_most(
+    shape: ModelShape, total: int, workers: int
+) -> None:
+    four = dataclasses.replace(GPU, workers=4)
+    assert with_fitting_workers(WhisperOptions(), four, shape, 3 * GIB, total).workers == workers
+
+
 def test_tasks_that_share_a_gpu_leave_memory_to_each_other() -> None:
     free, total, weights = 70 * GIB, 80 * GIB, 3 * GIB
     four = dataclasses.replace(GPU, tasks=4, workers=1)

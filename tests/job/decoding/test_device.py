@@ -115,9 +115,19 @@ def test_auto_falls_back_to_all_cores_of_the_task(gpus: Any, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("cores", "tasks", "asked", "workers"),
-    [(16, 1, None, 2), (4, 1, None, 2), (3, 1, None, 1), (16, 4, None, 1), (2, 1, 3, 3), (16, 4, 2, 2)],
+    [
+        (64, 1, None, 4),
+        (16, 1, None, 4),
+        (12, 1, None, 3),
+        (8, 1, None, 2),
+        (4, 1, None, 2),
+        (3, 1, None, 1),
+        (16, 4, None, 1),
+        (2, 1, 3, 3),
+        (16, 4, 2, 2),
+    ],
 )
-def test_gpu_gets_two_decoders_when_it_has_cores_for_them_and_no_other_task(
+def test_gpu_gets_several_decoders_when_it_has_cores_for_them_and_no_other_task(
     cores: int, tasks: int, asked: int | None, workers: int, gpus: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(1)

@@ -406,6 +406,11 @@ def test_tasks_are_few_and_never_empty(files: int, tasks: int) -> None:
     assert task_count(files, slots=8) == tasks
 
 
+@pytest.mark.parametrize(("files", "tasks"), [(1, 1), (1601, 8), (16_000, 8), (16_001, 32)])
+def test_tasks_are_fewer_on_gpus_which_are_done_with_them_sooner(files: int, tasks: int) -> None:
+    assert task_count(files, slots=8, gpu=True) == tasks
+
+
 # --- command line ------------------------------------------------------------------------------------------
 
 
