@@ -11,7 +11,6 @@ import logging
 import sys
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from os import PathLike, fspath
@@ -34,6 +33,7 @@ from whisper_spark.engine.engine_process import (
     keep_process,
     take_process,
 )
+from whisper_spark.engine.file_queue import MOST_TRIES, FileQueue
 from whisper_spark.engine.transform import load_transform
 from whisper_spark.engine.version import engine_version
 from whisper_spark.progress.counters import Activity, Progress
@@ -41,7 +41,6 @@ from whisper_spark.storage.objects import ObjectStorage, normalise_uri
 
 log = logging.getLogger(__name__)
 
-_MOST_TRIES = 2
 _MOST_BLAMELESS_ENDS = 3
 
 # Longest wait for the thread that sends files, in seconds: after the process has ended, while the thread may
@@ -140,10 +139,10 @@ class IsolatedEngine:
             code, message = "transform_failed", f"{self._options.transform} {run.end}"
         elif run.transforming == file.uri:
             code = "transform_failed"
-            message = f"{self._options.transform} ended its process {_MOST_TRIES} times: {run.end}"
+            message = f"{self._options.transform} ended its process {MOST_TRIES} times: {run.end}"
         else:
             code = "internal"
-            message = f"the process that read and decoded the file ended {_MOST_TRIES} times: {run.end}"
+            message = f"the process that read and decoded the file ended {MOST_TRIES} times: {run.end}"
         log.warning("%s: %s", file.uri, message)
         transcript = error_row(file, self._options, message, code)
         progress.finished(transcript)
@@ -165,104 +164,6 @@ def error_row(file: AudioFile, options: WhisperOptions, message: str, code: str 
         engine_version=engine_version(),
         transcribed_at=datetime.now(UTC),
     )
-
-
-class FileQueue:
-    """Hands out files to the engine's process and tracks those that it has not finished. Thread-safe."""
-
-    def __init__(self, files: Iterable[AudioFile], alone: int = 0) -> None:
-        self._files = iter(files)
-        self._alone = alone
-        # Guards the iterator, which may block while it waits for rows from Spark.
-        self._taking = threading.Lock()
-        self._state = threading.Condition()
-        self._process = 0
-        self.given = 0
-        self._under_way: list[AudioFile] = []
-        self._suspects: deque[AudioFile] = deque()
-        # Files that were taken from the iterator for a process that had ended meanwhile.
-        self._returned: deque[AudioFile] = deque()
-        self._tries: Counter[AudioFile] = Counter()
-        self._careful = False
-        self.failure: BaseException | None = None
-
-    @property
-    def process(self) -> int:
-        """The number of the current process."""
-        return self._process
-
-    @property
-    def suspects(self) -> int:
-        """Number of files of which one may have crashed an earlier process."""
-        return len(self._suspects)
-
-    def next(self, process: int) -> AudioFile | None:
-        """The next file for a process; ``None`` when no more are left, or the process is not the current one.
-
-        Suspects are processed alone: the call waits until the file before is finished.
-        """
-        with self._state:
-            while self._process == process and self._careful and self._under_way:
-                self._state.wait()
-            if self._process != process:
-                return None
-            self._careful = bool(self._suspects) or self._alone > 0
-            if self._suspects:
-                return self._given(self._suspects.popleft())
-        with self._taking:
-            with self._state:
-                if self._returned:
-                    return self._given(self._returned.popleft())
-            file = next(self._files, None)
-            with self._state:
-                self._alone = max(0, self._alone - 1)
-                if file is None or self._process == process:
-                    return file and self._given(file)
-                self._returned.append(file)
-        return None
-
-    def _given(self, file: AudioFile) -> AudioFile:
-        self.given += 1
-        self._under_way.append(file)
-        return file
-
-    def finished(self, uri: str) -> None:
-        """Mark a file as finished."""
-        with self._state:
-            for file in self._under_way:
-                if file.uri == uri:
-                    self._under_way.remove(file)
-                    break
-            self._state.notify_all()
-
-    def give_up_on_process(self, culprit: str | None = None) -> AudioFile | None:
-        """Handle the end of the process: files in progress become suspects.
-
-        Returns the file that crashed it, if that is certain: the only file in progress, for the second time.
-
-        :param culprit: URI of the file that is known to be the cause: then no other is suspected.
-        """
-        with self._state:
-            self._process += 1
-            under_way, self._under_way = self._under_way, []
-            self._state.notify_all()
-            known = next((file for file in under_way if file.uri == culprit), None)
-            if known is not None:
-                under_way.remove(known)
-                self._returned.extendleft(reversed(under_way))
-                return known
-            self._tries.update(set(under_way))
-            found = None
-            if len(under_way) == 1 and self._tries[under_way[0]] >= _MOST_TRIES:
-                found = under_way.pop()
-            self._suspects.extendleft(reversed(under_way))
-            return found
-
-    def rest(self) -> Iterator[AudioFile]:
-        """All remaining files, for an engine in this process."""
-        yield from self._suspects
-        yield from self._returned
-        yield from self._files
 
 
 class _Pass:
