@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from airflow_whisper.export.entries import Entry, Outcome, Version
 from airflow_whisper.export.index_file import for_database, index_schema, noted, write_index
 from airflow_whisper.scratch import ScratchDatabase
-from whisper_spark.storage.objects import ObjectNotFound
+from whisper_spark.storage.objects import ObjectNotFound, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,6 +56,17 @@ SELECT done.*, {_ENTRY} FROM done LEFT JOIN exported USING (uri) WHERE uri > ? O
 """  # noqa: S608
 
 _CHUNK = 10_000
+
+MOST_CONFLICTS = 100
+"""How often a run tries to store the index while other runs do."""
+
+
+def never_stored(uri: str) -> StorageError:
+    """The error after :data:`MOST_CONFLICTS`."""
+    return StorageError(
+        f"the index {uri} was changed by others {MOST_CONFLICTS} times while this run tried to change it. Do "
+        "many exports of this partition run at a time?"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,23 +199,25 @@ class ExportIndex:
         :param snapshot_id: the snapshot of the table that this run has exported.
         """
         known: int | None = snapshot_id
-        while True:
+        for _ in range(MOST_CONFLICTS):
             alone = self._apply()
             contested = self._db.first(_WITH_RUNS) is not None
             if self.save(None if contested else known):
                 return alone
             self.load()
             known = None
+        raise never_stored(self.uri)
 
     def abandon(self) -> None:
         """Store what this run has done before it failed."""
-        while True:
+        for _ in range(MOST_CONFLICTS):
             self._apply()
             for uri, *columns in self._db.execute(_WITH_RUNS).fetchall():
                 self._put(uri, Entry.of(tuple(columns)).abandoned(self._run))
             if self.save():
                 return
             self.load()
+        raise never_stored(self.uri)
 
     def _apply(self) -> bool:
         """Settle the rows that are done. Returns whether none of them has to be done again."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.export.entries import new_run
-from airflow_whisper.export.index import VERSION_COLUMNS, ExportIndex
+from airflow_whisper.export.index import MOST_CONFLICTS, VERSION_COLUMNS, ExportIndex, never_stored
 from airflow_whisper.export.names import ExportNames
 from airflow_whisper.table.columns import moved_columns
 from airflow_whisper.table.data_files import read_rows
@@ -98,15 +98,12 @@ def export_partition(
     uri = names.index_uri(table, partition)
     run = new_run()
     written = removed = 0
-    while True:
+    for _ in range(MOST_CONFLICTS):
         with ExportIndex(storage, uri, settings.fingerprint(), run) as index:
             index.load()
             # Only now: a run that enters itself in the index after another one has rows at least as new.
             loaded = loaded.refresh()
-            snapshot = loaded.current_snapshot()
-            if snapshot is None:
-                # The only snapshot has been rolled back meanwhile.
-                return Exported(snapshot_id=None, written=written, removed=removed, index_uri=uri)
+            snapshot = loaded.current_snapshot() or snapshot
             finished = index.snapshot_id == snapshot.snapshot_id
             if not finished:
                 export = _Export(
@@ -117,6 +114,7 @@ def export_partition(
         if finished:
             return Exported(snapshot_id=snapshot.snapshot_id, written=written, removed=removed, index_uri=uri)
         log.info("Another run exports %s as well: looking at its files again", partition_path(partition))
+    raise never_stored(uri)
 
 
 class _Export:

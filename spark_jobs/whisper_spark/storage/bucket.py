@@ -327,19 +327,21 @@ class Bucket:
         """See :class:`Backend`."""
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-        data = path.read_bytes()
-        if not self._unconditional:
-            try:
-                return self._put(key, data, "create" if version is None else dict(version))
-            except (AlreadyExistsError, PreconditionError):
-                return None
-            except (BaseError, NotImplementedError) as error:
-                if not _is_unsupported(error):
-                    raise
-                self._unconditional = True
-        if self._current_version(key) != version:
+        # There are also stores that ignore the conditions of a write.
+        if not self._is_current(key, version):
             return None
-        return self._put(key, data, "overwrite")
+        data = path.read_bytes()
+        if self._unconditional:
+            return self._put(key, data, "overwrite")
+        try:
+            return self._put(key, data, "create" if version is None else dict(version))
+        except (AlreadyExistsError, PreconditionError):
+            return None
+        except (BaseError, NotImplementedError) as error:
+            if not _is_unsupported(error):
+                raise
+        self._unconditional = True
+        return self.replace(key, path, version)
 
     def _put(self, key: str, data: bytes, mode: Any) -> Version:
         import obstore
@@ -349,13 +351,14 @@ class Bucket:
         # In one request, because the parts of an upload in several cannot be conditional.
         return _version(obstore.put(self._store, key, data, mode=mode, use_multipart=False))
 
-    def _current_version(self, key: str) -> Version | None:
+    def _is_current(self, key: str, version: Version | None) -> bool:
         import obstore
 
         try:
-            return _version(obstore.head(self._store, key))
+            now = _version(obstore.head(self._store, key))
         except FileNotFoundError:
-            return None
+            return version is None
+        return version is not None and plain_etag(now.get("e_tag")) == plain_etag(version.get("e_tag"))
 
     def delete(self, keys: Iterable[str]) -> None:
         """See :class:`Backend`."""

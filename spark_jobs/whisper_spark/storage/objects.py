@@ -240,9 +240,9 @@ class ObjectStorage:
     def replace(self, path: Path, uri: str, version: Version | None) -> Version | None:
         """Copy a local file to an object, atomically, and only if nobody else has changed the object.
 
-        Of several concurrent writers exactly one succeeds. In stores that have no conditional writes, and on
-        file systems that have no locks, the version is compared just before the write, and of two writers in
-        the same instant the last one wins.
+        Of several concurrent writers exactly one succeeds. In stores without conditional writes, and on file
+        systems without locks, the version is compared just before the write, and of two writers in the same
+        instant the last one wins.
 
         :param path: a file that fits into memory and differs from all earlier versions of the object.
         :param version: from :meth:`open_version` or an earlier call; ``None``: there is no such object.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from lakes import TABLE, change
 from pyiceberg.table import Table
 from transcripts import PARTITION
 
+from airflow_whisper.export import entries
 from airflow_whisper.export import run as export_run
 from airflow_whisper.export.run import Exported, ExportSettings, export_partition
 from airflow_whisper.hooks.catalog import open_catalog
@@ -110,8 +112,8 @@ def lake(tmp_path: Path, catalog_env: SimpleNamespace, monkeypatch: pytest.Monke
 
 
 @contextmanager
-def two_runs(lake: Lake, out: Path) -> Iterator[list[SteppedWork]]:
-    runs = [SteppedWork(lambda storage: lake.export(str(out), storage)) for _ in range(2)]
+def stepped_runs(lake: Lake, out: Path, number: int) -> Iterator[list[SteppedWork]]:
+    runs = [SteppedWork(lambda storage: lake.export(str(out), storage)) for _ in range(number)]
     yield runs
     for run in runs:
         run.finish()
@@ -126,23 +128,26 @@ def converges(lake: Lake, out: Path) -> None:
 
 
 def interleave(lake: Lake, seed: int) -> None:
-    """Two runs, whose table changes meanwhile and of which one may be killed, in a random order of steps."""
+    """Runs, whose table changes meanwhile and of which one may be killed, in a random order of steps."""
     order = random.Random(seed)
     out = lake.folder()
     lake.now = order.randrange(2)
     # In stretches, because one run often does all of its work while the other waits.
     lengths = [order.choice((1, 2, 3, 4, 5, 6, 25)) for _ in range(order.randint(2, 7))]
-    first = order.randrange(2)
-    steps = [(first + number) % 2 for number, length in enumerate(lengths) for _ in range(length)]
+    number = order.choice((2, 2, 3))
+    turns = [order.randrange(number)]
+    while len(turns) < len(lengths):
+        turns.append(order.choice([turn for turn in range(number) if turn != turns[-1]]))
+    steps = [turn for turn, length in zip(turns, lengths, strict=True) for _ in range(length)]
     table_moves = {order.randrange(len(steps) // 2 + 1) for _ in range(order.randint(1, 2))}
     killed_at = len(steps) - 1 if order.random() < 0.5 else -1
     begun_in: dict[int, int] = {}
-    with two_runs(lake, out) as runs:
-        for number, turn in enumerate(steps):
-            if number in table_moves and not lake.is_latest:
+    with stepped_runs(lake, out, number) as runs:
+        for step, turn in enumerate(steps):
+            if step in table_moves and not lake.is_latest:
                 lake.now += 1
             begun_in.setdefault(turn, lake.now)
-            if number == killed_at:
+            if step == killed_at:
                 runs[turn].kill()
             else:
                 runs[turn].step()
@@ -178,6 +183,37 @@ def test_old_content_of_a_run_that_was_believed_dead_is_found_and_replaced(lake:
     (stale,) = content(out).items() - lake.expected().items()
     assert stale in old
     converges(lake, out)
+
+
+def test_run_that_was_killed_is_forgotten_after_a_day(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = lake.folder()
+    lake.now = 1
+    killed = SteppedWork(lambda storage: lake.export(str(out), storage))
+    for _ in range(4):
+        killed.step()
+    killed.kill()
+    lake.export(str(out))
+    index = next((out / "_exports").rglob("*.parquet"))
+
+    def runs() -> list[str]:
+        return [run for row in pq.read_table(index, partitioning=None).to_pylist() for run in row["runs"]]
+
+    assert len(set(runs())) == 1
+    converges(lake, out)
+    assert len(set(runs())) == 1
+    monkeypatch.setattr(entries, "_LONGEST_RUN", timedelta(0))
+    converges(lake, out)
+    assert runs() == []
+
+
+def test_index_of_an_earlier_release_is_understood(lake: Lake) -> None:
+    out = lake.folder()
+    index = next((out / "_exports").rglob("*.parquet"))
+    table = pq.read_table(index, partitioning=None)
+    pq.write_table(table.drop_columns(["hashes", "runs"]), index)
+    lake.now = 1
+    assert lake.export(str(out)).written == 2
+    assert content(out) == lake.expected()
 
 
 def test_runs_in_object_storage_agree_as_well(lake: Lake, s3: Any) -> None:
