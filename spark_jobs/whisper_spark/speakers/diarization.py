@@ -17,15 +17,20 @@ from whisper_spark.speakers.speech import STRETCH, Speech
 
 Floats = npt.NDArray[np.float32]
 
-# Two groups are one speaker when their similarity is lower than is typical of one speaker by at most this
-# share of what is missing to 1. The mean of a small group is less certain: it may be lower by a share of this
-# second number divided by the seconds of speech in the group. Chosen on conversations other than those of
-# benchmarks/RESULTS.md.
-_TOLERANCE = 0.58
-_TOLERANCE_SMALL = 1.0
+# Two groups are one speaker when their distance is at most this. It is what the similarity of their voices
+# lacks to 1, divided by how much stretches of one voice differ compared with what they have in common. The
+# mean of a small group is less certain: the distance may be larger by the second number divided by the
+# seconds of speech in the group. Both come from a logistic regression on pairs of groups in conversations
+# other than those of benchmarks/RESULTS.md. Other voices in other languages give the same numbers, and so do
+# embeddings from which their mean is subtracted, whose similarities are as low as those of newer models.
+_TOLERANCE = 0.44
+_TOLERANCE_SMALL = 1.25
 
-# How far from the limit a decision may lie and still be uncertain, as such a share.
-_DOUBT = 0.15
+# A distance this close to the limit leaves the decision uncertain: beyond it, 19 of 20 are right.
+_DOUBT = 0.12
+
+# Seconds of speech from which on a group tells more about the similarity of its own stretches than the file.
+_ENOUGH_SECONDS = 2.0
 
 # Overlapping stretches from which on a file tells more about typical similarity than the model's clip does.
 _ENOUGH_PAIRS = 6
@@ -132,17 +137,25 @@ def _decision(groups: Groups, typical: float, smallest: float, least: int, most:
     :param smallest: seconds of speech that a speaker has at least.
     """
     weights, whole = groups.weights.copy(), np.ones(len(groups.weights), bool)
+    squares = np.square(groups.means).sum(axis=1)
+    spread = max(1 - typical, 1e-3) / max(typical, 1e-3)
     accepted: list[Merge] = []
     refused: list[Merge] = []
     close = False
     for merge in merges_of(groups):
         sides = [merge.kept, merge.gone]
         smaller = float(weights[sides].min())
-        distance = (typical - merge.similarity) / max(1 - typical, 1e-3)
+        distance = (1 - _similarity_of_voices(merge, squares, weights, typical)) / spread
         limit = _TOLERANCE + _TOLERANCE_SMALL / max(smaller, 0.1)
         fits = bool(whole[sides].all()) and distance <= limit
         (accepted if fits else refused).append(merge)
         close = close or (smaller >= smallest and abs(distance - limit) < _DOUBT)
+        share = weights[merge.kept] / weights[sides].sum()
+        squares[merge.kept] = (
+            share**2 * squares[merge.kept]
+            + (1 - share) ** 2 * squares[merge.gone]
+            + 2 * share * (1 - share) * merge.similarity
+        )
         weights[merge.kept] += weights[merge.gone]
         whole[merge.kept] = fits
     merges = [*accepted, *refused]
@@ -153,6 +166,24 @@ def _decision(groups: Groups, typical: float, smallest: float, least: int, most:
     while speakers[cut] < least and cut > 0:
         cut -= 1
     return _Decision(merges[:cut], not close or least == most)
+
+
+def _similarity_of_voices(merge: Merge, squares: Floats, weights: Floats, typical: float) -> float:
+    """Similarity of the voices of two groups: 1 for the same voice, however much its stretches differ.
+
+    The average similarity of two groups is lower when the stretches within them differ more, as those of a
+    lively speaker do. The average similarity within each group corrects that, as it corrects correlations
+    for attenuation.
+
+    :param squares: squared length of the mean of each group: the average similarity of all its pairs.
+    :param weights: seconds of speech in each group.
+    """
+    sides = [merge.kept, merge.gone]
+    # Each stretch is equal to itself and half equal to its neighbours, which makes STRETCH seconds in all.
+    different = np.maximum(weights[sides] - np.float32(STRETCH), 0)
+    known = np.where(different > 0, weights[sides] * squares[sides] - STRETCH, 0)
+    within = (known + _ENOUGH_SECONDS * typical) / (different + _ENOUGH_SECONDS)
+    return merge.similarity / float(np.sqrt(np.maximum(within, 1e-3).prod()))
 
 
 def _speakers_after_each(groups: Groups, merges: Sequence[Merge], smallest: float) -> list[int]:

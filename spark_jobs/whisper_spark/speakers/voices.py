@@ -74,16 +74,20 @@ class Voices:
         """The speakers of each channel with speech; ``None`` after a failure."""
         if self._failed:
             return None
-        least, most = self._options.min_speakers, self._options.max_speakers or _MOST_SPEAKERS
         with stage("speakers"):
             try:
-                return {
-                    channel: speakers_of(joined(self._parts.pop(channel)), self._model.likeness, least, most)
-                    for channel in sorted(self._parts)
-                }
+                return {channel: self._speakers(channel) for channel in sorted(self._parts)}
             except Exception as error:
                 self._failures.add(self._uri, "telling speakers apart", error)
                 return None
+
+    def _speakers(self, channel: int) -> ChannelSpeakers:
+        least, most = self._options.min_speakers, self._options.max_speakers
+        speech = joined(self._parts.pop(channel))
+        found = speakers_of(speech, self._model.likeness, least, most or _MOST_SPEAKERS)
+        # There may be more of them. Whoever sets max_speakers knows that there are not.
+        full = most is None and found.evidence.shape[1] == _MOST_SPEAKERS
+        return replace(found, sure=False) if full else found
 
     def _add(self, window: Window, samples: Floats) -> None:
         starts, ends, regions, audio = [], [], [], []

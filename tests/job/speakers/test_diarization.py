@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -17,19 +17,28 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def speech_of(turns: Sequence[int], *, within: float = 0.8, between: float = 0.5, seed: int = 0) -> Speech:
+def speech_of(
+    turns: Sequence[int],
+    *,
+    within: float = 0.8,
+    between: float = 0.5,
+    lively: Mapping[int, float] | None = None,
+    seed: int = 0,
+) -> Speech:
     """Speech in which each turn is a region of six seconds.
 
     :param turns: the speaker of each turn.
     :param within: similarity of two stretches of one speaker.
     :param between: similarity of two speakers.
+    :param lively: similarity of two stretches of speakers for whom it is another.
     """
     random = np.random.default_rng(seed)
     voices = random.standard_normal((max(turns) + 1, SIZE))
-    common, own, moment = np.sqrt([between, within - between, 1 - within])
     shared = unit(random.standard_normal(SIZE))
     starts, ends, regions, vectors = [], [], [], []
     for region, voice in enumerate(turns):
+        same = (lively or {}).get(voice, within)
+        common, own, moment = np.sqrt([between, same - between, 1 - same])
         # Stretches that overlap by half share half of what is particular in a moment.
         moments = unit(random.standard_normal((8, SIZE)))
         for number in range(7):
@@ -65,6 +74,14 @@ def test_one_speaker_for_an_hour_is_one() -> None:
     assert (found.evidence.shape[1], found.sure) == (1, True)
 
 
+def test_a_lively_speaker_among_calm_ones_is_one() -> None:
+    turns = [0, 1, 2] * 8
+    speech = speech_of(turns, within=0.85, between=0.4, lively={1: 0.65})
+    found = speakers_of(speech, 0.85, None, None)
+    assert found.evidence.shape[1] == 3
+    assert agreement(found, turns) == 1
+
+
 def test_a_known_number_of_speakers_is_kept() -> None:
     turns = [0, 1, 2, 3] * 6
     speech = speech_of(turns)
@@ -77,8 +94,8 @@ def test_a_known_number_of_speakers_is_kept() -> None:
 def test_voices_that_differ_little_are_uncertain() -> None:
     turns = [0, 1] * 10
     # As far apart as the limit allows.
-    assert not speakers_of(speech_of(turns, within=0.8, between=0.68), 0.8, None, None).sure
-    assert speakers_of(speech_of(turns, within=0.8, between=0.68), 0.8, 2, 2).sure
+    assert not speakers_of(speech_of(turns, within=0.8, between=0.7), 0.8, None, None).sure
+    assert speakers_of(speech_of(turns, within=0.8, between=0.7), 0.8, 2, 2).sure
 
 
 def test_a_cough_is_no_speaker() -> None:

@@ -42,7 +42,8 @@ class Model:
 def heard(monkeypatch: pytest.MonkeyPatch, model: Any, *windows: Window) -> dict[int, Speech]:
     """The speech of each channel."""
     kept: list[Speech] = []
-    monkeypatch.setattr(voices, "speakers_of", lambda speech, *_: kept.append(speech) or SimpleNamespace())
+    alone = SimpleNamespace(evidence=np.ones((1, 1), np.float32))
+    monkeypatch.setattr(voices, "speakers_of", lambda speech, *_: kept.append(speech) or alone)
     file = Voices(model, OPTIONS)
     for one in windows:
         assert file.heard(one).samples is None
@@ -90,6 +91,27 @@ def test_the_number_of_speakers_is_limited(
     file.heard(window(Chunk(0.0, 0.0, 3.0)))
     file.told_apart()
     assert limits == [most]
+
+
+@pytest.mark.parametrize(
+    ("count", "max_speakers", "speakers", "sure"),
+    [(30, None, 30, True), (130, None, 100, False), (130, 100, 100, True)],
+)
+def test_more_voices_than_a_file_may_have_are_uncertain_unless_their_number_is_known(
+    count: int, max_speakers: int | None, speakers: int, sure: bool
+) -> None:
+    model = Model()
+    random = np.random.default_rng(0)
+    # Voices that have nothing in common, each of which speaks in two windows.
+    sounds = np.linalg.qr(random.standard_normal((2 * count, 2 * count)))[0].astype(np.float32)
+    file = Voices(model, replace(OPTIONS, max_speakers=max_speakers))  # type: ignore[arg-type]
+    for number in range(2 * count):
+        voice = sounds[number % count]
+        model.embed = lambda waveforms, voice=voice: np.stack([voice] * len(waveforms))  # type: ignore[method-assign]
+        file.heard(window(Chunk(0.0, 10.0 * number, 8.0)))
+    found = file.told_apart()
+    assert found is not None
+    assert (found[0].evidence.shape[1], found[0].sure) == (speakers, sure)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
