@@ -319,17 +319,20 @@ def report(calls: Mapping[str, Call], model: SpeakerModel, whole: float, own: fl
         right, words = right_words(call, everything(call, model))
         found_speakers = f"{len(call.voices)} speakers, {call.transcript.speakers} found"
         print(f"{name}: {found_speakers}, {right / words:.1%} of words", *call.transcript.quality_flags)
+    wrong = [call for call in calls.values() if call.transcript.speakers != len(call.voices)]
     # Voices of which no word is in the transcript cannot be counted in it.
-    wrong = [call for call in calls.values() if call.transcript.speakers != len(call.voices_of_words)]
+    unheard = sum(call.transcript.speakers == len(call.voices_of_words) for call in wrong)
     flagged = [c for c in calls.values() if "uncertain_speakers" in c.transcript.quality_flags]
     both = sum(call in wrong for call in flagged)
     minutes = sum(call.transcript.duration_s or 0 for call in calls.values()) / 60
     other = whole - own
     return [
         f"{len(calls)} conversations, {minutes:.0f} minutes, {datetime.now(UTC):%Y-%m-%d}. The number of",
-        f"speakers is right in {len(calls) - len(wrong)} of them. The flag `uncertain_speakers` is set in",
-        f"{both} of the {len(wrong)} others, and in {len(flagged) - both} of those that are",
-        f"right. Processor seconds for a minute of audio: {own / minutes:.2f} for speakers,",
+        f"speakers is right in {len(calls) - len(wrong)} of them. In {unheard} more it is the number of the",
+        "voices of whom the transcript has a word.",
+        f"The flag `uncertain_speakers` is set in {both} of the {len(wrong)}",
+        f"that are wrong, and in {len(flagged) - both} of those that are right.",
+        f"Processor seconds for a minute of audio: {own / minutes:.2f} for speakers,",
         f"{other / minutes:.2f} for everything else with whisper-base int8 ({own / other:.0%}).",
         "",
         *table(["what is given", "words with the right speaker", *RATES], rows),
