@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
 from whisper_spark.contract import partition_path
@@ -43,6 +43,8 @@ from whisper_spark.staging.result import (
 from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage, StorageError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T", int, str)
 
 _EXAMPLES = 5
 _GPUS_A_TASK = "spark.task.resource.gpu.amount"
@@ -237,7 +239,8 @@ class JobRun:
         own = [number for number, file in enumerate(files) if f"-{self._job.id}-" in file.uri]
         index = ranked(self._index(files), [own, self._listed_before(files)])
         chosen = index.where("rank = 1").join(self._manifest, "audio_uri", "left_semi").persist()
-        counts = {row["file"]: row["count"] for row in chosen.groupBy("file").count().collect()}
+        groups = self._groups(chosen)
+        counts = _tally((group["file"], group["files"]) for group in groups)
         if sum(counts.values()) < self._files:
             self._require_all(chosen)
         whole = [number for number, count in counts.items() if count == files[number].rows]
@@ -246,7 +249,7 @@ class JobRun:
             kept = chosen.where(~F.col("file").isin(*whole)) if whole else chosen
             staged += keep_rows(kept, files, self._run, self._job.staging, self._job.id)
         self._superseded = [files[number].uri for number in own if number not in whole]
-        return self._summary(chosen, sorted(staged, key=lambda file: file.uri))
+        return self._summary(groups, sorted(staged, key=lambda file: file.uri))
 
     def _listed_before(self, files: Sequence[StagedFile]) -> list[int]:
         """Numbers of the files that the current ``result.json`` lists, which others may be reading."""
@@ -265,14 +268,17 @@ class JobRun:
                 f"example {', '.join(examples)}. Run the job again: it goes on where this one stopped"
             )
 
-    def _summary(self, chosen: DataFrame, files: Sequence[StagedFile]) -> RunResult:
-        sums = chosen.groupBy("status", "error_code", "language", "engine_version").agg(
+    def _groups(self, chosen: DataFrame) -> list[Row]:
+        """Counts and sums of the rows that are alike: one group or a few for each staged file."""
+        groups = chosen.groupBy("file", "status", "error_code", "language", "engine_version").agg(
             F.count("*").alias("files"),
             F.sum("duration_s").alias("audio"),
             F.sum("speech_s").alias("speech"),
             F.sum((~is_settled(self._run.max_attempts)).cast("int")).alias("retryable"),
         )
-        groups = sums.collect()
+        return groups.collect()
+
+    def _summary(self, groups: Sequence[Row], files: Sequence[StagedFile]) -> RunResult:
         ok = [group for group in groups if group["status"] == "ok"]
         return dataclasses.replace(
             self._result,
@@ -362,8 +368,8 @@ def _telemetry_lines(result: RunResult) -> Iterator[str]:
         yield f"device busy {100 * result.device_busy:.0f} %; seconds of threads: {', '.join(seconds)}"
 
 
-def _tally(counts: Iterator[tuple[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+def _tally(counts: Iterable[tuple[T, int]]) -> dict[T, int]:
+    total: dict[T, int] = {}
     for name, count in counts:
         total[name] = total.get(name, 0) + count
     return dict(sorted(total.items()))
