@@ -25,8 +25,9 @@ Version = tuple[str | None, str | None, int | None]
 
 _NO_VERSION: Version = (None, None, None)
 
-# A run that was killed is taken for one that is still at work for so long. No export of a partition takes it.
-_LONGEST_RUN = timedelta(days=1)
+# A run that was killed is taken for one that is still at work for so long, in which every further run reads
+# the files that it may have written. One that takes longer finds itself removed, and does its rows again.
+_LONGEST_RUN = timedelta(hours=6)
 
 
 def new_run(now: datetime | None = None) -> str:

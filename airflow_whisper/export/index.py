@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,7 @@ SELECT done.*, {_ENTRY} FROM done LEFT JOIN exported USING (uri) WHERE uri > ? O
 """  # noqa: S608
 
 _CHUNK = 10_000
+_CHECKED = 1_000
 
 MOST_CONFLICTS = 100
 """How often a run tries to store the index while other runs do."""
@@ -170,13 +171,18 @@ class ExportIndex:
         """Rows with files that the table has no longer: their audio URI and files."""
         return [(uri, tuple(json.loads(files))) for uri, files in self._db.execute(_GONE).fetchall()]
 
-    def check(self, hash_of: Callable[[str], str | None]) -> None:
+    def check(self, hashes_of: Callable[[Collection[str]], Mapping[str, str | None]]) -> None:
         """Look at the files that other runs may have changed since they were settled.
 
-        :param hash_of: the hash of a file; ``None`` if it does not exist.
+        :param hashes_of: the hashes of files by URI; ``None`` for one that does not exist.
         """
-        for uri, *columns in self._db.execute(_WITH_RUNS).fetchall():
-            self._put(uri, Entry.of(tuple(columns)).checked(hash_of))
+        found = self._db.execute(_WITH_RUNS).fetchall()
+        for start in range(0, len(found), _CHECKED):
+            entries = {uri: Entry.of(tuple(columns)) for uri, *columns in found[start : start + _CHECKED]}
+            settled = (entry for entry in entries.values() if entry.settings is not None)
+            hashes = hashes_of([file for entry in settled for file in entry.files])
+            for uri, entry in entries.items():
+                self._put(uri, entry.checked(hashes.get))
 
     # --- the steps of a run ------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,7 +142,7 @@ class _Export:
 
     def run(self) -> bool:
         """Export. Returns ``False`` if another run interfered: then this has to be done again."""
-        self._index.check(self._hash_of)
+        self._index.check(self._hashes_of)
         tasks = self._compare()
         if self._begin(len(tasks)) and not self._index.save():
             return False
@@ -216,6 +216,10 @@ class _Export:
         self._delete({file for _, files in gone for file in files})
         self._index.forget(uri for uri, _ in gone)
         self.removed += len(gone)
+
+    def _hashes_of(self, files: Collection[str]) -> dict[str, str | None]:
+        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="export") as readers:
+            return dict(zip(files, readers.map(self._hash_of, files), strict=True))
 
     def _hash_of(self, file: str) -> str | None:
         if not file.startswith(self._names.root):

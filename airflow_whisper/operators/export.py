@@ -39,10 +39,10 @@ class ExportTranscriptsOperator(TextTemplates, BaseOperator):
     folder of its own.
 
     Runs of the same export may overlap: they notice each other through that file, which is replaced only if
-    nobody else has replaced it, and the last one leaves the files of the current rows. What a run that was
-    killed may have left is looked at by the runs of the next day. A store without conditional writes, such as
-    OpenStack Swift, and a file system without locks cannot decide between two runs that finish in the same
-    instant: there run one export of a partition at a time.
+    nobody else has replaced it, and the last one leaves the files of the current rows. For six hours, each
+    further run looks at the files that a killed run may have written. A store without conditional writes,
+    such as OpenStack Swift, and a file system without locks cannot decide between two runs that finish in the
+    same instant: there run one export of a partition at a time.
 
     Returns ``{"table", "partition", "snapshot_id", "written", "removed", "index_uri"}``, the counts in rows.
 

@@ -54,8 +54,8 @@ def test_run_that_fails_stays_entered_beside_another() -> None:
     assert Entry(VERSION, "s1", ("a.srt",)).abandoned(OURS) == Entry(VERSION, "s1", ("a.srt",))
 
 
-def test_run_of_yesterday_is_not_at_work_any_more() -> None:
-    old = new_run(datetime.now(UTC) - timedelta(days=1, minutes=1))
+def test_run_of_six_hours_ago_is_not_at_work_any_more() -> None:
+    old = new_run(datetime.now(UTC) - timedelta(hours=6, minutes=1))
     settled = Entry().begun({"a.srt"}, old).begun({"a.srt"}, OURS).settled(DONE, OURS)
     assert settled.runs == (old,)
     assert settled.checked({"a.srt": "1"}.get) == Entry(VERSION, "s1", ("a.srt",))

@@ -185,7 +185,7 @@ def test_old_content_of_a_run_that_was_believed_dead_is_found_and_replaced(lake:
     converges(lake, out)
 
 
-def test_run_that_was_killed_is_forgotten_after_a_day(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_that_was_killed_is_forgotten_in_time(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     out = lake.folder()
     lake.now = 1
     killed = SteppedWork(lambda storage: lake.export(str(out), storage))
