@@ -85,10 +85,7 @@ def anything_under(storage: ObjectStorage, root: str) -> bool:
 
 
 def source_root(source: str, partition: Mapping[str, str]) -> str:
-    """The part of a source that all partitions share, with a trailing slash.
-
-    :param partition: as in the argument of the operator: the table may spell 07 as 7, but the URI does not.
-    """
+    """The part of a source that all partitions share, with a trailing slash."""
     source = folder_uri(source).removesuffix("/")
     # Number of leading parts that are fixed: scheme, empty, bucket (empty for a local path).
     fixed = 3
@@ -103,7 +100,10 @@ def _names_partition(part: str, partition: Mapping[str, str]) -> bool:
     if "=" in part:
         return True
     for value in partition.values():
-        if re.search(rf"(?<![0-9A-Za-z]){re.escape(value)}(?![0-9A-Za-z])", part):
+        # A column of numbers spells the folder 07 as 7.
+        number = value.lstrip("0") or "0"
+        spelled = f"0*{number}" if re.fullmatch(r"[0-9]+", value) else re.escape(value)
+        if re.search(rf"(?<![0-9A-Za-z]){spelled}(?![0-9A-Za-z])", part):
             return True
         # The value 2026-11-01 may appear as one folder 20261101 or as three folders 2026/11/01.
         digits = re.sub(r"\D", "", value)
