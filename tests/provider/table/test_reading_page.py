@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_blocks import named_block
+from docs_blocks import blocks, commands, named_block
 from lakes import TABLE, change
+from packaging.requirements import Requirement
 from pyiceberg.catalog import load_catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from servers import S3Server
@@ -34,11 +35,14 @@ def rest(s3: S3Server) -> dict[str, Any]:
     replace_rows(
         catalog, TABLE, change(["s3://calls/a.wav", "s3://calls/b.wav"], quality_flags=("repetitive",))
     )
-    names: dict[str, Any] = {"properties": lake.properties}
+    names: dict[str, Any] = {}
     values = {
         "https://catalog.example.com/api/catalog": lake.properties["uri"],
-        '    warehouse="speech",\n': "",
-        'credential="CLIENT_ID:CLIENT_SECRET"': "**{k: v for k, v in properties.items() if k != 'uri'}",
+        'warehouse="speech"': f"warehouse={lake.name!r}",
+        "CLIENT_ID:CLIENT_SECRET": f"{s3.access_key}:{s3.secret_key}",
+        "https://s3.example.com": s3.endpoint,
+        "ACCESS_KEY": s3.access_key,
+        "SECRET_KEY": s3.secret_key,
     }
     run("read-pyiceberg-rest", names, values)
     return names
@@ -81,6 +85,14 @@ def test_sql_catalogs_are_read_by_their_names(
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     run("read-pyiceberg-embedded", {})
     assert capsys.readouterr().out.split() == ["1", "2"]
+
+
+def test_page_installs_what_its_examples_import() -> None:
+    ((_, _, *requirements),) = commands(named_block("read-install"))
+    text = "".join(block.text for block in blocks(named_block("read-install").page))
+    imported = set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)) - {"os"}
+    # The result of `to_pandas()`.
+    assert {Requirement(name).name for name in requirements} == {*imported, "pandas"}
 
 
 def test_page_names_the_fields_of_segments_in_their_order() -> None:
