@@ -82,10 +82,12 @@ class EncodedRow:
     index: int
 
     @property
-    def nbytes(self) -> int:
-        """Size of the output for the window, in bytes, if its numbers have 16 bits."""
-        _, positions, width = self.batch.on_device.shape
-        return 2 * int(positions) * int(width)
+    def host_bytes(self) -> int:
+        """Memory of the host that the output for the window occupies; none if it is on a GPU.
+
+        There it takes at most five times the size of the window's features.
+        """
+        return 0 if self.batch.on_device.device == "cuda" else int(self.batch.on_host[self.index].nbytes)
 
 
 def gathered(rows: Sequence[EncodedRow]) -> Encoded:

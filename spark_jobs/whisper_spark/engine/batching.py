@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from whisper_spark.audio.features import FULL_FRAMES
-from whisper_spark.engine.work import Key, QueuedWindow
+from whisper_spark.engine.work import Key, QueuedWindow, Step
 
 # A window that has waited this long is decoded next even if its batch is not full, because its file cannot
 # finish without it. On two cores about half a minute of work waits at any time: with a shorter limit, the
 # oldest windows would always be next, in half-full batches.
 _LONGEST_WAIT_SECONDS = 60.0
+
+_ORDER = {step: place for place, step in enumerate(Step)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,8 +58,9 @@ class Batches:
     def best(self) -> tuple[Key | None, bool]:
         """The key of the next batch, and whether to decode it now.
 
-        It is the key with the most frames waiting, and ready when these fill a batch. The key of a window
-        that has waited too long goes first and is always ready.
+        It is the key with the most frames waiting, and ready when these fill a batch. Of several full batches
+        the one of the latest step goes first: it finishes files, and makes room for windows that are read.
+        The key of a window that has waited too long goes before all others and is always ready.
         """
         if self._ready and time.monotonic() - self._ready[0].since > _LONGEST_WAIT_SECONDS:
             return self._ready[0].key, True
@@ -66,8 +69,10 @@ class Batches:
             frames[group.key] = frames.get(group.key, 0) + group.frames
         if not frames:
             return None, False
-        key = max(frames, key=frames.__getitem__)
-        return key, frames[key] + key[1] > self._room
+        full = [key for key in frames if frames[key] + key[1] > self._room]
+        if full:
+            return max(full, key=lambda key: (_ORDER[key[0]], frames[key])), True
+        return max(frames, key=frames.__getitem__), False
 
     def take(self, key: Key, shares: int = 1) -> list[QueuedWindow]:
         """Take a batch: as many windows with this key as fit, at least one group.

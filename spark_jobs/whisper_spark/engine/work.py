@@ -85,8 +85,8 @@ class QueuedWindow:
 
     @property
     def size(self) -> int:
-        """Memory that it occupies, in bytes."""
-        return self.window.features.nbytes + (0 if self.encoded is None else self.encoded.nbytes)
+        """Memory of the host that it occupies, in bytes."""
+        return self.window.features.nbytes + (0 if self.encoded is None else self.encoded.host_bytes)
 
     @property
     def key(self) -> Key:

@@ -143,3 +143,8 @@ def test_all_rows_in_their_order_are_no_copy() -> None:
 def test_a_driver_without_these_functions_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert gpu_memory.gpu.__wrapped__(0) is None
+
+
+def test_what_is_on_a_gpu_takes_no_memory_of_the_host() -> None:
+    assert EncodedRow(Encoded(OnGpu(numbers(1))), 0).host_bytes == 0
+    assert EncodedRow(Encoded.of(numbers(1)), 0).host_bytes == 7 * 3 * 2

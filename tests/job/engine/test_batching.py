@@ -38,6 +38,17 @@ def test_a_batch_holds_as_many_windows_as_there_is_room_for() -> None:
     assert batches.best() == (None, False)
 
 
+def test_of_several_full_batches_that_of_the_latest_step_is_next() -> None:
+    batches = Batches(room=3000)
+    for number in range(6):
+        batches.add([window(number)])
+    for number in range(6, 10):
+        batches.add([window(number, step=Step.REFINE)])
+    assert taken(batches) == [6, 7, 8]
+    # The rest of that step does not fill one.
+    assert taken(batches) == [0, 1, 2]
+
+
 def test_only_equal_windows_share_a_batch() -> None:
     batches = Batches(room=9000)
     unlike = [
