@@ -197,7 +197,8 @@ class ReaderProcess:
 
     def _give_back(self) -> None:
         process, self._process = self._process, None
-        if process is not None:
+        # It has ended if it was closed just as it finished a file.
+        if process is not None and process.is_running:
             _pool.keep(process)
 
     def _end(self, process: ChildProcess) -> int:
