@@ -24,13 +24,15 @@ def write_model(
     *,
     name: str = "feats",
     type_: int = TensorProto.FLOAT,
-    constant: bool = False,
+    exponent: float = 1,
+    pooled: bool = True,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """A model whose embedding is the mean of the input's magnitude over time, after a random projection.
 
     :param shape: of the input: (batch, samples) or (batch, frames, bins).
-    :param constant: the embedding is the same for all inputs.
+    :param exponent: with 0 the embedding is the same for all inputs, with ``nan`` it is no number.
+    :param pooled: ``False``: one vector for each frame instead of one for the input.
     """
     random = np.random.default_rng(0)
     bins = shape[-1] if isinstance(shape[-1], int) else 80
@@ -45,20 +47,22 @@ def write_model(
         nodes.append(helper.make_node("MatMul", ["input", "projection"], ["projected"]))
     nodes += [
         helper.make_node("Abs", ["projected"], ["magnitude"]),
-        helper.make_node("Pow", ["magnitude", "exponent"], ["raised"]),
-        helper.make_node("ReduceMean", ["raised", "one"], ["embedding"], keepdims=0),
+        helper.make_node("Pow", ["magnitude", "exponent"], ["raised" if pooled else "embedding"]),
     ]
+    if pooled:
+        nodes.append(helper.make_node("ReduceMean", ["raised", "one"], ["embedding"], keepdims=0))
     constants = {
         "one": np.array([1], np.int64),
-        "exponent": np.float32(0 if constant else 1),
+        "exponent": np.float32(exponent),
         "projection": random.standard_normal((bins, 16)),
         "filters": random.standard_normal((16, 1, 64)),
     }
+    output = [shape[0], 16] if pooled else [shape[0], "frames", 16]
     graph = helper.make_graph(
         nodes,
         "test",
         [helper.make_tensor_value_info(name, type_, list(shape))],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [shape[0], 16])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, output)],
         [_tensor(value, key) for key, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

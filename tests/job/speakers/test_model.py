@@ -154,7 +154,9 @@ def test_memory_does_not_grow_with_the_number_of_sounds(
         (("B", 16_000), {}, "each of any length"),
         (("B", "C", "T", 80), {}, "Two inputs are understood"),
         (("B", "samples"), {"type_": TensorProto.INT64}, r"tensor\(int64\).*Two inputs"),
-        (("B", "T", 80), {"constant": True}, "noise is as similar to a voice as the voice is to itself"),
+        (("B", "T", 80), {"exponent": 0}, "noise is as similar to a voice as the voice is to itself"),
+        (("B", "T", 80), {"exponent": np.nan}, "its output embedding is not one vector of fixed length"),
+        (("B", "samples"), {"pooled": False}, "its output embedding is not one vector of fixed length"),
         (("B", "T", 80), {"metadata": {"sample_rate": "8000"}}, "wants audio at 8000 Hz"),
     ],
 )
