@@ -37,7 +37,7 @@ MARKERS = {
 SECONDS = {"airflow": 10, "jvm": 10, "model": 2, "server": 0.2, "slow": 0.2}
 # Parameter values with which tests request the fixture ``s3`` by name.
 SERVER_PARAMETERS = {"s3", "rest"}
-_HOME = pytest.StashKey[Path]()
+HOME = ROOT / ".cache" / "tests" / f"airflow-{os.getpid()}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,18 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # Airflow reads its configuration when it is first imported, which happens during collection. Set its home
-    # here, before any test module is imported, so that tests never use the home of the user who runs them.
-    home = Path(config.rootpath, ".cache", "tests", f"airflow-{os.getpid()}")
-    for name in [n for n in os.environ if n.startswith(("AIRFLOW_", "AWS_"))]:
-        del os.environ[name]
-    os.environ.update(airflow_environment(home))
-    config.stash[_HOME] = home
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(config.stash[_HOME], ignore_errors=True)
+    shutil.rmtree(HOME, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,6 +89,14 @@ def airflow_environment(home: Path) -> dict[str, str]:
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
     }
+
+
+# Airflow reads its configuration when it is first imported. The conftest.py of a folder may import it, and is
+# loaded before any hook runs if the folder is named on the command line. Set the home here, so that tests
+# never use that of the user who runs them.
+for _name in [n for n in os.environ if n.startswith(("AIRFLOW_", "AWS_"))]:
+    del os.environ[_name]
+os.environ.update(airflow_environment(HOME))
 
 
 @pytest.fixture(scope="session")
@@ -149,12 +147,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def airflow_home(pytestconfig: pytest.Config) -> Path:
+def airflow_home() -> Path:
     """AIRFLOW_HOME of this test session, with a migrated SQLite database."""
-    home = pytestconfig.stash[_HOME]
-    home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(_migrated_database(home.parent), home / "airflow.db")
-    return home
+    HOME.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_migrated_database(HOME.parent), HOME / "airflow.db")
+    return HOME
 
 
 def _migrated_database(folder: Path) -> Path:
