@@ -59,7 +59,11 @@ def manifest_problem(run: Run, uri: str) -> str | None:
     :param run: the run that the manifest describes.
     :param uri: URI from which the manifest was read.
     """
-    if normalise_uri(run.manifest_uri) != normalise_uri(uri):
+    try:
+        stated = normalise_uri(run.manifest_uri)
+    except ValueError as error:
+        return f"it speaks of a run in a folder that cannot be: {error}"
+    if stated != normalise_uri(uri):
         return f"it speaks of the run in {run.run_uri}, but lies in {uri}"
     folder = run_folder("", run.table, run.partition, run.options.fingerprint(), run.manifest_id)
     if not normalise_uri(run.run_uri).endswith(folder):

@@ -181,6 +181,9 @@ def test_deeply_nested_result_is_no_result(tmp_path: Path) -> None:
     [
         ("table", "other.table"),
         ("run_uri", "file:///elsewhere/run"),
+        # One damaged byte.
+        ("run_uri", "filq:///calls/staging/run"),
+        ("run_uri", "file://%calls/staging/run"),
         ("manifest_id", "f" * 32),
         ("partition", {"dt": "2026-11-02"}),
     ],
