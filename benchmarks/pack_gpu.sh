@@ -35,10 +35,12 @@ for wheel in "$work"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$work/al
 echo "Spark, without the parts that the job never loads"
 spark=$("$python" -c 'import os, pyspark; print(os.path.dirname(pyspark.__file__))')
 mkdir -p "$work/all/spark/pyspark"
-tar c -C "$spark" --exclude ./examples --exclude ./data --exclude ./pandas --exclude __pycache__ \
-  --exclude './jars/*hive*' --exclude './jars/*kubernetes*' --exclude './jars/*mesos*' \
-  --exclude './jars/spark-mllib*' --exclude './jars/breeze*' --exclude './jars/rocksdbjni*' \
-  --exclude './jars/derby*' --exclude './jars/hadoop-yarn*' . | tar x -C "$work/all/spark/pyspark"
+unused=()
+for jar in hive kubernetes mesos spark-mllib breeze rocksdbjni derby hadoop-yarn spark-connect spark-streaming \
+  spark-graphx spark-pipelines scala-compiler spire cats-kernel vertx zookeeper curator netty-tcnative tink orc- \
+  parquet- datanucleus lapack arpack JTransforms jersey; do unused+=(--exclude "./jars/*$jar*"); done
+tar c -C "$spark" --exclude ./examples --exclude ./data --exclude ./pandas --exclude __pycache__ "${unused[@]}" . |
+  tar x -C "$work/all/spark/pyspark"
 
 echo "Java"
 (cd "$work" && { apt-get download -q openjdk-17-jre-headless >/dev/null 2>&1 ||
@@ -58,6 +60,6 @@ for corpus in clips clips-quick calls calls-quick long; do
 done
 
 rm -rf "$folder" && mkdir -p "$folder"
-tar c -C "$work/all" . | xz -T0 -3 | split -b "${piece}MB" -d -a 2 - "$folder/piece."
+tar c -C "$work/all" . | xz -T0 -1 | split -b "${piece}MB" -d -a 2 - "$folder/piece."
 cp benchmarks/run_gpu.sh "$folder/run.sh"
 du -sh "$folder"
