@@ -7,7 +7,6 @@ is an explicit example below.
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,13 +41,13 @@ def spark() -> Iterator[SparkSession]:
         # Otherwise each expression asks the JVM where it stands in the Python code, for error messages.
         "spark.python.sql.dataFrameDebugging.enabled": "false",
         "spark.python.daemon.module": preloaded_daemon.__name__,
+        # Not in the environment of this process: a JVM of earlier tests would not see it.
+        "spark.executorEnv.PYTHONPATH": str(Path(preloaded_daemon.__file__).parent),
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(preloaded_daemon.__file__).parent), prepend=os.pathsep)
-        with local_session(conf, "history_engine", "standin_engine") as session:
-            # Failures are part of a history.
-            session.sparkContext.setLogLevel("OFF")
-            yield session
+    with local_session(conf, "history_engine", "standin_engine") as session:
+        # Failures are part of a history.
+        session.sparkContext.setLogLevel("OFF")
+        yield session
 
 
 @pytest.fixture(scope="module")
