@@ -630,7 +630,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
 
 
 class ProcessWatch:
-    """Looks at the arguments and the environment of all processes of Spark, again and again."""
+    """Looks at the arguments and the environment of all new processes of Spark, again and again.
+
+    Other tests run at the same time, some with credentials in their environment, so only processes that this
+    one has started since are looked at.
+    """
 
     def __init__(self, *needles: str) -> None:
         self._needles = needles
@@ -648,9 +652,12 @@ class ProcessWatch:
         self._thread.join()
 
     def _watch(self) -> None:
+        here, begun = psutil.Process(), time.time()
         while not self._over.wait(0.3):
-            for process in psutil.process_iter():
+            for process in here.children(recursive=True):
                 try:
+                    if process.create_time() < begun:
+                        continue
                     arguments = " ".join(process.cmdline())
                     environment = process.environ()
                 except (psutil.Error, OSError):
