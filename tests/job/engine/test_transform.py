@@ -188,6 +188,7 @@ def test_result_arrives_in_plain_types(module: Path, tmp_path: Path) -> None:
     assert [word.word for word in changed.segments[0].words] == [" types", " of", " words"]
 
 
+@pytest.mark.slow
 def test_function_that_hangs_costs_its_file(module: Path, tmp_path: Path) -> None:
     given = replace(options(module), transform_timeout_s=2)
     texts = ["good morning"] * 20

@@ -12,8 +12,11 @@ from servers import S3Server
 
 from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage
 
+S3 = pytest.param("s3", marks=pytest.mark.server)
+WITHOUT_CONDITIONS = pytest.param("s3 without conditional writes", marks=pytest.mark.server)
 
-@pytest.fixture(params=["local", "s3", "s3 without conditional writes"])
+
+@pytest.fixture(params=["local", S3, WITHOUT_CONDITIONS])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ObjectStorage, str]:
     """A storage, and the URI of an object that does not exist."""
     if request.param == "local":
@@ -55,7 +58,7 @@ def test_object_is_replaced_only_by_who_knows_its_version(
     ] == [uri]
 
 
-@pytest.mark.parametrize("place", ["local", "s3"], indirect=True)
+@pytest.mark.parametrize("place", ["local", S3], indirect=True)
 def test_of_many_writers_that_know_the_version_one_wins(
     place: tuple[ObjectStorage, str], tmp_path: Path
 ) -> None:
@@ -72,6 +75,7 @@ def test_of_many_writers_that_know_the_version_one_wins(
     assert storage.read_bytes(uri).decode() == f"writer {won.index(True)}"
 
 
+@pytest.mark.slow
 def test_store_that_refuses_conditional_writes_gets_unconditional_ones(tmp_path: Path) -> None:
     conditions: list[str | None] = []
 
