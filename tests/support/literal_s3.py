@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, quote_plus, unquote, urlsplit
+
+from web_server import web_server
 
 _MODIFIED = "Wed, 23 Oct 2024 19:19:28 GMT"
 
@@ -135,16 +136,5 @@ def literal_s3(keys: dict[str, bytes], page: int = 1000) -> Iterator[LiteralS3]:
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with web_server(Handler) as state.port:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

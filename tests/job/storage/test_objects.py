@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 from literal_s3 import literal_s3
 from servers import S3Server
+from web_server import web_server
 
 from whisper_spark.storage.objects import (
     MEMORY_SPOOL_BYTES,
@@ -476,23 +476,13 @@ def answering(respond: Callable[[http.server.BaseHTTPRequestHandler], None]) -> 
         def do_GET(self) -> None:
             respond(self)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with web_server(Handler) as port:
         yield {
-            "aws_endpoint": f"http://127.0.0.1:{server.server_port}",
+            "aws_endpoint": f"http://127.0.0.1:{port}",
             "aws_access_key_id": "key",
             "aws_secret_access_key": "secret",
             "aws_region": "us-east-1",
         }
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_transfer_that_ends_early_is_an_error() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from literal_s3 import LiteralS3, literal_s3
+from web_server import web_server
 
 from whisper_spark.storage.clients import endpoint_of
 from whisper_spark.storage.http import without_proxy_for
@@ -104,18 +104,8 @@ def recorder(status: int = 403, location: str = "") -> Iterator[tuple[str, list[
             self.send_header("Location", location)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with web_server(Handler) as port:
+        yield f"http://127.0.0.1:{port}", asked
 
 
 def test_listing_of_an_account_in_the_uri_goes_to_its_endpoint() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import http.server
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from servers import S3Server
+from web_server import web_server
 
 from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage
 
@@ -95,16 +95,10 @@ def test_store_that_refuses_conditional_writes_gets_unconditional_ones(tmp_path:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with web_server(Handler) as port:
         storage = ObjectStorage(
             {
-                "aws_endpoint": f"http://127.0.0.1:{server.server_port}",
+                "aws_endpoint": f"http://127.0.0.1:{port}",
                 "aws_access_key_id": "key",
                 "aws_secret_access_key": "secret",
                 "aws_region": "us-east-1",
@@ -116,7 +110,3 @@ def test_store_that_refuses_conditional_writes_gets_unconditional_ones(tmp_path:
         asked = len(conditions)
         assert storage.replace(path, "s3://bucket/index", {"e_tag": '"another"'}) is None
         assert len(conditions) == asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
