@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 CACHE_VARIABLE = "CUDA_CACHE_PATH"
 """Environment variable with the folder in which CUDA keeps the kernels that it has compiled."""
 
-_DRIVER = "libcuda.so.1"
+DRIVER = "libcuda.so.1"
+"""Library of the NVIDIA driver."""
 
 # Versions of the driver API as cuDriverGetVersion() returns them: 1000 * major + 10 * minor.
 # CTranslate2's wheels are built with CUDA 12, which runs on every driver that supports CUDA 12.0.
@@ -126,7 +127,7 @@ def read_driver() -> Driver:
     :raises NoDriverError: when there is no driver, or it fails.
     """
     try:
-        library = ctypes.CDLL(_DRIVER)
+        library = ctypes.CDLL(DRIVER)
     except OSError as error:
         raise NoDriverError(f"no NVIDIA driver was found: {error}") from None
     version, count = ctypes.c_int(), ctypes.c_int()
@@ -161,7 +162,7 @@ def _error_name(library: ctypes.CDLL, code: int) -> str:
 
 def _has_driver() -> bool:
     try:
-        ctypes.CDLL(_DRIVER)
+        ctypes.CDLL(DRIVER)
     except OSError:
         return False
     return True

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-_DRIVER = "libcuda.so.1"
+from whisper_spark.decoding.cuda import DRIVER
 
 # CU_STREAM_NON_BLOCKING in cuda.h: do not wait for the default stream.
 _NON_BLOCKING = 1
@@ -139,6 +139,6 @@ class GpuArray:
 def gpu(index: int) -> Gpu | None:
     """A GPU of this process; ``None`` when the driver is missing, too old for this, or does not work."""
     try:
-        return Gpu(index, ctypes.CDLL(_DRIVER))
+        return Gpu(index, ctypes.CDLL(DRIVER))
     except (OSError, AttributeError, GpuMemoryError):
         return None
