@@ -7,12 +7,12 @@ started, so it has no log: when its run starts, the note names the pool.
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from airflow.listeners import hookimpl
 
 from airflow_whisper.outcome import OUTCOME_KEY
+from airflow_whisper.pools import DEFAULT_POOL, creating_command
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 PREFIX = "whisper: "
 """Beginning of the notes that this listener writes. It never changes another note."""
-
-# Airflow's name of the pool that always exists.
-_DEFAULT_POOL = "default_pool"
 
 # The scheduler knows a task only as the DAG was serialised, with the name of its class but not those of its
 # parents. These template fields tell a DiscoverAudioOperator, a subclass, and a mapped one from other tasks.
@@ -92,14 +89,14 @@ def _missing_pools(dag_run: DagRun, session: Session) -> list[str]:
 
     needed: dict[str, str] = {}
     for task in dag_run.dag.tasks if dag_run.dag else ():
-        if task.pool != _DEFAULT_POOL:
+        if task.pool != DEFAULT_POOL:
             needed.setdefault(task.pool, task.task_id)
     if not needed:
         return []
     present = set(session.scalars(select(Pool.pool).where(Pool.pool.in_(needed))))
     return [
-        f"the pool {pool!r} does not exist, so Airflow never starts {task_id}. Create it with `airflow pools "
-        f"set {shlex.quote(pool)} 1 'Spark jobs'`, and the run goes on"
+        f"the pool {pool!r} does not exist, so Airflow never starts {task_id}. Create it with "
+        f"`{creating_command(pool)}`, and the run goes on"
         for pool, task_id in needed.items()
         if pool not in present
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.discovery.estimate import work_text
+from airflow_whisper.pools import DEFAULT_POOL, creating_command
 from whisper_spark.contract import partition_path
 
 if TYPE_CHECKING:
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from airflow_whisper.discovery.estimate import Estimate
     from airflow_whisper.watch.source import Log
     from whisper_spark.contract import Run
-
-# Airflow's name of the pool that always exists.
-_DEFAULT_POOL = "default_pool"
 
 # How the log describes each kind of ignored objects.
 _KINDS = {
@@ -67,12 +65,11 @@ def log_pools(log: Log, tasks: Iterable[Any]) -> None:
     :param tasks: operators.
     """
     for task in tasks:
-        if task.pool != _DEFAULT_POOL:
+        if task.pool != DEFAULT_POOL:
             log.info(
                 "%s takes a slot of pool %r. If it stays in the state `scheduled`, the pool is full or "
-                "does not exist: see `airflow pools list`, and create it with "
-                "`airflow pools set %s 1 'Spark jobs'`",
+                "does not exist: see `airflow pools list`, and create it with `%s`",
                 task.task_id,
                 task.pool,
-                task.pool,
+                creating_command(task.pool),
             )
