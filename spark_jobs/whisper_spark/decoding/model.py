@@ -14,7 +14,9 @@ from whisper_spark.decoding import cuda
 from whisper_spark.decoding.device import Device, choose_compute_type
 from whisper_spark.decoding.model_cache import WHISPER, ModelError, ModelKind, fetched_model, local_model
 
-__all__ = ["ModelError", "find_model", "load_weights", "model_folder", "verify_sha256"]
+__all__ = ["ModelError", "find_model", "is_folder", "load_weights", "model_folder", "verify_sha256"]
+
+_FILE_URI = "file:/"
 
 
 def find_model(options: WhisperOptions, storage: Mapping[str, str] | None = None) -> Path:
@@ -48,12 +50,11 @@ def model_folder(
     :param storage: obstore configuration for a model in an object store.
     :raises ModelError: when the model cannot be fetched.
     """
-    if model.lower().startswith("file:/"):
-        return _existing(local_model(model, kind))
+    if is_folder(model):
+        is_uri = model.lower().startswith(_FILE_URI)
+        return _existing(local_model(model, kind) if is_uri else Path(model).expanduser())
     if "://" in model:
         return fetched_model(model, storage, kind)
-    if model.startswith(("/", ".", "~")):
-        return _existing(Path(model).expanduser())
     try:
         return Path(from_hub())
     except Exception as error:
@@ -62,6 +63,11 @@ def model_folder(
             f"cannot get model {model!r} from the hub ({type(error).__name__}: {error}). Executors "
             "without internet need a folder or an object-store URI as model"
         ) from error
+
+
+def is_folder(model: str) -> bool:
+    """Whether a model is named as a folder of the host, so that nothing is fetched."""
+    return model.lower().startswith((_FILE_URI, "/", ".", "~"))
 
 
 def _existing(folder: Path) -> Path:

@@ -45,7 +45,7 @@ def host_checks(plan: HostPlan) -> Iterator[Check]:
         checked("FFmpeg", check_ffmpeg),
         checked("ONNX Runtime", check_onnxruntime),
         *gpu_checks(plan.options),
-        checked("disk", check_disk),
+        checked("disk", partial(check_disk, plan.options)),
         checked("model", partial(check_model, plan.options, plan.of("model"))),
     ]
     yield from needed[2:]

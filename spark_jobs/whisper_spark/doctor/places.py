@@ -22,8 +22,12 @@ _ACCESS = (
 )
 
 
-def check_disk() -> Check:
-    """The private folder for models and compiled kernels, and the free space there and for other files."""
+def check_disk(options: WhisperOptions) -> Check:
+    """The private folder for models and compiled kernels, and the free space there and for other files.
+
+    Where the model is a folder of the host, nothing is fetched, and little space is enough.
+    """
+    from whisper_spark.decoding.model import is_folder
     from whisper_spark.decoding.model_cache import ModelError, cache_folder
 
     try:
@@ -34,7 +38,8 @@ def check_disk() -> Check:
     temporary = Path(tempfile.gettempdir())
     free, free_temporary = shutil.disk_usage(cache).free, shutil.disk_usage(temporary).free
     found = f"models in {cache}, {free / _GB:.0f} GB free; {temporary}, {free_temporary / _GB:.0f} GB free"
-    if free < _LEAST_CACHE_BYTES or free_temporary < _LEAST_TEMPORARY_BYTES:
+    least = _LEAST_TEMPORARY_BYTES if is_folder(options.model) else _LEAST_CACHE_BYTES
+    if free < least or free_temporary < _LEAST_TEMPORARY_BYTES:
         fix = "free some space, or set WHISPER_SPARK_CACHE and TMPDIR to folders on a larger disk"
         return Check("disk", "warning", found, fix)
     return ok("disk", found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from docs_blocks import commands, named_block
 from whisper_spark import WhisperOptions
 from whisper_spark.doctor.__main__ import main
 from whisper_spark.doctor.checks import Check, checked, ok, table
-from whisper_spark.doctor.places import check_model, check_source, check_staging
+from whisper_spark.doctor.places import check_disk, check_model, check_source, check_staging
 from whisper_spark.engine.packages import PACKAGES, is_wanted
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -126,6 +127,25 @@ def test_versions_are_compared_as_numbers(version: str, wanted: str, answer: boo
 
 
 # --- places ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "gigabytes", "status"),
+    [
+        ("large-v3", 9, "ok"),
+        ("large-v3", 7, "warning"),
+        ("s3://models/large-v3", 7, "warning"),
+        ("/models/large-v3", 7, "ok"),
+        ("file:///models/large-v3", 7, "ok"),
+        ("/models/large-v3", 0.5, "warning"),
+    ],
+)
+def test_disk_must_have_room_for_a_model_that_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, model: str, gigabytes: float, status: str
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=int(gigabytes * 1e9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert check_disk(WhisperOptions(model=model)).status == status
 
 
 def test_staging_that_cannot_be_written_says_who_needs_which_right(tmp_path: Path) -> None:
