@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.config import WAREHOUSE_VARIABLE, warehouse
+from airflow_whisper.hooks.connection_extra import extra_problem
 from airflow_whisper.table.errors import (
     CatalogConnectionError,
     CatalogError,
@@ -110,12 +111,17 @@ def _embedded_catalog(folder: Path) -> Catalog:
 
 
 def _connected_catalog(conn_id: str) -> Catalog:
+    from pyiceberg.exceptions import NotInstalledError
+    from sqlalchemy.exc import NoSuchModuleError
+
     connection = _connection(conn_id)
     if connection.conn_type != "iceberg":
         raise CatalogConnectionError(
             f"connection {conn_id!r} is of type {connection.conn_type!r}, but catalog_conn_id needs one of "
             "type 'iceberg'. Credentials of object storage belong into source_conn_id and staging_conn_id."
         )
+    if problem := extra_problem(connection):
+        raise CatalogConnectionError(problem)
     _mask(connection)
     try:
         return _load_catalog(connection)
@@ -123,6 +129,16 @@ def _connected_catalog(conn_id: str) -> Catalog:
         raise CatalogConnectionError(
             f"the catalog of connection {conn_id!r} needs the Python package {error.name!r}: install it on "
             "the Airflow workers (for AWS: pip install 'airflow-provider-whisper[amazon]')"
+        ) from error
+    except NotInstalledError as error:
+        raise CatalogConnectionError(
+            f"the catalog of connection {conn_id!r} needs a Python package that the Airflow workers lack: "
+            f"{error} (for AWS: pip install 'airflow-provider-whisper[amazon]')"
+        ) from error
+    except NoSuchModuleError as error:
+        raise CatalogConnectionError(
+            f"`uri` in the extra of connection {conn_id!r} names a database that SQLAlchemy does not know: "
+            f"{error}. Begin it with postgresql+psycopg2:// or sqlite:///"
         ) from error
     except CatalogError:
         raise

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.errors import ConfigurationError
-from whisper_spark.storage.clients import check_endpoint
-from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage, StorageError, normalise_uri
+from airflow_whisper.hooks.connection_extra import extra_problem
+from whisper_spark.storage.clients import check_endpoint, configured_endpoint
+from whisper_spark.storage.objects import ObjectStorage, StorageError, normalise_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -43,6 +44,9 @@ _PROVIDERS = {
 # Settings whose values are the contents of files, which may contain line breaks.
 _TEXTS = ("root_certificate", "google_service_account_key")
 
+# Where requests go without an endpoint.
+_CLOUDS = {"s3": "Amazon S3", "gs": "Google Cloud Storage"}
+
 # Parts of the messages of stores: a bucket, or a key, that they do not know.
 _NO_BUCKET = "there is no bucket"
 _UNKNOWN_KEY = re.compile(r"SignatureDoesNotMatch|InvalidAccessKeyId")
@@ -64,11 +68,15 @@ def object_storage(conn_id: str | None, uri: str, *, connection: Any = None) -> 
 
 
 @contextmanager
-def explained_access(argument: str, conn_id: str | None) -> Iterator[None]:
-    """Use it around requests to a store: its errors then name the argument and the connection to look at.
+def explained_access(argument: str, conn_id: str | None, storage: ObjectStorage, uri: str) -> Iterator[None]:
+    """Use it around requests to a store: its errors then name what to look at.
+
+    That is the argument, the connection, and the endpoint that the requests went to.
 
     :param argument: argument of the operator that names the place, for example ``"source"``.
     :param conn_id: the connection that was used; ``None``: ambient credentials.
+    :param storage: what sends the requests.
+    :param uri: the place.
     :raises ConfigurationError: for a bucket that does not exist and for credentials that the store does not
         know, because a retry cannot help.
     """
@@ -76,16 +84,33 @@ def explained_access(argument: str, conn_id: str | None) -> Iterator[None]:
         yield
     except StorageError as error:
         used = f"connection {conn_id!r}" if conn_id else "the credentials of this machine"
-        said = f"{argument}: {str(error).rstrip('.')}."
+        said = f"{argument}: {str(error).rstrip('.')}.{_destination(conn_id, storage, uri)}"
         if _NO_BUCKET in str(error):
             hint = f"Check `{argument}`, and the endpoint of {used}"
             raise ConfigurationError(f"{said} {hint}") from error
         if _UNKNOWN_KEY.search(str(error)):
             raise ConfigurationError(f"{said} Correct the key of {used}") from error
-        if isinstance(error, ObjectNotFound):
-            raise
         hint = f"This request used {used}: check its permissions and its endpoint"
         raise type(error)(f"{said} {hint}") from error
+
+
+def _destination(conn_id: str | None, storage: ObjectStorage, uri: str) -> str:
+    """A sentence that says where requests went; empty where the URI says it.
+
+    An endpoint with a password in it is refused before any request.
+    """
+    scheme = normalise_uri(uri).partition("://")[0]
+    if scheme == "file":
+        return ""
+    endpoint = configured_endpoint(scheme, storage.config)
+    if endpoint:
+        return f" The request went to {endpoint}."
+    if scheme not in _CLOUDS:
+        return ""
+    went = f" The request went to {_CLOUDS[scheme]}, because no endpoint is set"
+    if scheme != "s3" or conn_id is None:
+        return f"{went}."
+    return f"{went}: the endpoint of another store is endpoint_url in the connection's extra."
 
 
 def storage_config(conn_id: str | None, uri: str, *, connection: Any = None) -> dict[str, str]:
@@ -111,6 +136,8 @@ def storage_config(conn_id: str | None, uri: str, *, connection: Any = None) -> 
             f"connection {conn_id!r} is of type {kind!r}, but {scheme}:// needs one of type {wanted}"
             f"{_became_generic(conn_id, scheme) if kind == 'generic' else ''}"
         )
+    if problem := extra_problem(connection):
+        raise InvalidConnectionError(problem)
     config = _CONFIG_OF_TYPE[kind](conn_id, connection, _extra(connection, kind))
     config = {key: value for key, value in config.items() if value}
     _mask(config)

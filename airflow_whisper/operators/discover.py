@@ -268,7 +268,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             root = source_root(target.source, self.partition)
             rows = add_rows(comparison, catalog, target)
             belongs = modified_in(self.partition_from_modified or {}, self.partition)
-            with explained_access("source", source_conn_id):
+            with explained_access("source", source_conn_id, source_storage, self.source):
                 add_listing(comparison, source_storage, self.source, self._audio_filter(), belongs, self.log)
             left_out = comparison.left_out()
             _push(context, {"left_out": left_out})
@@ -287,7 +287,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             if boolean("dry_run", self.is_dry_run):
                 self._end_dry_run(context, target, counts, expected)
             self._prepare_table(catalog, target)
-            with explained_access("staging", staging_conn_id or source_conn_id):
+            used = staging_conn_id or source_conn_id
+            with explained_access("staging", used, staging_storage, self.staging):
                 run = write_run(comparison, counts, target, staging_storage)
         self._run = run
         log_run(self.log, run, counts, expected)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from airflow_whisper.table.column_docs import documented
 from airflow_whisper.table.columns import describe_moved, moved_columns, without
-from airflow_whisper.table.errors import RegistrationError, TableMismatchError
+from airflow_whisper.table.errors import CatalogRefusedError, RegistrationError, TableMismatchError
 from airflow_whisper.table.requirements import STATE_COLUMNS, problems
 from whisper_spark.contract import transcript_schema
 
@@ -57,14 +57,34 @@ def check_table_name(table: str) -> None:
 
 
 def load_table(catalog: Catalog, table: str) -> Table | None:
-    """Load a table; ``None`` if it does not exist."""
-    from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+    """Load a table; ``None`` if it does not exist.
+
+    :raises CatalogRefusedError: if the catalog refuses the credentials, or the name of the table.
+    """
+    from pyiceberg.exceptions import (
+        BadRequestError,
+        ForbiddenError,
+        NoSuchNamespaceError,
+        NoSuchTableError,
+        OAuthError,
+        UnauthorizedError,
+    )
 
     check_table_name(table)
     try:
         return catalog.load_table(table)
     except (NoSuchTableError, NoSuchNamespaceError):
         return None
+    except BadRequestError as error:
+        raise CatalogRefusedError(
+            f"catalog {catalog.name!r} refuses to look up table {table}: {error}. Check the argument `table`"
+        ) from error
+    # Some catalogs let anybody open them, and ask for credentials only now.
+    except (UnauthorizedError, ForbiddenError, OAuthError) as error:
+        raise CatalogRefusedError(
+            f"catalog {catalog.name!r} does not let this worker look up table {table}: {error}. Check login, "
+            "password and extra of the connection `catalog_conn_id`, and what its user may read"
+        ) from error
 
 
 def ensure_table(catalog: Catalog, table: str, partition_keys: Iterable[str]) -> Table:

@@ -99,6 +99,15 @@ def store_at(scheme: str, bucket: str, config: Mapping[str, str], address: str) 
     return _store(scheme, bucket, own, common)
 
 
+def configured_endpoint(scheme: str, config: Mapping[str, str]) -> str | None:
+    """The endpoint in the configuration or the environment; ``None``: that of the cloud.
+
+    :raises StorageError: for an endpoint that is not a URL.
+    """
+    own, _ = _split_config(scheme, config)
+    return _endpoint(scheme, own)
+
+
 def endpoint_of(scheme: str, bucket: str, config: Mapping[str, str]) -> str:
     """The URL of the service that holds a bucket in Google Cloud Storage or Azure.
 

@@ -21,6 +21,7 @@ from servers import S3Server, free_ports
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.table.errors import CatalogConnectionError, CatalogError, CatalogRefusedError
 from airflow_whisper.table.replace import replace_rows
+from airflow_whisper.table.schema import load_table
 
 
 def test_embedded_catalog_lies_in_the_folder_of_the_variable(catalog_env: SimpleNamespace) -> None:
@@ -109,6 +110,43 @@ def test_iceberg_connection_with_a_wrong_client_is_refused_and_not_tried_again(
         open_catalog("lake")
     assert isinstance(refused.value, AirflowFailException)
     assert "another-secret" not in str(refused.value)
+
+
+def test_catalog_that_asks_for_credentials_late_is_told_with_the_table_and_not_tried_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", oauth(s3, login=None, password=None))
+    catalog = open_catalog("lake")
+    with pytest.raises(
+        CatalogRefusedError, match=r"'lake' does not let .* table speech\.t: .*password"
+    ) as error:
+        load_table(catalog, "speech.t")
+    assert isinstance(error.value, AirflowFailException)
+
+
+def test_table_name_that_the_catalog_refuses_is_told_and_not_tried_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", s3.lake().connection)
+    with pytest.raises(CatalogRefusedError, match=r"'lake' refuses .* table Speech ü\.t: .*`table`"):
+        load_table(open_catalog("lake"), "Speech ü.t")
+
+
+def test_connection_whose_extra_is_no_json_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = {"conn_type": "iceberg", "host": "http://127.0.0.1:1", "extra": "{warehouse: speech}"}
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps(connection))
+    with pytest.raises(CatalogConnectionError, match=r"connection .lake. is not JSON.*double quotes"):
+        open_catalog("lake")
+
+
+def test_database_of_an_unknown_kind_is_told_with_the_kinds_that_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extra = {"type": "sql", "uri": "postgres://user:hidden-word@db.example/iceberg"}
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps({"conn_type": "iceberg", "extra": extra}))
+    with pytest.raises(CatalogConnectionError, match=r"'lake' names .*postgresql\+psycopg2://") as error:
+        open_catalog("lake")
+    assert "hidden-word" not in str(error.value)
 
 
 def test_catalog_that_is_down_may_come_back(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

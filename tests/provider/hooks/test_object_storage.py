@@ -23,7 +23,7 @@ from airflow_whisper.hooks.object_storage import (
     storage_config,
 )
 from whisper_spark.contract import Run, WhisperOptions, manifest_schema
-from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage, StorageError
+from whisper_spark.storage.objects import ObjectForbidden, ObjectNotFound, ObjectStorage, StorageError
 from whisper_spark.storage.parquet import open_parquet, read_run
 
 Connect = Callable[..., str]
@@ -382,8 +382,12 @@ def test_what_is_no_manifest_is_named(tmp_path: Path) -> None:
 def refusal(s3: S3Server, uri: str, monkeypatch: pytest.MonkeyPatch, **changes: str) -> Exception:
     """What a listing with this connection says."""
     monkeypatch.setenv("AIRFLOW_CONN_CALLS_S3", json.dumps({**json.loads(s3.connection), **changes}))
-    with pytest.raises((StorageError, ConfigurationError)) as failed, explained_access("source", "calls_s3"):
-        list(object_storage("calls_s3", uri).list(uri))
+    storage = object_storage("calls_s3", uri)
+    with (
+        pytest.raises((StorageError, ConfigurationError)) as failed,
+        explained_access("source", "calls_s3", storage, uri),
+    ):
+        list(storage.list(uri))
     return failed.value
 
 
@@ -392,7 +396,8 @@ def test_wrong_bucket_is_told_with_the_connection_and_not_tried_again(
 ) -> None:
     error = refusal(s3, "s3://no-such-bucket/raw/", monkeypatch)
     assert isinstance(error, ConfigurationError)
-    assert "there is no bucket s3://no-such-bucket. Check `source`" in str(error)
+    assert "there is no bucket s3://no-such-bucket. " in str(error)
+    assert "Check `source`" in str(error)
     assert "'calls_s3'" in str(error)
 
 
@@ -413,14 +418,51 @@ def test_store_that_cannot_be_reached_is_told_with_the_connection_and_tried_agai
     conn_id: str | None, named: str
 ) -> None:
     told = f"^staging: .* {named}: check .* endpoint"
-    with pytest.raises(StorageError, match=told) as failed, explained_access("staging", conn_id):
+    with (
+        pytest.raises(StorageError, match=told) as failed,
+        explained_access("staging", conn_id, ObjectStorage(), "s3://calls/a"),
+    ):
         raise StorageError("cannot access s3://calls/a: HTTP error: error sending request")
     assert not isinstance(failed.value, ConfigurationError)
 
 
-def test_object_that_is_missing_is_told_as_it_is() -> None:
+@pytest.mark.parametrize(
+    "error", [StorageError("error sending request"), ObjectForbidden("no permission"), ObjectNotFound("no")]
+)
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"endpoint_url": "https://s3.example:9000/x"}, r"The request went to https://s3\.example:9000/x\."),
+        # Names of other tools, and the field Host of the form, are no endpoint.
+        ({"endpoint": "https://s3.example"}, "went to Amazon S3, because no endpoint.* is endpoint_url in"),
+        ({}, "went to Amazon S3, because no endpoint.* is endpoint_url in"),
+    ],
+)
+def test_store_that_refuses_is_told_with_the_endpoint_that_was_asked(
+    error: Exception, extra: dict[str, str], told: str, connect: Connect
+) -> None:
+    conn = connect("aws", login="key", password="secret-value", host="https://s3.example", extra=extra)
+    storage = object_storage(conn, AWS_URI)
     with (
-        pytest.raises(ObjectNotFound, match=r"^s3://calls/a does not exist$"),
-        explained_access("source", None),
+        pytest.raises(type(error), match=rf"^source: .*{told}.*'store': check"),
+        explained_access("source", conn, storage, AWS_URI),
     ):
-        raise ObjectNotFound("s3://calls/a does not exist")
+        raise error
+
+
+def test_folder_that_is_missing_is_told_without_an_endpoint() -> None:
+    with (
+        pytest.raises(ObjectNotFound, match=r"^source: file:///a does not exist\. This request used"),
+        explained_access("source", None, ObjectStorage(), "file:///a"),
+    ):
+        raise ObjectNotFound("file:///a does not exist")
+
+
+@pytest.mark.parametrize("extra", ["{region_name: us-east-1}", "region_name=us-east-1", '["a-secret"]'])
+def test_extra_that_is_no_json_object_is_told_without_its_content(
+    extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_STORE", json.dumps({"conn_type": "aws", "extra": extra}))
+    with pytest.raises(InvalidConnectionError, match="the extra of connection 'store' is not") as error:
+        storage_config("store", AWS_URI)
+    assert extra not in str(error.value)
