@@ -96,11 +96,38 @@ def whisper_options(value: Any) -> WhisperOptions:
     """
     if isinstance(value, WhisperOptions):
         return value
-    if isinstance(value, Mapping):
-        return WhisperOptions.from_dict(dict(value))
-    if isinstance(value, str):
-        return WhisperOptions.from_json(value)
+    if isinstance(value, Mapping | str):
+        return WhisperOptions.from_dict(options_mapping(value))
     raise ValueError(f"options must be WhisperOptions, a dict of its fields or JSON, got {value!r}")
+
+
+def options_mapping(value: Mapping[str, Any] | str) -> dict[str, Any]:
+    """Parse some options: a mapping, JSON, or what Jinja makes of a Param that is an object.
+
+    :raises ValueError: for text that is no mapping.
+    """
+    if not isinstance(value, str):
+        return dict(value)
+    try:
+        values = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        values = _literal(value)
+        if values is None:
+            raise ValueError(
+                f"options are not valid JSON: {error}, in {value[:200]!r}. In a template, "
+                "`{{ params.options | tojson }}` makes JSON of a Param"
+            ) from None
+    if not isinstance(values, dict):
+        raise ValueError(f"options must be a mapping such as {{'batch_size': 32}}, got {value[:200]!r}")
+    return values
+
+
+def _literal(text: str) -> Any:
+    """The value of a Python literal, which is how Jinja writes dicts and lists; ``None`` for other text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
 
 
 def number(name: str, kind: type[T], value: Any) -> T:

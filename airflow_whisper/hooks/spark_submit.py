@@ -16,6 +16,7 @@ from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.sdk.exceptions import AirflowException
 
 from airflow_whisper.errors import ConfigurationError
+from airflow_whisper.hooks.connection_extra import extra_problem
 from airflow_whisper.hooks.failure import Failure
 from airflow_whisper.hooks.job_package import job_script, write_archive
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
@@ -240,6 +241,28 @@ def check_size(argument: str, value: object) -> None:
         raise ValueError(f"{argument} must be a size with a unit such as '16g' or '900m', got {value!r}")
 
 
+def check_conf(conf: object) -> None:
+    """Check Spark properties: spark-submit ignores those that are none of Spark's.
+
+    :raises ValueError: if ``conf`` is no mapping, or holds the name of such a property.
+    """
+    if conf is None:
+        return
+    if not isinstance(conf, Mapping):
+        raise ValueError(f"conf must be a dict such as {{'spark.executor.cores': 8}}, got {conf!r:.100}")
+    ignored = [name for name in conf if not str(name).startswith("spark.")]
+    if ignored:
+        raise ValueError(
+            f"conf: spark-submit ignores {ignored[0]!r}, because it does not begin with 'spark.'"
+        )
+
+
+def check_application_args(arguments: object) -> None:
+    """:raises ValueError: for a single text, of which each letter would become an argument of the job."""
+    if arguments is not None and not isinstance(arguments, list | tuple):
+        raise ValueError(f"application_args must be a list such as ['--tasks', 16], got {arguments!r:.100}")
+
+
 def check_spark_connection(conn_id: str, deploy_mode: str | None) -> Connection:
     """Return the Spark connection after checking that it exists and names a master.
 
@@ -261,6 +284,8 @@ def check_spark_connection(conn_id: str, deploy_mode: str | None) -> Connection:
             f"{_HOST_EXAMPLE}: `{create}`, in the UI under Admin > Connections, or in the environment as "
             f'AIRFLOW_CONN_{conn_id.upper()}=\'{{"conn_type": "spark", "host": "local[2]"}}\''
         ) from None
+    if problem := extra_problem(connection):
+        raise InvalidConnectionError(problem)
     if not connection.host:
         raise InvalidConnectionError(
             f"Spark connection {conn_id!r} has no host: set it to the master, {_HOST_EXAMPLE}"
@@ -270,7 +295,12 @@ def check_spark_connection(conn_id: str, deploy_mode: str | None) -> Connection:
         check_deploy_mode(mode)
     except ValueError as error:
         raise InvalidConnectionError(f"Spark connection {conn_id!r}: {error}") from None
-    if mode == "cluster" and spark_master(connection).startswith("spark://"):
+    master = spark_master(connection)
+    if not re.match(r"local|yarn|spark://|k8s://", master):
+        raise InvalidConnectionError(
+            f"Spark connection {conn_id!r} names the master {master!r}: set its host to {_HOST_EXAMPLE}"
+        )
+    if mode == "cluster" and master.startswith("spark://"):
         raise InvalidConnectionError(
             f"Spark connection {conn_id!r} asks for deploy mode 'cluster' on a standalone master, which "
             "Spark does not offer for Python applications: use 'client'"

@@ -19,6 +19,8 @@ from airflow_whisper.hooks.object_storage import object_storage, storage_config
 from airflow_whisper.hooks.spark_submit import (
     Submission,
     WhisperSubmitHook,
+    check_application_args,
+    check_conf,
     check_deploy_mode,
     check_size,
     check_spark_connection,
@@ -28,7 +30,7 @@ from airflow_whisper.hooks.spark_submit import (
 )
 from airflow_whisper.links import SparkUILink
 from airflow_whisper.operators.run_manifest import read_own_manifest
-from airflow_whisper.templates import is_final, optional
+from airflow_whisper.templates import is_final, optional, options_mapping
 from whisper_spark.contract import WhisperOptions, partition_path, speed_options
 from whisper_spark.contract.text import visible
 from whisper_spark.storage.objects import folder_uri
@@ -238,6 +240,11 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         self._submission: Submission | None = None
         self._task_instance: Any = None
         self._application_id: str | None = None
+        # The names of properties are not templates, even if their values are.
+        if is_final(conf) or isinstance(conf, Mapping):
+            check_conf(conf)
+        if is_final(application_args):
+            check_application_args(application_args)
         if is_final(deploy_mode):
             check_deploy_mode(deploy_mode)
         for argument in _SIZES:
@@ -315,7 +322,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         job_run_id = uuid.uuid4().hex
         arguments = ["--manifest", run.manifest_uri, "--attempt-id", job_run_id]
         if self.options:
-            arguments += ["--options", json.dumps(_mapping(self.options))]
+            arguments += ["--options", json.dumps(options_mapping(self.options))]
         self._submission = Submission(
             arguments=tuple(arguments), credentials=self._credentials(run), send_package=self.send_package
         )
@@ -375,6 +382,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         arguments = {
             name: getattr(self, name) if hasattr(self, name) else getattr(self, f"_{name}") for name in names
         }
+        # The provider joins them to a command line, and check_size accepts numbers.
+        arguments |= {name: str(arguments[name]) for name in _SIZES if arguments[name] is not None}
         return WhisperSubmitHook(
             submission=self._submission or Submission(), on_application=self._tell_application, **arguments
         )
@@ -390,15 +399,8 @@ def application_name(task_instance: Any, run: Run) -> str:
     return f"{task_instance.dag_id}.{task_instance.task_id} {partition_path(run.partition)}"
 
 
-def _mapping(options: Mapping[str, Any] | str) -> dict[str, Any]:
-    value = json.loads(options) if isinstance(options, str) else dict(options)
-    if not isinstance(value, dict):
-        raise ValueError(f"options must be a mapping such as {{'batch_size': 32}}, got {options!r}")
-    return value
-
-
 def _speed_options(options: WhisperOptions, changes: Mapping[str, Any] | str | None) -> WhisperOptions:
-    return speed_options(options, _mapping(changes or {}))
+    return speed_options(options, options_mapping(changes or {}))
 
 
 def _write_empty_result(run: Run, storage: ObjectStorage) -> RunResult:

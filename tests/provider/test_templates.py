@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from airflow_whisper.templates import collection, number, optional
+from airflow_whisper.templates import collection, number, optional, whisper_options
+from whisper_spark.contract import WhisperOptions
 
 
 @pytest.mark.parametrize("value", [None, "", "None"])
@@ -40,3 +41,14 @@ def test_number_may_come_as_text() -> None:
     assert (number("n", int, "3"), number("n", float, "0.5"), number("n", float, 1)) == (3, 0.5, 1)
     with pytest.raises(ValueError, match="n must be a number, got 'many'"):
         number("n", int, "many")
+
+
+@pytest.mark.parametrize("text", ['{"model": "base", "vad": true}', "{'model': 'base', 'vad': True}"])
+def test_options_may_come_as_json_and_as_jinja_writes_a_param(text: str) -> None:
+    assert whisper_options(text) == WhisperOptions(model="base", vad=True)
+
+
+@pytest.mark.parametrize("text", ["", "None", "{model: base}", "base", "['base']", "[" * 100_000])
+def test_text_that_is_no_options_is_told_with_the_way_to_write_them(text: str) -> None:
+    with pytest.raises(ValueError, match=r"tojson|options must be a mapping"):
+        whisper_options(text)

@@ -16,6 +16,9 @@ from whisper_spark.contract.names import COMPUTE_TYPES, KNOWN_MODELS, LANGUAGES,
 
 _URI = re.compile(r"^(s3|s3a|gs|gcs|az|abfs|abfss|file)://", re.IGNORECASE)
 _HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# The repositories of OpenAI hold weights for other programs.
+_OPENAI = re.compile(r"^(openai/)?whisper-")
+_LIKE_A_VALUE = re.compile(r"-?\d+(\.\d+)?|true|false", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # module:function@version
 _TRANSFORM = re.compile(r"(?P<function>[^\W\d][\w.]*:[^\W\d][\w.]*)(@(?P<version>[\w.+-]+))?")
@@ -91,8 +94,16 @@ def typed(name: str, value: Any, hint: Any) -> Any:
         return _float(name, value)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join(t.__name__ for t in kinds)
-        raise ValueError(f"{name} must be {names}, got {shown(value)} of type {type(value).__name__}")
+        got = f"{shown(value)} of type {type(value).__name__}"
+        raise ValueError(f"{name} must be {names}, got {got}{_rendered(name, value)}")
     return _text(name, value) if isinstance(value, str) else value
+
+
+def _rendered(name: str, value: Any) -> str:
+    """What to do about text that looks like a number or a boolean, as templates of Airflow render them."""
+    if not isinstance(value, str) or not _LIKE_A_VALUE.fullmatch(value):
+        return ""
+    return f". Where a template makes text of it, write the options as JSON: '{{\"{name}\": {{{{ ... }}}}}}'"
 
 
 def _typed_numbers(name: str, value: Any, kind: type) -> tuple[Any, ...]:
@@ -159,6 +170,12 @@ def check_values(values: Mapping[str, Any]) -> None:
 
 
 def _check_model(model: str, revision: str | None, sha256: str | None) -> None:
+    plain = _OPENAI.sub("", model)
+    if plain != model and plain in KNOWN_MODELS:
+        raise ValueError(
+            f"model {shown(model)} is not in the format of CTranslate2: write {plain!r}, for which "
+            "faster-whisper knows a converted model"
+        )
     if not (model in KNOWN_MODELS or _URI.match(model) or _HUB_REPO.fullmatch(model) or _is_path(model)):
         raise ValueError(
             f"unknown model {shown(model)}{did_you_mean(model, KNOWN_MODELS)}. Use one of "

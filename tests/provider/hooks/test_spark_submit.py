@@ -307,6 +307,54 @@ def test_sizes_that_spark_reads_are_accepted() -> None:
         WhisperTranscribeOperator(task_id="t", manifest="m", executor_cores="8", executor_memory=memory)  # type: ignore[arg-type]
 
 
+def test_sizes_that_are_numbers_reach_spark(local_spark: None, run: Run, tmp_path: Path) -> None:
+    binary = program(tmp_path, f'printf "%s\\n" "$@" > {tmp_path}/argv; exit 1')
+    failure_of(run, binary, executor_cores=2, total_executor_cores=4, executor_memory=900, driver_memory=1024)
+    argv = (tmp_path / "argv").read_text().splitlines()
+    assert argv[argv.index("--executor-memory") + 1] == "900"
+    assert argv[argv.index("--driver-memory") + 1] == "1024"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "told"),
+    [
+        ("conf", {"pyspark.python": "/opt/whisper/bin/python"}, "ignores 'pyspark.python'"),
+        (
+            "conf",
+            {"spark.executor.cores": "{{ params.cores }}", "executor.memory": "1g"},
+            "ignores 'executor",
+        ),
+        ("conf", ["spark.executor.cores=8"], "conf must be a dict"),
+        ("application_args", "--tasks 16", "application_args must be a list"),
+    ],
+)
+def test_what_spark_submit_would_ignore_is_refused_when_the_dag_is_parsed(
+    argument: str, value: Any, told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        WhisperTranscribeOperator(task_id="t", manifest="m", **{argument: value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"conn_type": "spark", "host": "http://127.0.0.1:8080"},
+        {"conn_type": "http", "host": "h", "port": 7077},
+        {"conn_type": "spark", "host": "lokal[2]"},
+        {"conn_type": "spark", "host": "spark-master.example.com"},
+    ],
+    ids=str,
+)
+def test_host_that_is_no_master_is_told_before_spark_starts(
+    value: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, value)
+    with pytest.raises(
+        InvalidConnectionError, match=r"'spark_default' names the master '.*spark://host:7077"
+    ):
+        check_spark_connection("spark_default", None)
+
+
 def test_wrong_configuration_is_not_retried(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, {"conn_type": "spark", "host": "yarn", "extra": {"deploy-mode": "clutser"}})
     with pytest.raises(AirflowFailException, match="deploy_mode must be"):
