@@ -59,8 +59,10 @@ def model_folder(
         return Path(from_hub())
     except Exception as error:
         # The hub client raises many kinds of exceptions, some of which are private.
+        # Those of the hub have several lines, but the log shows only the first one of ours.
+        reason = " ".join(str(error).split())
         raise ModelError(
-            f"cannot get model {model!r} from the hub ({type(error).__name__}: {error}). Executors "
+            f"cannot get model {model!r} from the hub ({type(error).__name__}: {reason}). Executors "
             "without internet need a folder or an object-store URI as model"
         ) from error
 

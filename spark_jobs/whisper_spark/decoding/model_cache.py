@@ -183,7 +183,9 @@ def _listed(uri: str, storage: ObjectStorage, kind: ModelKind) -> list[_ModelFil
     try:
         rows = [row for batch in storage.list(uri) for row in batch.to_pylist()]
     except StorageError as error:
-        raise ModelError(f"cannot list the model at {uri}: {error}") from error
+        raise ModelError(
+            f"cannot list the model at {uri}: {error}. In a DAG, its connection is model_conn_id"
+        ) from error
     files = [_ModelFile(r["audio_uri"][len(uri) :], r["audio_etag"], r["audio_bytes"]) for r in rows]
     files = [file for file in files if kind.wants(file.name)]
     if not files:

@@ -26,6 +26,10 @@ _LOST_EXECUTOR = re.compile(r"ExecutorLostFailure \(.*?\) Reason: (?P<reason>.+)
 _PERMANENT = (
     "IllegalArgumentException: ",
     "ModelError: there is no folder",
+    "ModelError: there is no model at",
+    "from the hub (RepositoryNotFoundError",
+    "from the hub (RevisionNotFoundError",
+    "from the hub (GatedRepoError",
     "is no faster-whisper model",
     "is no speaker model",
     "must hold one .onnx file",

@@ -152,6 +152,17 @@ def test_cause_is_named(text: str, cause: str) -> None:
             True,
         ),
         (
+            RuntimeError("whisper_spark.decoding.model_cache.ModelError: there is no model at s3://m/: the"),
+            True,
+        ),
+        (
+            RuntimeError(
+                "whisper_spark.decoding.model_cache.ModelError: cannot get model 'org/nam' from the hub "
+                "(RepositoryNotFoundError: 404 Client Error. Repository Not Found). Executors"
+            ),
+            True,
+        ),
+        (
             RuntimeError("whisper_spark.decoding.model_cache.ModelError: cannot fetch the model at s3://m"),
             False,
         ),
