@@ -233,10 +233,10 @@ def transcribe_partition(
 
 
 def _asset_list(outlets: Any) -> list[Any]:
-    """:raises ValueError: for a single value: of a text, each letter would become an asset."""
+    """:raises ValueError: for a single value, and for names in place of assets."""
     if outlets is None:
         return []
-    if not isinstance(outlets, list | tuple):
+    if not isinstance(outlets, list | tuple) or any(isinstance(outlet, str) for outlet in outlets):
         raise ValueError(
             f"outlets must be a list of assets such as [Asset('speech.transcripts')], got {outlets!r}"
         )

@@ -104,10 +104,15 @@ def whisper_options(value: Any) -> WhisperOptions:
 def options_mapping(value: Mapping[str, Any] | str) -> dict[str, Any]:
     """Parse some options: a mapping, JSON, or what Jinja makes of a Param that is an object.
 
+    The text ``None``, which Jinja makes of a Param without a value, stands for ``None``.
+
     :raises ValueError: for text that is no mapping.
     """
-    if not isinstance(value, str):
-        return dict(value)
+    values = dict(value) if isinstance(value, Mapping) else _parsed_options(value)
+    return {name: optional(given) if isinstance(given, str) else given for name, given in values.items()}
+
+
+def _parsed_options(value: str) -> dict[str, Any]:
     try:
         values = json.loads(value)
     except (ValueError, RecursionError) as error:

@@ -318,7 +318,8 @@ def test_task_group_gives_every_task_what_it_needs() -> None:
         ({"on_removed": "drop"}, "on_removed"),
         ({"options": {"model": "large-v9"}}, "unknown model"),
         ({"max_error_rate": 5}, "max_error_rate"),
-        # Of a text, each letter would become an asset.
+        # Of a text, each letter would become an asset, and names in a list would be ignored.
+        ({"outlets": ["speech.transcripts"]}, "outlets must be a list of assets"),
         ({"outlets": "speech.transcripts"}, r"outlets must be a list of assets such as \[Asset"),
         ({"outlets": Asset("speech.transcripts")}, "outlets must be a list of assets"),
     ],

@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.links import ReportLink, TableLink, push_report
+from airflow_whisper.operators.run_manifest import check_uri
 from airflow_whisper.templates import is_final, optional
 from whisper_spark.contract import partition_path
 from whisper_spark.contract.text import visible
@@ -175,19 +176,3 @@ class RegisterTranscriptsOperator(BaseOperator):
         for outlet in self.outlets or ():
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra.update(extra)
-
-
-def check_uri(argument: str, value: object) -> None:
-    """:raises ValueError: unless the value is a storage URI or a path."""
-    from whisper_spark.storage.objects import normalise_uri
-
-    # A template that looks up a missing XCom renders to "None".
-    if not isinstance(value, str) or value in ("", "None"):
-        raise ValueError(
-            f"{argument} is {value!r}, but must be a URI: did the task that returns it run, and is its id "
-            "right?"
-        )
-    try:
-        normalise_uri(value)
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from None

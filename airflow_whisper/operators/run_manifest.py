@@ -43,3 +43,19 @@ def read_any_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMet
         return read_manifest(uri, storage)
     except ValueError as error:
         raise AirflowFailException(f"the manifest cannot be read: {visible(error)}. {_AGAIN}") from None
+
+
+def check_uri(argument: str, value: object) -> None:
+    """:raises ValueError: unless the value is a storage URI or a path."""
+    from whisper_spark.storage.objects import normalise_uri
+
+    # A template that looks up a missing XCom renders to "None".
+    if not isinstance(value, str) or value in ("", "None"):
+        raise ValueError(
+            f"{argument} is {value!r}, but must be a URI: did the task that returns it run, is its id right, "
+            "and may it push XComs (do_xcom_push)?"
+        )
+    try:
+        normalise_uri(value)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None

@@ -29,7 +29,7 @@ from airflow_whisper.hooks.spark_submit import (
     spark_master,
 )
 from airflow_whisper.links import SparkUILink
-from airflow_whisper.operators.run_manifest import read_own_manifest
+from airflow_whisper.operators.run_manifest import check_uri, read_own_manifest
 from airflow_whisper.templates import is_final, optional, options_mapping
 from whisper_spark.contract import WhisperOptions, partition_path, speed_options
 from whisper_spark.contract.text import visible
@@ -260,6 +260,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
 
         connection = check_spark_connection(self.conn_id, self.deploy_mode)
         with wrong_configuration():
+            check_uri("manifest", self.manifest)
             storage = object_storage(self._staging_connection, self.manifest)
         run, metadata = read_own_manifest(self.manifest, storage)
         self._run = run

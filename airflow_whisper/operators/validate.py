@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_whisper.errors import ConfigurationError
 from airflow_whisper.links import ReportLink, push_report, report_address
-from airflow_whisper.operators.run_manifest import read_any_manifest
+from airflow_whisper.operators.run_manifest import check_uri, read_any_manifest
 from airflow_whisper.templates import collection, is_final, number, optional
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class ValidateTranscriptsOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the checks, write the report, and fail the task if a check failed."""
         try:
+            check_uri("manifest", self.manifest)
             max_error_rate = error_rate(self.max_error_rate)
             limits = _flag_limits(collection(self.block_on))
         except ValueError as error:

@@ -52,3 +52,8 @@ def test_options_may_come_as_json_and_as_jinja_writes_a_param(text: str) -> None
 def test_text_that_is_no_options_is_told_with_the_way_to_write_them(text: str) -> None:
     with pytest.raises(ValueError, match=r"tojson|options must be a mapping"):
         whisper_options(text)
+
+
+@pytest.mark.parametrize("options", [{"language": "None", "hotwords": ""}, '{"language": "None"}'])
+def test_option_of_a_param_without_a_value_is_none(options: Any) -> None:
+    assert whisper_options(options) == WhisperOptions()
