@@ -12,6 +12,7 @@ from airflow_whisper.validation.checks import MAX_OFFENDERS, Check, Offences, co
 from whisper_spark.contract import (
     ERROR_CODES,
     QUALITY_FLAGS,
+    TIME_TOLERANCE_S,
     Run,
     earlier_transcript_schema,
     partition_path,
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     Bools = npt.NDArray[np.bool_]
-
-TIME_TOLERANCE_S = 0.05
-"""Seconds by which a time may exceed the duration of its file. Whisper's alignment has steps of 20 ms and
-times are rounded, so the last word may end just after the last sample."""
 
 
 class RowChecks:

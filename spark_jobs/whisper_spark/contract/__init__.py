@@ -27,6 +27,7 @@ from whisper_spark.contract.run import (
     run_folder,
 )
 from whisper_spark.contract.transcript import (
+    TIME_TOLERANCE_S,
     Segment,
     Transcript,
     Word,
@@ -42,6 +43,7 @@ __all__ = [
     "QUALITY_FLAGS",
     "SAMPLE_RATE",
     "STAYING",
+    "TIME_TOLERANCE_S",
     "TRANSIENT_ERRORS",
     "WINDOW_SECONDS",
     "Run",

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
+TIME_TOLERANCE_S = 0.05
+"""Seconds by which a time may exceed the duration of its file. Whisper's alignment has steps of 20 ms and
+times are rounded, so the last word may end just after the last sample."""
+
 
 # --- transcripts -------------------------------------------------------------------------------------
 

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from whisper_spark.contract import Segment, Transcript, WhisperOptions, Word, transcript_schema
+from whisper_spark.contract import (
+    TIME_TOLERANCE_S,
+    Segment,
+    Transcript,
+    WhisperOptions,
+    Word,
+    transcript_schema,
+)
 from whisper_spark.redaction import is_in_step
 
 log = logging.getLogger(__name__)
@@ -103,12 +111,20 @@ def _result(transcript: Transcript, result: Any) -> Transcript:
         raise _ResultError(f"it returned {type(result).__name__} instead of a Transcript")
     if not isinstance(result.text, str):
         raise _ResultError(f"it returned a transcript whose text is {type(result.text).__name__}")
-    changed = replace(transcript, text=result.text, segments=tuple(result.segments))
     try:
+        changed = replace(transcript, text=result.text, segments=tuple(result.segments))
         (row,) = pa.RecordBatch.from_pylist([changed.to_row()], schema=transcript_schema()).to_pylist()
     except (AttributeError, TypeError, ValueError, pa.ArrowException):
         raise _ResultError("it returned segments or words that are no rows of the table") from None
     changed = replace(transcript, text=row["text"], segments=tuple(map(_segment, row["segments"])))
+    if not all(isinstance(text, str) for text in _texts(changed)):
+        raise _ResultError("it returned a segment or word without text")
+    # One such row would fail the checks of all others.
+    if not _times_are_valid(changed):
+        raise _ResultError(
+            "its segments or words have times outside the file, out of order or missing: keep those of the "
+            "transcript that the function gets"
+        )
     # What was removed from the text only would still be in the table.
     if is_in_step(transcript) and not is_in_step(changed):
         raise _ResultError(
@@ -116,6 +132,34 @@ def _result(transcript: Transcript, result: Any) -> Transcript:
             "whisper_spark.redaction.redact"
         )
     return changed
+
+
+def _texts(transcript: Transcript) -> Iterator[str | None]:
+    for segment in transcript.segments:
+        yield segment.text
+        for word in segment.words or ():
+            yield word.word
+
+
+def _times_are_valid(transcript: Transcript) -> bool:
+    """Whether all times are in the file, and in order within a channel and a segment, as in every row."""
+    length = math.inf if transcript.duration_s is None else transcript.duration_s + TIME_TOLERANCE_S
+    segments: dict[int | None, list[Segment | Word]] = {}
+    for segment in transcript.segments:
+        segments.setdefault(segment.channel, []).append(segment)
+    words = (segment.words or () for segment in transcript.segments)
+    return all(_in_order(group, length) for group in [*segments.values(), *words])
+
+
+def _in_order(parts: Iterable[Segment | Word], length: float) -> bool:
+    before = 0.0
+    for part in parts:
+        times = (part.start, part.end)
+        # NaN fails each comparison.
+        if None in times or not before <= part.start <= part.end <= length:
+            return False
+        before = part.start
+    return True
 
 
 def _segment(row: Mapping[str, Any]) -> Segment:

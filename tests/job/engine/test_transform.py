@@ -35,6 +35,21 @@ import numpy as np
 
 from whisper_spark.redaction import redact
 
+WRONG_TIMES = {
+    "untimed": {"start": None, "end": None},
+    "undefined": {"start": float("nan")},
+    "early": {"start": -1.0},
+    "late": {"end": 60.0},
+    "swapped": {"start": 0.9, "end": 0.1},
+    "unsaid": {"words": {"start": None}},
+    "aftermath": {"words": {"end": 1e9}},
+    "backwards": {},
+}
+
+def with_times(segment, changes):
+    words = [replace(word, **changes.get("words", {})) for word in segment.words]
+    return replace(segment, **{**changes, "words": tuple(words)})
+
 async def later(transcript):
     return transcript
 
@@ -67,6 +82,12 @@ def hide(transcript):
         return replace(transcript, text=7, segments=())
     if "segments" in text:
         return replace(transcript, segments=[1, 2])
+    if "wordless" in text:
+        return replace(transcript, text="", segments=[replace(transcript.segments[0], text=None, words=None)])
+    for name, changes in WRONG_TIMES.items():
+        if name in text:
+            changed = [with_times(segment, changes) for segment in transcript.segments]
+            return replace(transcript, segments=reversed(changed) if name == "backwards" else changed)
     if "coroutine" in text:
         return later(transcript)
     if "exit" in text:
@@ -150,6 +171,7 @@ def test_what_the_function_hides_never_leaves_the_engine(module: Path, tmp_path:
         (f"nothing {SECRET}", "it returned NoneType instead of a Transcript"),
         (f"number {SECRET}", "whose text is int"),
         (f"segments {SECRET}", "no rows of the table"),
+        (f"wordless {SECRET}", "a segment or word without text"),
         (f"coroutine {SECRET}", "it returned coroutine instead of a Transcript"),
         (f"exit {SECRET}", r"SystemExit in hide"),
     ],
@@ -177,6 +199,18 @@ def test_function_that_fails_costs_its_file_and_repeats_no_text(
     assert f"failed for file://{tmp_path}/0.wav" in caplog.text
     everything = repr(failed) + caplog.text + "".join(capfd.readouterr())
     assert SECRET not in everything
+
+
+@pytest.mark.parametrize(
+    "text", ["untimed", "undefined", "early", "late", "swapped", "unsaid", "aftermath", "backwards\nand on"]
+)
+def test_times_that_no_row_may_have_cost_their_file_and_not_the_checks_of_all(
+    module: Path, tmp_path: Path, text: str
+) -> None:
+    failed, plain = transcribe(options(module), tmp_path, text, "good morning")
+    assert (failed.status, failed.error_code) == ("error", "transform_failed")
+    assert "times outside the file, out of order or missing" in (failed.error_message or "")
+    assert plain.text == "good morning"
 
 
 def test_result_arrives_in_plain_types(module: Path, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from airflow_whisper.validation.checks import (
     MAX_OFFENDERS,
     Check,
 )
-from airflow_whisper.validation.row_checks import TIME_TOLERANCE_S, RowChecks, schema_problem
+from airflow_whisper.validation.row_checks import RowChecks, schema_problem
 from whisper_spark.contract import (
     ERROR_CODES,
+    TIME_TOLERANCE_S,
     Run,
     Segment,
     Transcript,
