@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from urllib.parse import quote
 
 from whisper_spark.contract import partition_path
-from whisper_spark.storage.uris import folder_uri, join_uri
+from whisper_spark.storage.uris import folder_uri, is_plain, join_uri
 
 # Fields of a template besides the partition's keys. Each of the second set is different for every row.
 FIELDS = ("table", "partition", "stem", "name", "id", "format")
@@ -55,7 +55,13 @@ class ExportNames:
         # The folder that every file is in, with a slash at the end.
         self.root = _root(template, parts)
         literal, first = parts[0]
-        self._parts = [(self.root + literal.rpartition("/")[2], first), *parts[1:]]
+        within = [(literal.rpartition("/")[2], first), *parts[1:]]
+        if not is_plain("".join(text + ("" if field is None else "x") for text, field in within)):
+            raise ValueError(
+                f"uri_template {template!r} has an empty, '.' or '..' folder, a control character or a slash "
+                f"at its end: write it as in {EXAMPLE!r}"
+            )
+        self._parts = [(self.root, None), *within]
 
     def index_uri(self, table: str, partition: Mapping[str, str]) -> str:
         """URI of the index of a partition: a Parquet file."""

@@ -48,6 +48,10 @@ def test_recordings_of_the_same_name_get_different_files(template: str) -> None:
         ("{partition}/{name}.{format}", "must begin with a folder"),
         ("ftp://host/{name}.{format}", "must begin with a folder"),
         ("", "same file"),
+        ("s3://bucket/{name}/../{format}", "'..' folder"),
+        ("s3://bucket/{name}//{format}", "empty, '.' or '..' folder"),
+        ("s3://bucket/{name}.{format}/", "a slash at its end"),
+        ("s3://bucket/{name}.{format}\n", "control character"),
     ],
 )
 def test_template_that_cannot_work_is_refused(template: str, says: str) -> None:
