@@ -130,7 +130,7 @@ class ExportTranscriptsOperator(TextTemplates, BaseOperator):
         from airflow_whisper.export.run import ExportSettings
         from whisper_spark.subtitles import FORMATS, Layout
 
-        formats = (self.formats,) if isinstance(self.formats, str) else tuple(self.formats)
+        formats = (self.formats,) if isinstance(self.formats, str) else tuple(self.formats or ())
         unknown = [name for name in formats if name not in FORMATS]
         if unknown or not formats:
             raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {self.formats!r}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whisper_spark.subtitles.script import characters, may_break
-from whisper_spark.subtitles.tokens import Token, plain_row, tokens_by_channel
+from whisper_spark.subtitles.tokens import Token, clean, plain_row, tokens_by_channel
 
 # The limits below are those of the Netflix Timed Text Style Guides: General Requirements, and the guide of
 # each language (https://partnerhelp.netflixstudios.com, "Timed Text Style Guide").
@@ -76,7 +76,8 @@ class Layout:
     :param max_line_duration: longest time that a cue is shown, in seconds.
     :param speakers: whether each cue names its speaker. A mapping gives names:
         ``{"SPEAKER_00": "Agent"}``. With ``channels="split"`` the channel stands for a speaker.
-    :raises ValueError: if a limit is not positive.
+    :raises ValueError: if a limit is no positive number, or ``speakers`` is neither a bool nor maps names
+        to names.
     """
 
     max_line_width: int | None = None
@@ -85,17 +86,30 @@ class Layout:
     speakers: bool | Mapping[str, str] = False
 
     def __post_init__(self) -> None:
-        for name in ("max_line_width", "max_line_count", "max_line_duration"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value!r}")
+        if self.max_line_width is not None:
+            _check_limit("max_line_width", self.max_line_width, int)
+        _check_limit("max_line_count", self.max_line_count, int)
+        _check_limit("max_line_duration", self.max_line_duration, int, float)
+        names = self.speakers.items() if isinstance(self.speakers, Mapping) else ()
+        pairs = all(isinstance(one, str) and isinstance(other, str) for one, other in names)
+        if not pairs or not isinstance(self.speakers, bool | Mapping):
+            raise ValueError(
+                "speakers must be True, False, or names for speakers such as {'SPEAKER_00': 'Agent'}, got "
+                f"{self.speakers!r}"
+            )
 
     def name_of(self, voice: str | None) -> str | None:
-        """The name that a cue shows; ``None``: none."""
+        """The name that a cue shows, in one line; ``None``: none."""
         if voice is None or self.speakers is False:
             return None
         names = self.speakers if isinstance(self.speakers, Mapping) else {}
-        return names.get(voice, voice)
+        return clean(names.get(voice, voice)).strip() or None
+
+
+def _check_limit(name: str, value: object, *kinds: type) -> None:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:  # type: ignore[operator]
+        kind = "whole number" if kinds == (int,) else "number"
+        raise ValueError(f"{name} must be a positive {kind}, got {value!r}")
 
 
 def cues(row: Any, layout: Layout | None = None, *, labelled: bool = False) -> list[Cue]:

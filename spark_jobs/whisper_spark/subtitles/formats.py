@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Any
 
 from whisper_spark.subtitles.cues import MAX_CUE_SECONDS, MAX_LINES, Layout, cues
-from whisper_spark.subtitles.tokens import plain_row, segments_of, voice_of
+from whisper_spark.subtitles.tokens import clean, plain_row, segments_of, voice_of
 
 
 def to_srt(
@@ -32,7 +33,7 @@ def to_srt(
     blocks = []
     for number, cue in enumerate(cues(row, layout, labelled=True), 1):
         name = layout.name_of(cue.voice)
-        text = (f"{_one_line(name)}: " if name else "") + cue.text
+        text = (f"{name}: " if name else "") + cue.text
         times = f"{_time(cue.start, ',')} --> {_time(cue.end, ',')}"
         # Players take an arrow for the times of a cue.
         blocks.append(f"{number}\n{times}\n{text.replace('-->', '->')}\n\n")
@@ -60,7 +61,7 @@ def to_vtt(
     blocks = ["WEBVTT\n"]
     for cue in cues(row, layout):
         name = layout.name_of(cue.voice)
-        voice = f"<v {_escaped(_one_line(name))}>" if name else ""
+        voice = f"<v {_escaped(name)}>" if name else ""
         times = f"{_time(cue.start, '.')} --> {_time(cue.end, '.')}"
         blocks.append(f"\n{times}\n{voice}{_escaped(cue.text)}\n")
     return "".join(blocks)
@@ -75,28 +76,50 @@ def to_txt(row: Any, *, speakers: bool | Mapping[str, str] = False) -> str:
     lines, before = [], None
     for segment in segments_of(plain_row(row)):
         name = layout.name_of(voice_of(segment, segment))
-        label = f"{_one_line(name)}: " if name and name != before else ""
-        lines.append(label + _one_line(segment["text"]) + "\n")
+        label = f"{name}: " if name and name != before else ""
+        lines.append(label + clean(segment["text"]).strip() + "\n")
         before = name
     return "".join(lines)
 
 
 def to_json(row: Any) -> str:
-    """All columns as one JSON object, with the names that the table, faster-whisper and Whisper have."""
-    return json.dumps(dict(plain_row(row)), ensure_ascii=False, default=_json, indent=1) + "\n"
+    """All columns as one JSON object, with the names that the table, faster-whisper and Whisper have.
+
+    What is no number is null.
+    """
+    return json.dumps(_plain(plain_row(row)), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 FORMATS: Mapping[str, Callable[..., str]] = {"srt": to_srt, "vtt": to_vtt, "txt": to_txt, "json": to_json}
 """The function that writes each kind of file, by file name extension."""
 
 
-def _json(value: Any) -> Any:
-    if isinstance(value, date):
-        return value.isoformat()
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
     # An array of pandas, or a number of NumPy.
     if hasattr(value, "tolist"):
-        return value.tolist()
+        value = value.tolist()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if _is_missing(value):
+        return None
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, float):
+        return value
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether pandas means a missing value: NaN and NaT differ from themselves, NA cannot be compared."""
+    try:
+        return bool(value != value) or value in (math.inf, -math.inf)
+    except TypeError:
+        return True
 
 
 def _time(milliseconds: int, point: str) -> str:
@@ -108,7 +131,3 @@ def _time(milliseconds: int, point: str) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

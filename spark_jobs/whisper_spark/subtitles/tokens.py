@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,21 @@ def items(values: Any) -> list[Any]:
 
 def segments_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The segments of a row that have text, in order of time."""
-    segments = [segment for segment in items(row.get("segments")) if (segment.get("text") or "").strip()]
-    return sorted(segments, key=lambda segment: (segment["start"], segment["end"]))
+    segments = [segment for segment in items(row.get("segments")) if clean(segment.get("text") or "").strip()]
+    return sorted(segments, key=_times_of)
+
+
+def _times_of(segment: Mapping[str, Any]) -> tuple[float, float]:
+    """Start and end of a segment; where it has none, those of its words."""
+    times = [segment, *items(segment.get("words"))]
+    start = next((t for t in (_known(item.get("start")) for item in times) if t is not None), 0.0)
+    end = _known(segment.get("end"))
+    return start, start if end is None else end
+
+
+def _known(time: float | None) -> float | None:
+    """A time; ``None`` for one that is missing, as those of numerals are in what other aligners write."""
+    return None if time is None or math.isnan(time) else float(time)
 
 
 def voice_of(item: Mapping[str, Any], segment: Mapping[str, Any]) -> str | None:
@@ -81,13 +95,17 @@ def tokens_by_channel(row: Mapping[str, Any]) -> list[list[Token]]:
 
 def _tokens(segment: Mapping[str, Any], *, first: bool) -> Iterator[Token]:
     """The tokens of a segment. The first one gets a space unless the text before it needs none."""
-    words = [word for word in items(segment.get("words")) if _clean(word["word"]).strip()]
+    words = [word for word in items(segment.get("words")) if clean(word["word"]).strip()]
+    start, end = _times_of(segment)
     if words:
         for word in words:
-            yield _token(word["word"], word["start"], word["end"], voice_of(word, segment))
+            known = _known(word.get("start")), _known(word.get("end"))
+            start = start if known[0] is None else known[0]
+            end = start if known[1] is None else known[1]
+            yield _token(word["word"], start, end, voice_of(word, segment))
+            start = end
         return
-    text = _clean(segment["text"]).strip()
-    start, end = segment["start"], segment["end"]
+    text = clean(segment["text"]).strip()
     found = pieces(text if first else " " + text)
     total = sum(map(width, found)) or 1
     done = 0
@@ -98,11 +116,11 @@ def _tokens(segment: Mapping[str, Any], *, first: bool) -> Iterator[Token]:
 
 
 def _token(text: str, start: float, end: float, voice: str | None) -> Token:
-    text = _clean(text)
-    return Token(text, width(text.strip()), float(start), float(end), voice)
+    text = clean(text)
+    return Token(text, width(text.strip()), start, end, voice)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text in one line without control characters, which end a cue or confuse players."""
     lead = " " if text[:1].isspace() else ""
     joined = " ".join(text.split())

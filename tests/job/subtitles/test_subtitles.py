@@ -112,9 +112,23 @@ def test_limits_are_those_of_the_caller() -> None:
 
 
 @pytest.mark.parametrize("name", ["max_line_width", "max_line_count", "max_line_duration"])
-def test_limit_that_is_not_positive_is_refused(name: str) -> None:
+@pytest.mark.parametrize("value", [0, "42", True, float("nan")])
+def test_limit_that_is_no_positive_number_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
-        Layout(**{name: 0})
+        Layout(**{name: value})
+
+
+def test_a_cue_has_whole_lines_and_some_number_of_them() -> None:
+    with pytest.raises(ValueError, match="max_line_count must be a positive whole number"):
+        Layout(max_line_count=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_line_count must be a positive whole number, got None"):
+        Layout(max_line_count=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("speakers", ["Agent", None, ["Agent"], {0: "Agent"}, {"SPEAKER_00": 7}])
+def test_names_of_speakers_that_are_none_are_refused(speakers: Any) -> None:
+    with pytest.raises(ValueError, match="speakers must be True, False, or names"):
+        Layout(speakers=speakers)
 
 
 def test_word_wider_than_a_line_stays_whole() -> None:
@@ -300,6 +314,27 @@ def test_a_name_in_the_narrowest_line_leaves_room_for_the_text() -> None:
     assert "SPEAKER_00: a\nb" in to_srt(row(said), max_line_width=1, speakers=True)
 
 
+def test_words_without_times_stand_between_their_neighbours() -> None:
+    said = segment([(" In", 0.0, 0.4), (" 2026", 0.4, 0.8), (" we", 0.8, 1.2)])
+    for missing in (None, float("nan")):
+        said["words"][1] |= {"start": missing, "end": missing}
+        (cue,) = cues(row(said))
+        assert (cue.start, cue.end, cue.text) == (0, 1200, "In 2026 we")
+    late = segment([(" Good", None, None), (" bye", 4.0, 4.5)], start=None, end=None)  # type: ignore[list-item]
+    found = [(cue.start, cue.text) for cue in cues(row(late, said))]
+    assert found == [(0, "In 2026 we"), (4000, "Good bye")]
+
+
+def test_a_name_that_cannot_be_seen_is_none() -> None:
+    blank = segment(words_of("hello"), speaker=" \n")
+    odd = segment(words_of("bye", 3.0), speaker="A\nB\x00 --> C")
+    assert texts(cues(row(blank))) == ["hello"]
+    captions = webvtt.from_string(to_vtt(row(blank, odd), speakers=True)).captions
+    assert [caption.voice for caption in captions] == [None, "A B --&gt; C"]
+    assert "\nhello\n" in to_srt(row(blank), speakers=True)
+    assert to_txt(row(blank, odd), speakers=True) == "hello\nA B --> C: bye\n"
+
+
 # --- any transcript --------------------------------------------------------------------------------------
 
 _WORD = st.text(
@@ -400,6 +435,12 @@ def test_json_holds_every_column() -> None:
     assert read.keys() == plain.keys()
     assert read["segments"] == plain["segments"]
     assert read["transcribed_at"] == "2026-11-02T00:00:00+00:00"
+
+
+def test_json_has_null_for_what_is_missing_or_no_number() -> None:
+    plain = {"speakers": float("nan"), "at": pd.NaT, "language": pd.NA, "p": [float("inf"), 0.5], "n": None}
+    strict = json.loads(to_json(plain), parse_constant=pytest.fail)
+    assert strict == {"speakers": None, "at": None, "language": None, "p": [None, 0.5], "n": None}
 
 
 def test_rows_of_all_readers_give_the_same_subtitles() -> None:
