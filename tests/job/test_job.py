@@ -27,7 +27,7 @@ from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.progress.reports import JobSize, report_folder
 from whisper_spark.spark import run as run_module
 from whisper_spark.spark.conf import task_share
-from whisper_spark.spark.dataframes import manifest_rows, partitioned_by_size
+from whisper_spark.spark.dataframes import copy_rows, manifest_rows, partitioned_by_size
 from whisper_spark.spark.failures import cause_of
 from whisper_spark.spark.run import JobRun
 from whisper_spark.spark.task import JobSpec
@@ -279,6 +279,27 @@ def test_rows_of_another_run_of_the_partition_are_taken_over(bench: Workbench) -
     assert rows[kept]["text"] == "kept.wav"
     assert rows[flaky]["status"] == "ok"
     assert [file.uri for file in result.staged if "/reused-" in file.uri]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_rows_of_another_run_that_vanish_while_they_are_copied_are_made_again(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    audio = [bench.audio(f"{number}.wav", size=number) for number in range(4)]
+    first = bench.job_run(bench.manifest(audio, manifest_id="a" * 32), tasks=2)
+    lost = first.staged[0]
+
+    def copy(*arguments: Any) -> list[int]:
+        bench.storage.delete([lost.uri])
+        if damaged:
+            bench.storage.write_bytes(lost.uri, b"PAR1 and then garbage PAR1")
+        return copy_rows(*arguments)
+
+    monkeypatch.setattr(run_module, "copy_rows", copy)
+    run = bench.manifest(audio, manifest_id="b" * 32)
+    result = bench.job_run(run)
+    assert (result.reused, result.transcribed) == (4 - lost.rows, lost.rows)
+    assert sorted(bench.rows(run)) == sorted(audio)
 
 
 def test_rows_of_other_options_or_partitions_are_not_taken_over(bench: Workbench) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
@@ -18,8 +19,10 @@ from pyspark.sql.window import Window
 from whisper_spark.contract import FINAL_ERRORS, Run
 from whisper_spark.staging.result import StagedFile
 from whisper_spark.staging.rows import INDEX_COLUMNS, StagedRows, read_index, read_rows
-from whisper_spark.storage.objects import ObjectStorage
+from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage
 from whisper_spark.storage.parquet import open_parquet
+
+log = logging.getLogger(__name__)
 
 MANIFEST_COLUMNS = ("audio_uri", "audio_etag", "audio_bytes", "attempt")
 _MANIFEST_DDL = (
@@ -163,25 +166,42 @@ def partitioned_by_size(rows: DataFrame, row_groups: Mapping[int, int], tasks: i
 
 def copy_rows(
     chosen: DataFrame, files: Sequence[StagedFile], run: Run, staging: Mapping[str, str], job: str
-) -> int:
-    """Copy rows of other runs to this run, unchanged. Returns their number.
+) -> list[int]:
+    """Copy rows of other runs to this run, unchanged.
+
+    Another job may delete what it has superseded, and a lifecycle rule what is old, while rows are copied.
 
     :param chosen: the rows, with columns ``file`` and ``row``.
+    :return: the positions in ``files`` of those that are gone or damaged, whose rows must be made again.
     """
     uris = [file.uri for file in files]
     config = dict(staging)
 
     def copy(batches: _Batches) -> _Batches:
         storage = ObjectStorage(config)
-        copied = 0
         with StagedRows(storage, run, "reused", job) as staged:
-            for number, rows in _grouped(batches):
-                for batch in read_rows(storage, uris[number], rows, run.partition):
-                    staged.add_batch(batch)
-                    copied += batch.num_rows
-        yield _count(copied)
+            lost = [
+                number
+                for number, rows in _grouped(batches)
+                if not _is_copied(storage, uris[number], rows, run.partition, staged)
+            ]
+        yield pa.RecordBatch.from_arrays([pa.array(lost, pa.int32())], names=["file"])
 
-    return _total(_by_file(chosen).mapInArrow(copy, "rows bigint"))
+    return [row["file"] for row in _by_file(chosen).mapInArrow(copy, "file int").collect()]
+
+
+def _is_copied(
+    storage: ObjectStorage, uri: str, rows: Sequence[int], partition: Mapping[str, str], staged: StagedRows
+) -> bool:
+    try:
+        for batch in read_rows(storage, uri, rows, partition):
+            staged.add_batch(batch)
+    except ObjectNotFound:
+        return False
+    except (pa.ArrowException, OSError, ValueError) as error:
+        log.warning("%s is damaged, so its rows are made again: %s", uri, error)
+        return False
+    return True
 
 
 def keep_rows(
@@ -220,11 +240,3 @@ def _by_file(rows: DataFrame) -> DataFrame:
 def _grouped(batches: _Batches) -> Iterator[tuple[int, list[int]]]:
     for batch in batches:
         yield from zip(batch.column("file").to_pylist(), batch.column("rows").to_pylist(), strict=True)
-
-
-def _count(rows: int) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([rows], pa.int64())], names=["rows"])
-
-
-def _total(counts: DataFrame) -> int:
-    return int(counts.agg(F.coalesce(F.sum("rows"), F.lit(0))).collect()[0][0])

@@ -41,7 +41,7 @@ class FirstFiles:
         if self._holds and all(common_error([task]) == code for task in self._reports() if task.files):
             raise AllFilesFailError(
                 f"the first {FIRST_FILES} files all failed with {code}: {transcript.error_message}, for "
-                f"example {transcript.audio_uri}. Put that right and run the job again"
+                f"example {transcript.audio_uri}. {_what_to_do(code)}"
             )
         self._holds = False
         return self.rest()
@@ -59,9 +59,18 @@ def check_job(tasks: Collection[Snapshot]) -> None:
     """
     files, code = sum(task.files for task in tasks), common_error(tasks)
     if files >= FIRST_FILES and code is not None:
-        raise AllFilesFailError(
-            f"the first {files} files all failed with {code}. Put that right and run the job again"
+        raise AllFilesFailError(f"the first {files} files all failed with {code}. {_what_to_do(code)}")
+
+
+def _what_to_do(code: str | None) -> str:
+    if code == "changed_during_read":
+        return "They were replaced after discovery: clear the discover task, which lists them as they are now"
+    if code == "not_found":
+        return (
+            "If the source is there for the executors, the files are gone: clear the discover task, which "
+            "lists what is there now"
         )
+    return "Put that right and run the job again"
 
 
 def common_error(tasks: Collection[Snapshot]) -> str | None:

@@ -38,6 +38,7 @@ from whisper_spark.staging.result import (
     finished_result,
     nothing_done,
     read_result,
+    spent_tries,
     staged_files,
 )
 from whisper_spark.storage.objects import ObjectNotFound, ObjectStorage, StorageError
@@ -90,7 +91,7 @@ class JobRun:
         log.info("%s files for %s %s, manifest %s", f"{self._files:,}", run.table, partition, run.manifest_id)
         finished = finished_result(run, self._storage)
         if finished is not None:
-            log.info("all of them are staged already: nothing to do")
+            log.info("all of them are staged already: nothing to do%s", spent_tries(finished))
             self._result = dataclasses.replace(
                 nothing_done(finished),
                 attempt_id=self._job.attempt_id,
@@ -149,7 +150,9 @@ class JobRun:
         self._count(reused=chosen.count())
         if not self._result.reused:
             return pending
-        copy_rows(chosen, files, self._run, self._job.staging, self._job.id)
+        if lost := copy_rows(chosen, files, self._run, self._job.staging, self._job.id):
+            chosen = chosen.where(~F.col("file").isin(*lost)).persist()
+            self._count(reused=chosen.count())
         log.info("%s rows taken from other runs of this partition", f"{self._result.reused:,}")
         return pending.join(chosen, "audio_uri", "left_anti").persist()
 

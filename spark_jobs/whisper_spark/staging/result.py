@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import uuid
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from whisper_spark.contract import Run
+from whisper_spark.contract import TRANSIENT_ERRORS, Run
 
 if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
@@ -116,6 +117,12 @@ class RunResult:
     engine_version: str | None = None
     finished_at: str = ""
 
+    @property
+    def rows_id(self) -> str:
+        """Identifies the staged rows: a hash of the names of their files, which never change."""
+        names = sorted(file.uri.rsplit("/", 1)[1] for file in self.staged)
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
+
     def to_json(self) -> str:
         """All fields as one JSON object, keys sorted."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
@@ -181,6 +188,17 @@ def finished_result(run: Run, storage: ObjectStorage) -> RunResult | None:
     """
     result = complete_result(run, storage)
     return result if result is not None and not result.retryable else None
+
+
+def spent_tries(result: RunResult) -> str:
+    """What can be done about transient errors of a finished run, which have no tries left; empty without."""
+    spent = sum(files for code, files in result.error_codes.items() if code in TRANSIENT_ERRORS)
+    if not spent:
+        return ""
+    return (
+        f". {spent:,} of them failed with errors that may pass, as often as allowed: to try them again, "
+        "raise max_attempts of the discover task and clear it"
+    )
 
 
 def nothing_done(result: RunResult) -> RunResult:
