@@ -7,7 +7,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_whisper.discovery.locations import check_locations
 from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.templates import TextTemplates, is_final, optional, text
 from whisper_spark.contract import check_partition
@@ -91,12 +93,18 @@ class MaintainTableOperator(TextTemplates, BaseOperator):
         from airflow_whisper.hooks.catalog import open_catalog
         from airflow_whisper.table.compaction import merge_manifests
         from airflow_whisper.table.expiry import Expired, expire_snapshots
+        from airflow_whisper.table.schema import load_table
 
         if isinstance(self.partition, Mapping):
             self.partition = {key: text(value) for key, value in self.partition.items()}
         with wrong_configuration():
             self._check_templates()
         catalog = open_catalog(optional(self.catalog_conn_id))
+        if load_table(catalog, self.table) is None:
+            raise AirflowFailException(
+                f"there is no table {self.table} in catalog {catalog.name!r}: check `table` and "
+                "`catalog_conn_id`. The first run that finds audio creates it"
+            )
         compacted = self._compact(catalog) if self.compact else 0
         merged = 0
         if self.merge_manifests:
@@ -182,6 +190,7 @@ class PurgeStagingOperator(TextTemplates, BaseOperator):
         partition = None
         with wrong_configuration():
             check_table_name(self.table)
+            check_locations({"staging": self.staging})
             if self.partition:
                 partition = check_partition({key: text(value) for key, value in self.partition.items()})
         runs, files = purge_staging(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_whisper.errors import ConfigurationError
 from airflow_whisper.table.commit import until_committed
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Expired:
     """The counts of an expiry.
 
     :param snapshots: number of expired snapshots.
-    :param files: number of deleted data files, manifests, manifest lists and metadata files.
+    :param files: number of deleted data files, manifests, manifest lists, statistics and metadata files.
     """
 
     snapshots: int = 0
@@ -50,14 +51,15 @@ def expire_snapshots(catalog: Catalog, table: str, *, older_than: timedelta, kee
     :param older_than: age above which snapshots expire. Use days rather than minutes, because running jobs
         compare rows with the snapshot they started from, and users query older snapshots.
     :param keep: number of newest snapshots of each branch to keep regardless of age, at least 1.
-    :raises ValueError: if ``keep`` is less than 1, or the table forbids deleting files (``gc.enabled``).
+    :raises ValueError: if ``keep`` is less than 1.
+    :raises ConfigurationError: if the table forbids deleting files (``gc.enabled``).
     :raises RegistrationError: if no commit succeeded.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}: the newest snapshot is the table")
     before = catalog.load_table(table)
     if before.properties.get("gc.enabled", "true").lower() == "false":
-        raise ValueError(
+        raise ConfigurationError(
             f"table {table} has gc.enabled=false, so its files may belong to other tables too: expire its "
             "snapshots with the tool that owns them"
         )
@@ -95,7 +97,11 @@ def _kept_by(ref: SnapshotRef, by_id: dict[int, Snapshot], now: int, age: int, k
 
 
 def _forget(catalog: Catalog, table: Table, snapshots: list[Snapshot]) -> None:
-    from pyiceberg.table.update import AssertTableUUID, RemoveSnapshotsUpdate
+    from pyiceberg.table.update import (
+        AssertTableUUID,
+        RemovePartitionStatisticsUpdate,
+        RemoveSnapshotsUpdate,
+    )
 
     ids = {snapshot.snapshot_id for snapshot in snapshots}
 
@@ -104,11 +110,18 @@ def _forget(catalog: Catalog, table: Table, snapshots: list[Snapshot]) -> None:
         # Another writer may have expired some of them, or created a branch from one.
         heads = {ref.snapshot_id for ref in newest.metadata.refs.values()}
         left = [s.snapshot_id for s in newest.snapshots() if s.snapshot_id in ids - heads]
+        # PyIceberg drops only the other kind of statistics together with a snapshot.
+        listed = {file.snapshot_id for file in newest.metadata.partition_statistics}
+        statistics = [
+            RemovePartitionStatisticsUpdate.model_validate({"snapshot-id": snapshot_id})
+            for snapshot_id in left
+            if snapshot_id in listed
+        ]
         if left:
             catalog.commit_table(
                 newest,
                 (AssertTableUUID(uuid=table.metadata.table_uuid),),
-                (RemoveSnapshotsUpdate.model_validate({"snapshot-ids": left}),),
+                (*statistics, RemoveSnapshotsUpdate.model_validate({"snapshot-ids": left})),
             )
 
     until_committed(f"the expiry of snapshots of {'.'.join(table.name())}", commit)
@@ -125,7 +138,8 @@ def _unreferenced_files(before: Table, gone: list[Snapshot], after: Table) -> li
     if data:
         data -= _data_files(io, kept.values())
     ids = {snapshot.snapshot_id for snapshot in gone}
-    statistics = [s.statistics_path for s in before.metadata.statistics if s.snapshot_id in ids]
+    listed = [*before.metadata.statistics, *before.metadata.partition_statistics]
+    statistics = [file.statistics_path for file in listed if file.snapshot_id in ids]
     metadata_files = _old_metadata(before, after)
     return [*data, *manifests, *statistics, *(s.manifest_list for s in gone), *metadata_files]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowFailException
 from lakes import TABLE, change, data_files, uris
 from transcripts import PARTITION, stage_run
 
@@ -34,6 +35,14 @@ def maintain(**kwargs: Any) -> dict[str, Any]:
 def purge(folder: Path, **kwargs: Any) -> dict[str, Any]:
     operator = PurgeStagingOperator(task_id="purge", staging=str(folder), table=TABLE, **kwargs)
     return operator.execute({})
+
+
+def test_wrong_table_and_staging_are_not_retried(tmp_path: Path) -> None:
+    with pytest.raises(AirflowFailException, match=r"there is no table speech\.transcripts in catalog"):
+        maintain()
+    operator = PurgeStagingOperator(task_id="purge", staging="ftp://host/staging", table=TABLE)
+    with pytest.raises(AirflowFailException, match=r"staging: .*not supported"):
+        operator.execute({})
 
 
 def local(run: Run) -> Path:

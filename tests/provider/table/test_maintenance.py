@@ -12,8 +12,10 @@ import pytest
 from lakes import FINGERPRINT, TABLE, Lake, change, data_files, data_files_on_disk, row_keys, uris
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
+from pyiceberg.table.update import SetPartitionStatisticsUpdate
 from transcripts import PARTITION
 
+from airflow_whisper.errors import ConfigurationError
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.table import compaction
 from airflow_whisper.table.commit import PreparedCommit
@@ -147,6 +149,29 @@ def test_text_of_erased_rows_is_nowhere_on_disk_after_expiry(catalog_env: Simple
     assert b"erased" not in b"".join(p.read_bytes() for p in catalog_env.warehouse.rglob("*.avro"))
 
 
+def test_statistics_of_other_engines_go_with_their_snapshots(sqlite: Lake) -> None:
+    catalog = sqlite.open()
+    late_files(catalog, 3)
+    table = catalog.load_table(TABLE)
+    folder = Path(table.location().removeprefix("file://"))
+    ids = [snapshot.snapshot_id for snapshot in table.snapshots()]
+    updates = []
+    for snapshot_id in ids:
+        path = folder / f"{snapshot_id}-partitions.parquet"
+        path.write_bytes(b"PAR1")
+        statistics = {
+            "snapshot-id": snapshot_id,
+            "statistics-path": f"file://{path}",
+            "file-size-in-bytes": 4,
+        }
+        updates.append(SetPartitionStatisticsUpdate.model_validate({"partition-statistics": statistics}))
+    catalog.commit_table(table, (), tuple(updates))
+    expire_snapshots(catalog, TABLE, older_than=AT_ONCE)
+    left = [file.snapshot_id for file in catalog.load_table(TABLE).metadata.partition_statistics]
+    assert left == ids[-1:]
+    assert [path.name for path in folder.glob("*-partitions.parquet")] == [f"{ids[-1]}-partitions.parquet"]
+
+
 def test_snapshots_that_are_young_newest_tagged_or_of_a_branch_are_kept(catalog_env: SimpleNamespace) -> None:
     catalog = open_catalog(None)
     late_files(catalog, 6)
@@ -173,6 +198,6 @@ def test_table_whose_files_belong_to_others_is_left_alone(sqlite: Lake) -> None:
     late_files(catalog, 2)
     with catalog.load_table(TABLE).transaction() as transaction:
         transaction.set_properties({"gc.enabled": "false"})
-    with pytest.raises(ValueError, match=r"gc\.enabled=false"):
+    with pytest.raises(ConfigurationError, match=r"gc\.enabled=false"):
         expire_snapshots(catalog, TABLE, older_than=AT_ONCE)
     assert len(catalog.load_table(TABLE).snapshots()) == 2
