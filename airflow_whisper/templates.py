@@ -64,6 +64,19 @@ def text(value: Any) -> Any:
     return str(value) if isinstance(value, int | datetime.date) else value
 
 
+def check_rendered(partition: Mapping[str, Any]) -> None:
+    """Check that no template of a partition value has looked up what does not exist.
+
+    :raises ValueError: for the text ``None``, to which Jinja renders the XCom of a task that did not run.
+    """
+    for key, value in partition.items():
+        if value == "None":
+            raise ValueError(
+                f"the partition value of {key!r} is 'None': did the task that returns it run, and is its id "
+                "right?"
+            )
+
+
 def optional(value: str | None) -> str | None:
     """An optional argument such as a connection id; ``None`` if a template rendered to an empty value.
 

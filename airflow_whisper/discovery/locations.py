@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airflow_whisper.errors import ConfigurationError
 from whisper_spark.storage.objects import ObjectForbidden, ObjectNotFound, folder_uri
 
 if TYPE_CHECKING:
+    from airflow_whisper.discovery.audio_filter import AudioFilter
     from whisper_spark.storage.objects import ObjectStorage
 
 
@@ -40,6 +42,26 @@ def _folder(argument: str, uri: str) -> str:
         return folder_uri(uri)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from None
+
+
+def check_table_outside(source: str, table_location: str, audio_filter: AudioFilter) -> None:
+    """Check that the table's own files do not count as audio, which every commit would add to.
+
+    :param source: URI of the source.
+    :param table_location: URI of the table's folder.
+    :raises ConfigurationError: if the folder lies inside the source, and the filter selects its files.
+    """
+    try:
+        root, folder = folder_uri(source), folder_uri(table_location)
+    # Not a store that sources can be in.
+    except ValueError:
+        return
+    if folder.startswith(root) and audio_filter.kind(f"{folder[len(root) :]}data/file.parquet") == "audio":
+        raise ConfigurationError(
+            f"the table's files in {table_location} lie inside the source {source}, so each commit would add "
+            "files to transcribe. Keep the warehouse outside of the source, or select the audio with "
+            "`extensions` or `pattern`"
+        )
 
 
 def check_source_exists(storage: ObjectStorage, source: str, root: str) -> None:

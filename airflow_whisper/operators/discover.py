@@ -12,7 +12,12 @@ from airflow_whisper.discovery.audio_filter import AudioFilter, extension_tuple
 from airflow_whisper.discovery.errors import DiscoveryError
 from airflow_whisper.discovery.estimate import work_text
 from airflow_whisper.discovery.guards import check_removals, check_some_match
-from airflow_whisper.discovery.locations import check_locations, check_source_exists, source_root
+from airflow_whisper.discovery.locations import (
+    check_locations,
+    check_source_exists,
+    check_table_outside,
+    source_root,
+)
 from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.operators.discover_log import (
     log_left_out,
@@ -24,6 +29,7 @@ from airflow_whisper.outcome import push_outcome
 from airflow_whisper.templates import (
     TextTemplates,
     boolean,
+    check_rendered,
     collection,
     is_final,
     number,
@@ -31,13 +37,14 @@ from airflow_whisper.templates import (
     text,
     whisper_options,
 )
-from airflow_whisper.watch.partition_templates import check_formats, modified_in
+from airflow_whisper.watch.partition_templates import check_formats, check_values, modified_in
 from whisper_spark.contract import WhisperOptions, check_partition, partition_path
 from whisper_spark.storage.objects import ObjectNotFound
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from pyiceberg.catalog import Catalog
+    from pyiceberg.table import Table
 
     from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
     from airflow_whisper.discovery.estimate import Estimate
@@ -231,6 +238,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
                 f"has not"
             )
         check_formats(formats)
+        check_values({key: self.partition[key] for key in formats if is_final(self.partition[key])}, formats)
 
     def _audio_filter(self) -> AudioFilter:
         return AudioFilter(optional(self.pattern), extension_tuple(self.extensions))
@@ -255,6 +263,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         from airflow_whisper.hooks.object_storage import explained_access, object_storage
         from airflow_whisper.operators.run_comparison import add_listing, add_rows
         from airflow_whisper.operators.run_estimate import run_estimate
+        from airflow_whisper.table.schema import load_table
 
         with wrong_configuration():
             self._take_rendered()
@@ -263,17 +272,22 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         source_storage = object_storage(source_conn_id, self.source)
         staging_storage = object_storage(staging_conn_id or source_conn_id, self.staging)
         catalog = open_catalog(optional(self.catalog_conn_id))
+        table = load_table(catalog, self.table)
         with Comparison() as comparison:
-            target = self._target(catalog)
+            target = self._target(table)
+            if table is not None:
+                check_table_outside(target.source, table.location(), self._audio_filter())
             root = source_root(target.source, self.partition)
-            rows = add_rows(comparison, catalog, target)
+            rows = add_rows(comparison, table, target)
             belongs = modified_in(self.partition_from_modified or {}, self.partition)
             with explained_access("source", source_conn_id, source_storage, self.source):
                 add_listing(comparison, source_storage, self.source, self._audio_filter(), belongs, self.log)
             left_out = comparison.left_out()
             _push(context, {"left_out": left_out})
             log_left_out(self.log, self.source, left_out)
-            counts = comparison.compare(target.options.fingerprint(), self._rules(), target.source)
+            # A table with two rows for a file stays as it is, however often this is tried.
+            with wrong_configuration():
+                counts = comparison.compare(target.options.fingerprint(), self._rules(), target.source)
             if counts.audio == 0:
                 self._check_no_audio(context, comparison, counts, target, rows, source_storage, root)
             if counts.files["removed"]:
@@ -283,7 +297,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
                     context,
                     f"partition {partition_path(target.partition)} of {target.table} is up to date: {counts}",
                 )
-            expected = run_estimate(comparison, target, root, catalog, source_storage)
+            expected = run_estimate(comparison, target, root, table, source_storage)
             if boolean("dry_run", self.is_dry_run):
                 self._end_dry_run(context, target, counts, expected)
             self._prepare_table(catalog, target)
@@ -303,18 +317,18 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             "estimate": expected.to_dict() if expected else None,
         }
 
-    def _target(self, catalog: Catalog) -> Target:
+    def _target(self, table: Table | None) -> Target:
         from airflow_whisper.discovery.manifest import Target
-        from airflow_whisper.table.read import current_snapshot_id, table_partition
+        from airflow_whisper.table.read import snapshot_id_of, table_partition
         from whisper_spark.storage.objects import normalise_uri
 
         return Target(
             table=self.table,
-            partition=table_partition(catalog, self.table, self.partition),
+            partition=table_partition(table, self.partition),
             source=normalise_uri(self.source),
             staging=normalise_uri(self.staging),
             options=whisper_options(self.options),
-            base_snapshot_id=current_snapshot_id(catalog, self.table),
+            base_snapshot_id=snapshot_id_of(table),
             max_attempts=int(self.max_attempts),
         )
 
@@ -325,7 +339,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         if target.base_snapshot_id is None:
             conn_id = optional(self.catalog_conn_id)
             name = f"connection {conn_id!r}" if conn_id else "this machine"
-            prepare_new_table(catalog, target.table, target.partition, name)
+            created = prepare_new_table(catalog, target.table, target.partition, name)
+            check_table_outside(target.source, created.location(), self._audio_filter())
 
     def _skip(self, context: Context, reason: str) -> NoReturn:
         push_outcome(context, reason)
@@ -347,6 +362,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         """Normalise and check the values of templates and of other tasks' outputs."""
         if isinstance(self.partition, Mapping):
             self.partition = {key: text(value) for key, value in self.partition.items()}
+            check_rendered(self.partition)
         self.extensions = collection(self.extensions)
         self.accepted_fingerprints = collection(self.accepted_fingerprints)
         self._check_arguments()

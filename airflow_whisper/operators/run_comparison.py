@@ -7,11 +7,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from airflow_whisper.discovery.listing import list_by_kind
-from airflow_whisper.table.read import current_rows
+from airflow_whisper.table.read import rows_of
+from airflow_whisper.table.schema import STATE_COLUMNS
 from whisper_spark.storage.objects import UnreadableNames
 
 if TYPE_CHECKING:
-    from pyiceberg.catalog import Catalog
+    from pyiceberg.table import Table
 
     from airflow_whisper.discovery.audio_filter import AudioFilter
     from airflow_whisper.discovery.comparison import Comparison
@@ -20,16 +21,20 @@ if TYPE_CHECKING:
     from whisper_spark.storage.objects import ObjectStorage
 
 
-def add_rows(comparison: Comparison, catalog: Catalog, target: Target) -> int:
+def add_rows(comparison: Comparison, table: Table | None, target: Target) -> int:
     """Add the rows of the partition to a comparison, and return their number.
+
+    :param table: the table; ``None`` if it does not exist.
 
     Call it before :func:`add_listing`: the snapshot id of the target must not include rows of a commit that
     happens later, because the comparison has not seen them.
     """
-    rows = current_rows(
-        catalog,
-        target.table,
+    if table is None:
+        return 0
+    rows = rows_of(
+        table,
         target.partition,
+        columns=STATE_COLUMNS,
         snapshot_id=target.base_snapshot_id,
         optional=("duration_s",),
     )

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from airflow_whisper.discovery.estimate import Estimate, estimate, header_rates
 from airflow_whisper.table.history import byte_rates, past_runs
-from airflow_whisper.table.schema import load_table
 
 if TYPE_CHECKING:
-    from pyiceberg.catalog import Catalog
+    from pyiceberg.table import Table
 
     from airflow_whisper.discovery.comparison import Comparison
     from airflow_whisper.discovery.manifest import Target
@@ -20,16 +19,17 @@ log = logging.getLogger(__name__)
 
 
 def run_estimate(
-    comparison: Comparison, target: Target, root: str, catalog: Catalog, storage: ObjectStorage
+    comparison: Comparison, target: Target, root: str, table: Table | None, storage: ObjectStorage
 ) -> Estimate | None:
     """Estimate the cost of a run, from what is cheapest to read.
 
     :param root: the part of the source that all partitions share.
+    :param table: the table; ``None`` if it does not exist.
     :param storage: storage of the source.
     :return: ``None`` if the estimate failed. The log says why, and the run goes on without one.
     """
     try:
-        return _estimate(comparison, target, root, catalog, storage)
+        return _estimate(comparison, target, root, table, storage)
     except Exception:
         # Nothing depends on the estimate, so no error in it may stop a run.
         log.warning("The cost of this run could not be estimated", exc_info=True)
@@ -37,10 +37,9 @@ def run_estimate(
 
 
 def _estimate(
-    comparison: Comparison, target: Target, root: str, catalog: Catalog, storage: ObjectStorage
+    comparison: Comparison, target: Target, root: str, table: Table | None, storage: ObjectStorage
 ) -> Estimate:
     work = comparison.work()
-    table = load_table(catalog, target.table)
     rates = [("bytes per second of this partition's other files", comparison.byte_rates())]
 
     def without() -> list[str]:

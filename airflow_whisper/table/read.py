@@ -18,23 +18,27 @@ if TYPE_CHECKING:
 
 def current_snapshot_id(catalog: Catalog, table: str) -> int | None:
     """Return the id of the current snapshot; ``None`` if the table does not exist or is empty."""
-    loaded = load_table(catalog, table)
-    snapshot = loaded.current_snapshot() if loaded else None
+    return snapshot_id_of(load_table(catalog, table))
+
+
+def snapshot_id_of(table: Table | None) -> int | None:
+    """Like :func:`current_snapshot_id`, of a loaded table; ``None`` if it does not exist."""
+    snapshot = table.current_snapshot() if table else None
     return snapshot.snapshot_id if snapshot else None
 
 
-def table_partition(catalog: Catalog, table: str, partition: Mapping[str, str]) -> dict[str, str]:
+def table_partition(table: Table | None, partition: Mapping[str, str]) -> dict[str, str]:
     """Return the partition with the table's spelling: ``07`` becomes ``7`` in a column of numbers.
 
+    :param table: the table; ``None`` if it does not exist.
     :return: the partition; unchanged if the table does not exist.
     :raises TableMismatchError: if the table cannot hold transcripts of this partition, or a value does not
         fit the type of its column.
     """
-    loaded = load_table(catalog, table)
-    if loaded is not None:
-        check_table(loaded, partition)
-        warn_of_moved_columns(loaded, partition)
-    return canonical_partition(loaded, partition)
+    if table is not None:
+        check_table(table, partition)
+        warn_of_moved_columns(table, partition)
+    return canonical_partition(table, partition)
 
 
 def current_rows(
@@ -76,16 +80,27 @@ def partition_rows(
     :return: nothing if the table does not exist.
     :raises TableMismatchError: if the table cannot hold transcripts of this partition.
     """
+    loaded = load_table(catalog, table)
+    if loaded is not None:
+        yield from rows_of(loaded, partition, columns=columns, snapshot_id=snapshot_id, optional=optional)
+
+
+def rows_of(
+    table: Table,
+    partition: Mapping[str, str],
+    *,
+    columns: Iterable[str] | None = None,
+    snapshot_id: int | None = None,
+    optional: Iterable[str] = (),
+) -> Iterator[pa.RecordBatch]:
+    """Like :func:`partition_rows`, of a loaded table."""
     import pyarrow as pa
 
-    loaded = load_table(catalog, table)
-    if loaded is None:
-        return
-    check_table(loaded, partition)
+    check_table(table, partition)
     if columns is not None and optional:
-        present = scan_partition(loaded, partition, snapshot_id=snapshot_id).projection().column_names
+        present = scan_partition(table, partition, snapshot_id=snapshot_id).projection().column_names
         columns = [*columns, *(name for name in optional if name in present)]
-    scan = scan_partition(loaded, partition, columns=columns, snapshot_id=snapshot_id)
+    scan = scan_partition(table, partition, columns=columns, snapshot_id=snapshot_id)
     ours = transcript_schema(partition)
     names = (
         list(columns)
@@ -93,9 +108,21 @@ def partition_rows(
         else [n for n in ours.names if n in scan.projection().column_names]
     )
     schema = pa.schema([ours.field(name) for name in names])
-    for task in partition_files(loaded, scan, partition):
-        for batch in read_data_file(loaded, scan, task):
-            yield batch.select(names).cast(schema)
+    for task in partition_files(table, scan, partition):
+        for batch in read_data_file(table, scan, task):
+            rows = batch.select(names)
+            _check_values(rows, schema, task.file.file_path)
+            yield rows.cast(schema)
+
+
+def _check_values(rows: pa.RecordBatch, schema: pa.Schema, path: str) -> None:
+    """:raises TableMismatchError: if a row lacks a value that every transcript row has."""
+    for field in schema:
+        if not field.nullable and rows.column(field.name).null_count:
+            raise TableMismatchError(
+                f"{path} holds rows without a value of {field.name}, which another writer has added: no run "
+                "can tell what they are. Give them one, or delete these rows"
+            )
 
 
 def scan_partition(

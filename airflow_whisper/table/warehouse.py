@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _S3_PROPERTIES = "s3.endpoint, s3.region, s3.access-key-id and s3.secret-access-key"
 
 
-def prepare_new_table(catalog: Catalog, table: str, partition_keys: Iterable[str], connection: str) -> None:
+def prepare_new_table(catalog: Catalog, table: str, partition_keys: Iterable[str], connection: str) -> Table:
     """Create a table that does not exist yet, and check that its files can be written from here.
 
     A catalog may create a table although this machine has no access to the warehouse, because the catalog
@@ -38,6 +38,7 @@ def prepare_new_table(catalog: Catalog, table: str, partition_keys: Iterable[str
             f"connection's extra: the warehouse, and unless the catalog vends credentials, {_S3_PROPERTIES}"
         ) from error
     _check_writable(created, connection)
+    return created
 
 
 def _check_writable(table: Table, connection: str) -> None:

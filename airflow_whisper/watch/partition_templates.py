@@ -7,6 +7,7 @@ A template is the URI of a partition's audio with placeholders for the partition
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -209,8 +210,18 @@ def modified_in(
     :param formats: as for :func:`modified_partition`; its keys are keys of the partition.
     :return: ``None`` without formats: then the modification time does not matter.
     """
-    wanted = {key: partition[key] for key in formats}
-    return (lambda modified: modified_partition(formats, modified) == wanted) if formats else None
+    wanted = {key: _number_or_text(partition[key]) for key in formats}
+
+    def belongs(modified: datetime) -> bool:
+        found = modified_partition(formats, modified)
+        return {key: _number_or_text(value) for key, value in found.items()} == wanted
+
+    return belongs if formats else None
+
+
+def _number_or_text(value: str) -> int | str:
+    # A column of numbers spells the hour 07 as 7.
+    return int(value) if value.isascii() and value.isdecimal() else value
 
 
 def check_formats(formats: Mapping[str, str]) -> dict[str, str]:
@@ -222,6 +233,27 @@ def check_formats(formats: Mapping[str, str]) -> dict[str, str]:
                 f"{key!r}: {form!r}"
             )
     return check_partition(dict(formats))
+
+
+def check_values(values: Mapping[str, str], formats: Mapping[str, str]) -> None:
+    """Check that partition values are what the formats of their keys write.
+
+    With a value such as ``2026/11/01`` for ``%Y-%m-%d``, no file would ever belong to the partition.
+
+    :raises ValueError: if a value is written otherwise.
+    """
+    for key, value in values.items():
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                datetime.strptime(value, formats[key])
+        except ValueError as error:
+            # Other messages tell what `strptime` cannot parse although `strftime` writes it.
+            if "does not match format" in str(error) or "unconverted data" in str(error):
+                example = datetime(2026, 11, 1, tzinfo=UTC).strftime(formats[key])
+                raise ValueError(
+                    f"the partition value {key}={value!r} is not written as partition_from_modified says, "
+                    f"{formats[key]!r}, such as {example!r}: no file would belong to it"
+                ) from None
 
 
 @dataclass(frozen=True)

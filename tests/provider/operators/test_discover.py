@@ -19,6 +19,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from literal_s3 import literal_s3
+from pyiceberg.catalog.sql import SqlCatalog
 from servers import S3Server
 
 from airflow_whisper.discovery.comparison import Comparison, Counts, Rules
@@ -31,6 +32,7 @@ from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.table.read import current_snapshot_id
 from airflow_whisper.table.schema import ensure_table
 from airflow_whisper.templates import optional
+from airflow_whisper.watch.partition_templates import modified_in
 from whisper_spark.contract import (
     FINAL_ERRORS,
     TRANSIENT_ERRORS,
@@ -629,6 +631,88 @@ def test_partition_can_be_what_was_modified_on_a_day(place: SimpleNamespace) -> 
         operator(place, partition={"dt": today}, partition_from_modified={"hour": "%H"})
 
 
+def test_hour_of_modification_may_be_spelled_as_in_a_column_of_numbers() -> None:
+    belongs = modified_in({"dt": "%Y-%m-%d", "hour": "%H"}, {"dt": "2026-11-01", "hour": "7"})
+    assert belongs is not None
+    assert belongs(datetime(2026, 11, 1, 7, 30, tzinfo=UTC))
+    assert not belongs(datetime(2026, 11, 1, 17, 30, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "is_fine"),
+    [
+        ("%Y-%m-%d", "2026-11-01", True),
+        ("%Y-%m-%d", "2026/11/01", False),
+        ("%Y-%m-%d", "2026-11-01T00", False),
+        ("%H", "7", True),
+        # strptime cannot tell.
+        ("%G-W%V", "2026-W44", True),
+        ("%m-%d", "02-29", True),
+    ],
+)
+def test_value_that_no_time_of_modification_gives_is_refused(form: str, value: str, is_fine: bool) -> None:
+    arguments = {"partition": {"dt": value}, "partition_from_modified": {"dt": form}}
+    if is_fine:
+        operator(LOCAL, **arguments)
+        return
+    with pytest.raises(ValueError, match="no file would belong to it"):
+        operator(LOCAL, **arguments)
+
+
+def test_table_inside_the_source_is_refused_unless_its_files_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_WHISPER_WAREHOUSE", str(tmp_path / "raw" / "warehouse"))
+    place = SimpleNamespace(
+        storage=ObjectStorage(), source=f"{tmp_path}/raw", staging=f"{tmp_path}/staging", conn_id=None
+    )
+    place.storage.write_bytes(f"{place.source}/a.wav", b"x")
+    for _ in range(2):
+        # The first time for the table that it creates, then for the one that is there.
+        with pytest.raises(ConfigurationError, match="inside the source"):
+            discover(place)
+    assert discover(place, extensions=["wav"])["counts"]["new"] == 1
+
+
+@pytest.mark.parametrize("column", ["audio_uri", "status"])
+def test_row_of_another_writer_without_the_values_of_a_transcript_is_named(
+    place: SimpleNamespace, column: str
+) -> None:
+    catalog = open_catalog(None)
+    catalog.create_namespace("speech")
+    schema = pa.schema([field.with_nullable(True) for field in transcript_schema(["dt"])])
+    with (
+        catalog.create_table_transaction(TABLE, schema) as transaction,
+        transaction.update_spec() as spec,
+    ):
+        spec.add_identity("dt")
+    publish(place)
+    rows = catalog.load_table(TABLE).scan().to_arrow().slice(0, 1)
+    nothing = pa.nulls(1, rows.schema.field(column).type)
+    catalog.load_table(TABLE).append(rows.set_column(rows.schema.get_field_index(column), column, nothing))
+    with pytest.raises(AirflowFailException, match=f"rows without a value of {column}"):
+        discover(place)
+
+
+def test_table_with_two_rows_for_a_file_fails_without_a_retry(place: SimpleNamespace) -> None:
+    publish(place)
+    publish(place)
+    with pytest.raises(AirflowFailException, match=r"more than one row for .*delete the surplus rows"):
+        discover(place)
+
+
+def test_table_is_loaded_once(place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(place, options=OTHER)
+    loads = []
+    monkeypatch.setattr(
+        SqlCatalog,
+        "load_table",
+        lambda self, name, load=SqlCatalog.load_table: loads.append(name) or load(self, name),
+    )
+    assert discover(place)["counts"]["stale"] == 3
+    assert loads == [TABLE]
+
+
 def test_order_of_partition_keys_and_odd_values(place: SimpleNamespace) -> None:
     partition = {"region": "eu/west", "dt": "2026-11-01"}
     result = discover(place, partition=partition)
@@ -990,6 +1074,7 @@ def test_options_object_is_left_alone_by_templating() -> None:
     [
         ("table", "transcripts", r"namespace\.table"),
         ("partition", {"dt": ""}, "non-empty string"),
+        ("partition", {"dt": None}, "did the task that returns it run"),
         ("staging", "/data/raw/x", "must not lie inside"),
         ("on_removed", "drop", "on_removed must be"),
     ],
