@@ -13,7 +13,6 @@ from airflow_whisper.links import ReportLink, TableLink, push_report
 from airflow_whisper.operators.run_manifest import check_uri
 from airflow_whisper.templates import is_final, optional
 from whisper_spark.contract import partition_path
-from whisper_spark.contract.text import visible
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -120,7 +119,7 @@ class RegisterTranscriptsOperator(BaseOperator):
         if registered is None:
             raise AirflowSkipException(
                 f"Nothing left to do for {name}, which holds every row as this run wants it: another run did "
-                "the same work."
+                "the same work, or the audio was gone before it could be transcribed."
             )
         self._registered = run, registered
         result = result_of(run, registered, self.report)
@@ -143,21 +142,10 @@ class RegisterTranscriptsOperator(BaseOperator):
         return result
 
     def _read_run(self, storage: ObjectStorage) -> Run:
+        from airflow_whisper.operators.run_manifest import read_any_manifest
         from airflow_whisper.validation.staged import at_place
-        from whisper_spark.storage.objects import ObjectNotFound
-        from whisper_spark.storage.parquet import read_run
 
-        try:
-            run = at_place(read_run(self.manifest, storage), self.manifest)
-        except ObjectNotFound:
-            raise AirflowFailException(
-                f"there is no manifest at {self.manifest}. If it was deleted, by hand or by a lifecycle "
-                "rule, clear the discover task, which writes a new one"
-            ) from None
-        except ValueError as error:
-            raise AirflowFailException(
-                f"the manifest cannot be read: {visible(error)}. Clear the discover task to write it again"
-            ) from None
+        run = at_place(read_any_manifest(self.manifest, storage)[0], self.manifest)
         if self.table and run.table != self.table:
             raise AirflowFailException(
                 f"the manifest {self.manifest} is for the table {run.table}, but this task may only write to "

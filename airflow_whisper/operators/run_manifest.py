@@ -20,8 +20,9 @@ _AGAIN = "Clear the discover task, which writes it again"
 def read_own_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMetaData]:
     """Return the run that a manifest describes, and the manifest's Parquet metadata.
 
-    :raises AirflowFailException: if the file is damaged, is not a manifest, or describes another run.
-    :raises whisper_spark.storage.objects.StorageError: if it does not exist, or the store does not respond.
+    :raises AirflowFailException: if the file does not exist, is damaged, is not a manifest, or describes
+        another run.
+    :raises whisper_spark.storage.objects.StorageError: if the store does not respond.
     """
     from airflow_whisper.validation.staged import manifest_problem
 
@@ -34,13 +35,19 @@ def read_own_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMet
 def read_any_manifest(uri: str, storage: ObjectStorage) -> tuple[Run, pq.FileMetaData]:
     """Like :func:`read_own_manifest`, but the manifest may describe another run; the caller must check.
 
-    :raises AirflowFailException: if the file is damaged or not a manifest.
-    :raises whisper_spark.storage.objects.StorageError: if it does not exist, or the store does not respond.
+    :raises AirflowFailException: if the file does not exist, is damaged, or is not a manifest.
+    :raises whisper_spark.storage.objects.StorageError: if the store does not respond.
     """
+    from whisper_spark.storage.objects import ObjectNotFound
     from whisper_spark.storage.parquet import read_manifest
 
     try:
         return read_manifest(uri, storage)
+    except ObjectNotFound as error:
+        raise AirflowFailException(
+            f"there is no manifest: {visible(error)}. If it was deleted, by hand or by a lifecycle rule, "
+            "clear the discover task, which writes a new one"
+        ) from None
     except ValueError as error:
         raise AirflowFailException(f"the manifest cannot be read: {visible(error)}. {_AGAIN}") from None
 

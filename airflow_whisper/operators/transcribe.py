@@ -256,7 +256,7 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
     # The parent returns None.
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]
         """Submit the job unless everything is already staged, and return a summary of its result."""
-        from whisper_spark.staging.result import finished_result, nothing_done
+        from whisper_spark.staging.result import finished_result, nothing_done, spent_tries
 
         connection = check_spark_connection(self.conn_id, self.deploy_mode)
         with wrong_configuration():
@@ -269,7 +269,8 @@ class WhisperTranscribeOperator(SparkSubmitOperator):
         self._warn_of_local_staging(run, spark_master(connection))
         finished = finished_result(run, storage)
         if finished is not None:
-            self.log.info("All %d files are staged already: Spark is not started", finished.files)
+            more = spent_tries(finished)
+            self.log.info("All %d files are staged already: Spark is not started%s", finished.files, more)
             result = nothing_done(finished)
         elif metadata.num_rows == 0:
             self.log.info("The manifest lists no audio, only rows to remove: Spark is not started")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.table.columns import moved_columns, under_new_names
-from airflow_whisper.table.errors import RegistrationError
+from airflow_whisper.table.errors import RunNotReadyError
 from airflow_whisper.table.partitions import partition_key, partition_values
 from airflow_whisper.table.read import read_data_file
 from airflow_whisper.table.requirements import TARGET_SIZE, parquet_codec
@@ -52,7 +52,7 @@ class DataFileWriter:
         """Write rows to files of about ``write.target-file-size-bytes``.
 
         :return: descriptions of the files for a commit; empty if there are no rows.
-        :raises RegistrationError: if a row belongs to another partition, or has unknown columns.
+        :raises RunNotReadyError: if a row belongs to another partition, or has unknown columns.
         """
         groups = _row_groups(self._conform(batch) for batch in batches if batch.num_rows)
         return [self._describe(self._write_file(first, groups)) for first in groups]
@@ -135,16 +135,17 @@ class DataFileWriter:
         columns.pop(None, None)
         schema = self._schema
         if unknown := set(columns) - set(schema.names):
-            raise RegistrationError(
-                f"the rows have columns that the table lacks: {', '.join(sorted(map(str, unknown)))}"
+            raise RunNotReadyError(
+                f"the rows have columns that the table lacks: {', '.join(sorted(map(str, unknown)))}. Clear "
+                "the discover task"
             )
         for key, value in self._values.items():
             held = columns.get(key)
             wanted = pa.scalar(value, schema.field(key).type)
             if held is None or not pc.all(pc.equal(held.cast(wanted.type), wanted), skip_nulls=False).as_py():
-                raise RegistrationError(
+                raise RunNotReadyError(
                     f"a row has a value of {key} other than {str(value)!r}: it was staged for another "
-                    "partition"
+                    "partition. Clear the discover task"
                 )
         arrays = [
             columns[field.name].cast(field.type)

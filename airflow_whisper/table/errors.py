@@ -29,7 +29,14 @@ class PartitionConflictError(CatalogError):
 
 
 class RegistrationError(CatalogError):
-    """The staged rows do not match the manifest, or the commit failed."""
+    """A run could not be registered. A retry may succeed."""
+
+
+class RunNotReadyError(RegistrationError, AirflowFailException):
+    """Staging does not hold what is to be registered, until another task has run again.
+
+    A retry cannot help. The message names the task to clear.
+    """
 
 
 def unavailable_errors() -> tuple[type[Exception], ...]:

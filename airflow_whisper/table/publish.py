@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_whisper.table.data_files import batch_rows
-from airflow_whisper.table.errors import RegistrationError
+from airflow_whisper.table.errors import RunNotReadyError
 from airflow_whisper.table.history import cost_properties
 from airflow_whisper.table.replace import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
 from whisper_spark.contract import Run, partition_path
 from whisper_spark.contract.text import visible
-from whisper_spark.staging.result import StagingError, read_result
+from whisper_spark.staging.result import RunResult, StagingError, read_result
 from whisper_spark.storage.objects import ObjectNotFound, StorageError
 from whisper_spark.storage.parquet import open_parquet
 
@@ -46,11 +46,13 @@ def register_run(
     :return: the commit; ``None`` if there is nothing left to do, because another run did the same work.
     :raises PartitionConflictError: if another run has changed the same rows since discovery.
     :raises TableMismatchError: if the table exists but cannot hold the rows.
-    :raises RegistrationError: if the run is not validated or not complete, or no commit succeeded.
+    :raises RunNotReadyError: if the run is not validated or not complete.
+    :raises RegistrationError: if no commit succeeded.
     """
     report_uri = report_uri or run.report_uri
+    result = _result(run, storage)
     if require_report:
-        _check_report(run, storage, report_uri)
+        _check_report(run, result, storage, report_uri)
     change = PartitionChange(
         partition=run.partition,
         fingerprint=run.options.fingerprint(),
@@ -58,8 +60,9 @@ def register_run(
         base_snapshot_id=run.base_snapshot_id,
         manifest=_batches(run.manifest_uri, storage, ["audio_uri", "audio_etag", "change", "attempt"]),
         removed=_batches(run.removed_uri, storage, ["audio_uri"]) if run.counts.get("removed") else (),
-        rows=_staged_rows(run, storage),
-        properties={MANIFEST_URI: run.manifest_uri, REPORT_URI: report_uri, **_cost(run, storage)},
+        gone=_gone(run, result, storage),
+        rows=_staged_rows(run, result, storage),
+        properties={MANIFEST_URI: run.manifest_uri, REPORT_URI: report_uri, **_cost(run, result)},
     )
     registered = replace_rows(catalog, run.table, change)
     if registered is None:
@@ -112,50 +115,67 @@ def _registered_before(run: Run, storage: ObjectStorage) -> Registered | None:
         return None
 
 
-def _cost(run: Run, storage: ObjectStorage) -> dict[str, str]:
-    """What the run took, for the estimates of later runs. Without a result, :func:`_staged_rows` says so."""
+def _result(run: Run, storage: ObjectStorage) -> RunResult | None:
+    """The result of the job; ``None`` if there is none, which matters only if rows are to be written."""
     try:
-        return cost_properties(read_result(run, storage), run.options.model)
-    except (StorageError, StagingError):
-        return {}
+        return read_result(run, storage)
+    except ObjectNotFound:
+        return None
+    except StagingError as error:
+        raise RunNotReadyError(f"{visible(error)}: clear the transcribe task") from error
 
 
-def _check_report(run: Run, storage: ObjectStorage, report_uri: str) -> None:
+def _cost(run: Run, result: RunResult | None) -> dict[str, str]:
+    """What the run took, for the estimates of later runs."""
+    return cost_properties(result, run.options.model) if result else {}
+
+
+def _check_report(run: Run, result: RunResult | None, storage: ObjectStorage, report_uri: str) -> None:
     try:
         report = json.loads(storage.read_bytes(report_uri))
         passed, manifest_id = report["passed"], report.get("manifest_id", run.manifest_id)
+        # Reports of earlier releases do not name the rows.
+        rows_id = report.get("rows_id") or (result and result.rows_id)
     except ObjectNotFound:
-        raise RegistrationError(
-            f"there is no validation report at {report_uri}: run the validate task first, or pass "
+        raise RunNotReadyError(
+            f"there is no validation report at {report_uri}: clear the validate task, or pass "
             "require_report=False to register what nobody has checked"
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RegistrationError(
-            f"{report_uri} is not a validation report: run the validate task again"
-        ) from error
+        raise RunNotReadyError(f"{report_uri} is not a validation report: clear the validate task") from error
     if manifest_id != run.manifest_id:
-        raise RegistrationError(
+        raise RunNotReadyError(
             f"the validation report {report_uri} is about manifest {manifest_id}, not "
-            f"{run.manifest_id}: run the validate task of this run"
+            f"{run.manifest_id}: clear the validate task of this run"
         )
     if passed is not True:
-        raise RegistrationError(
+        raise RunNotReadyError(
             f"validation failed, so nothing is registered: see {report_uri}. Once its cause is fixed, "
-            "clear the discover task"
+            "clear the discover task and those after it"
+        )
+    if result is not None and rows_id != result.rows_id:
+        raise RunNotReadyError(
+            f"the validation report {report_uri} is about other rows than those in staging, because the "
+            "transcribe task has run since: clear the validate task"
         )
 
 
 @contextmanager
 def _undamaged(uri: str) -> Iterator[None]:
-    """:raises RegistrationError: if an existing file is damaged."""
+    """:raises RunNotReadyError: if a file is damaged, or gone."""
     import pyarrow as pa
 
     try:
         yield
     except (ValueError, KeyError, pa.ArrowException) as error:
-        raise RegistrationError(
-            f"{visible(uri)} is damaged: {visible(error)}. Run the validate task, and see its report"
+        raise RunNotReadyError(
+            f"{visible(uri)} is damaged: {visible(error)}. Clear the validate task, and see its report"
         ) from error
+    except ObjectNotFound:
+        raise RunNotReadyError(
+            f"{visible(uri)} is gone, deleted by hand or by a lifecycle rule: clear the discover task, and "
+            "what is still staged is taken from there"
+        ) from None
 
 
 def _batches(uri: str, storage: ObjectStorage, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -164,27 +184,32 @@ def _batches(uri: str, storage: ObjectStorage, columns: Sequence[str]) -> Iterat
             yield batch.select(columns)
 
 
-def _staged_rows(run: Run, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
-    try:
-        result = read_result(run, storage)
-    except ObjectNotFound:
-        raise RegistrationError(
-            f"there is no result at {run.result_uri}: run the transcribe task, which does only what is "
+def _gone(run: Run, result: RunResult | None, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
+    """The files that were gone when the job came to read them, in one column ``audio_uri``."""
+    import pyarrow.compute as pc
+
+    if result is not None and "not_found" in result.error_codes:
+        for rows in _staged_rows(run, result, storage, columns=("audio_uri", "error_code")):
+            yield rows.filter(pc.equal(rows.column("error_code"), "not_found")).select(["audio_uri"])
+
+
+def _staged_rows(
+    run: Run,
+    result: RunResult | None,
+    storage: ObjectStorage,
+    *,
+    columns: Sequence[str] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    if result is None:
+        raise RunNotReadyError(
+            f"there is no result at {run.result_uri}: clear the transcribe task, which does only what is "
             "missing"
-        ) from None
-    except StagingError as error:
-        raise RegistrationError(visible(error)) from error
+        )
     for staged in result.staged:
         if not staged.uri.startswith(f"{run.rows_uri}/"):
-            raise RegistrationError(
-                f"{run.result_uri} names {visible(staged.uri)}, which is no file of this run: run the "
-                "transcribe task again"
+            raise RunNotReadyError(
+                f"{run.result_uri} names {visible(staged.uri)}, which is no file of this run: clear the "
+                "transcribe task"
             )
-        try:
-            with _undamaged(staged.uri), open_parquet(staged.uri, storage) as file:
-                yield from file.iter_batches(batch_size=batch_rows(file.metadata))
-        except ObjectNotFound:
-            raise RegistrationError(
-                f"the staged file {staged.uri} is gone, deleted by hand or by a lifecycle rule: clear the "
-                "discover task, and what is still staged is taken from there"
-            ) from None
+        with _undamaged(staged.uri), open_parquet(staged.uri, storage) as file:
+            yield from file.iter_batches(batch_size=batch_rows(file.metadata), columns=columns)

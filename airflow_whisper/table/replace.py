@@ -57,6 +57,8 @@ class PartitionChange:
     :param manifest: files to write: ``audio_uri``, ``audio_etag``, ``change`` and ``attempt`` of
         ``contract.manifest_schema``.
     :param removed: files whose rows to delete, with one column ``audio_uri``.
+    :param gone: files that were gone when the job came to read them, with one column ``audio_uri``. Where the
+        table has a row of such a file, it stays.
     :param rows: exactly one row per row of the manifest, as ``contract.transcript_schema``.
     :param properties: additional properties for the snapshot's summary.
     """
@@ -68,6 +70,7 @@ class PartitionChange:
     manifest: Iterable[pa.RecordBatch]
     rows: Iterable[pa.RecordBatch]
     removed: Iterable[pa.RecordBatch] = ()
+    gone: Iterable[pa.RecordBatch] = ()
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -160,6 +163,7 @@ class _Replacement:
     def run(self) -> Registered | None:
         self._states.want(self._change.manifest)
         self._states.want_removed(self._change.removed)
+        self._states.leave(self._change.gone)
         try:
             # Plan first, to detect a conflict before copying everything.
             plan = self._make_plan(self._table)
@@ -228,7 +232,8 @@ class _Replacement:
     def _staged_rows(self) -> Iterator[pa.RecordBatch]:
         import pyarrow.compute as pc
 
-        for batch in self._change.rows:
+        for staged in self._change.rows:
+            batch = self._states.without_left(staged)
             self._states.stage(batch.column("audio_uri").to_pylist())
             self._counts.rows += batch.num_rows
             self._counts.errors += pc.sum(pc.equal(batch.column("status"), "error")).as_py() or 0

@@ -11,7 +11,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 
 from airflow_whisper.scratch import ScratchDatabase
-from airflow_whisper.table.errors import RegistrationError
+from airflow_whisper.table.errors import RunNotReadyError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +25,7 @@ _CREATE = """
 CREATE TABLE wanted (
     uri TEXT PRIMARY KEY, etag TEXT, change TEXT NOT NULL, attempt INTEGER NOT NULL, staged INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE left_alone (uri TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE found (
     uri TEXT NOT NULL, state INTEGER NOT NULL, file INTEGER NOT NULL, untouched INTEGER NOT NULL,
     etag TEXT, status TEXT, attempt INTEGER, fingerprint TEXT
@@ -101,7 +102,7 @@ class RowStates:
     def want(self, manifest: Iterable[pa.RecordBatch]) -> None:
         """Add the rows of a manifest.
 
-        :raises RegistrationError: if it contains a file twice.
+        :raises RunNotReadyError: if it contains a file twice.
         """
         for batch in manifest:
             columns = (
@@ -112,16 +113,36 @@ class RowStates:
     def want_removed(self, removed: Iterable[pa.RecordBatch]) -> None:
         """Add the files whose rows are to be deleted.
 
-        :raises RegistrationError: if it contains a file twice, or one that is also in the manifest.
+        :raises RunNotReadyError: if it contains a file twice, or one that is also in the manifest.
         """
         for batch in removed:
             self._insert_wanted((uri, None, "removed", 0) for uri in batch.column("audio_uri").to_pylist())
+
+    def leave(self, gone: Iterable[pa.RecordBatch]) -> None:
+        """Leave the rows as they are that the table has of these files. Call it after :meth:`want`."""
+        for batch in gone:
+            uris = [(uri,) for uri in batch.column("audio_uri").to_pylist()]
+            self._db.run_for_each(
+                "INSERT OR IGNORE INTO left_alone SELECT uri FROM wanted WHERE uri = ? AND change <> 'new'",
+                uris,
+            )
+        self._db.execute("DELETE FROM wanted WHERE uri IN (SELECT uri FROM left_alone)")
+
+    def without_left(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Return staged rows without those of files that :meth:`leave` has left alone."""
+        import pyarrow as pa
+
+        if not self._db.first("SELECT EXISTS (SELECT 1 FROM left_alone)")[0]:
+            return rows
+        query = "SELECT 1 FROM left_alone WHERE uri = ?"
+        uris = rows.column("audio_uri").to_pylist()
+        return rows.filter(pa.array([not self._db.first(query, (uri,)) for uri in uris], pa.bool_()))
 
     def _insert_wanted(self, rows: Iterable[tuple[object, ...]]) -> None:
         try:
             self._db.run_for_each("INSERT INTO wanted VALUES (?, ?, ?, ?, 0)", rows)
         except sqlite3.IntegrityError as error:
-            raise RegistrationError(
+            raise RunNotReadyError(
                 f"the manifest asks for the same file twice, or for a file without a URI ({error}): "
                 "clear the discover task to write it again"
             ) from error
@@ -175,29 +196,29 @@ class RowStates:
     def stage(self, uris: list[str]) -> None:
         """Record staged rows. Each must be wanted and not staged before.
 
-        :raises RegistrationError: if one is not wanted, or staged twice.
+        :raises RunNotReadyError: if one is not wanted, or staged twice.
         """
         staged = self._db.run_for_each(
             "UPDATE wanted SET staged = 1 WHERE uri = ? AND staged = 0 AND change <> 'removed'",
             ((uri,) for uri in uris),
         )
         if staged != len(uris):
-            raise RegistrationError(self._staging_problem(uris))
+            raise RunNotReadyError(self._staging_problem(uris))
 
     def _staging_problem(self, uris: list[str]) -> str:
         query = "SELECT 1 FROM wanted WHERE uri = ? AND change <> 'removed'"
         strange = [uri for uri in uris if not self._db.first(query, (uri,))]
         what = "is not in the manifest" if strange else "is staged more than once"
         example = strange[0] if strange else next((u for u in uris if uris.count(u) > 1), uris[0])
-        return f"a staged row {what}, for example {example}: run the validate task, and see its report"
+        return f"a staged row {what}, for example {example}: clear the validate task, and see its report"
 
     def check_all_staged(self) -> None:
-        """:raises RegistrationError: if a manifest row has no staged row."""
+        """:raises RunNotReadyError: if a manifest row has no staged row."""
         missing = "FROM wanted WHERE staged = 0 AND change <> 'removed'"
         (count,) = self._db.first(f"SELECT COUNT(*) {missing}")
         if count:
             (example,) = self._db.first(f"SELECT uri {missing} LIMIT 1")
-            raise RegistrationError(
-                f"{count} files of the manifest have no staged row, for example {example}: run the "
-                "transcribe task again, which does only what is missing"
+            raise RunNotReadyError(
+                f"{count} files of the manifest have no staged row, for example {example}: clear the "
+                "transcribe task, which does only what is missing"
             )

@@ -39,6 +39,8 @@ class Report:
         log probability.
     :param errors: the first error rows, with code and message.
     :param damaged: staged files that cannot be read or used. The job recreates them once they are deleted.
+    :param rows_id: which rows were checked, see :attr:`whisper_spark.staging.result.RunResult.rows_id`; empty
+        if the job had no usable result, and in reports of earlier releases.
     """
 
     passed: bool
@@ -57,6 +59,7 @@ class Report:
     worst: Sequence[Mapping[str, Any]] = ()
     errors: Sequence[Mapping[str, Any]] = ()
     damaged: Sequence[str] = ()
+    rows_id: str = ""
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -93,7 +96,8 @@ class Report:
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "passed": bool,
-    **dict.fromkeys(("table", "partition", "manifest_uri", "manifest_id", "fingerprint", "checked_at"), str),
+    **dict.fromkeys(("table", "partition", "manifest_uri", "manifest_id", "fingerprint"), str),
+    **dict.fromkeys(("checked_at", "rows_id"), str),
     **dict.fromkeys(("warnings", "counts", "totals", "distributions", "job"), Mapping),
     **dict.fromkeys(("worst", "errors", "damaged"), (list, tuple)),
 }

@@ -175,6 +175,7 @@ def _report(run: Run, findings: _Findings, checks: tuple[Check, ...]) -> Report:
         worst=summary.worst,
         errors=summary.first_errors,
         damaged=tuple(findings.damaged),
+        rows_id=findings.done.rows_id if findings.done else "",
     )
 
 

@@ -133,6 +133,13 @@ def play(spark: SparkSession, folder: Path, history: list[Step]) -> None:
             id="registering again after its snapshot has expired changes nothing",
         ),
         pytest.param(
+            [
+                *(Put("a.wav", "yes"), Put("b.wav", "no"), Run(), Options(1), Run(until="discover")),
+                *(Remove("a.wav"), Resume(), Put("a.wav", "yes"), Run()),
+            ],
+            id="a transcript stays if its audio expires before it is made again",
+        ),
+        pytest.param(
             [Put("a.wav", "yes"), Run(until="transcribe"), Expire("staging"), Resume(), Run()],
             id="a run whose staging has expired starts over",
         ),

@@ -294,6 +294,7 @@ class World:
         changed = {uri for uri in before.keys() | after.keys() if before.get(uri) != after.get(uri)}
         assert changed <= run.uris, "a run changed rows that are not in its manifest"
         for uri in changed & after.keys():
+            assert after[uri]["error_code"] != "not_found" or uri not in before, f"{uri} lost its transcript"
             if after[uri]["error_code"] == "internal" and after[uri]["attempt"] < MAX_ATTEMPTS:
                 self._check_fails(uri)
 

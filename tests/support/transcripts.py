@@ -142,7 +142,7 @@ def stage_run(
     return run
 
 
-def write_run_files(run: Run, manifest: pa.Table, parts: Iterable[pa.Table]) -> Path:
+def write_run_files(run: Run, manifest: pa.Table, parts: Iterable[pa.Table], **result_fields: Any) -> Path:
     """Write the manifest, a staged file for each part and the result of a run; return its local folder."""
     storage = ObjectStorage()
     write_table(storage, run.manifest_uri, manifest.replace_schema_metadata(run.to_metadata()))
@@ -157,6 +157,7 @@ def write_run_files(run: Run, manifest: pa.Table, parts: Iterable[pa.Table]) -> 
         attempt_id="1",
         staged=tuple(staged),
         files=manifest.num_rows,
+        **result_fields,
     )
     storage.write_bytes(run.result_uri, result.to_json().encode())
     return Path(run.run_uri.removeprefix("file://"))

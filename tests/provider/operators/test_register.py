@@ -16,16 +16,24 @@ import pytest
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time.context import OutletEventAccessors
-from transcripts import OPTIONS, PARTITION, make_transcript_rows, stage_run
+from transcripts import (
+    OPTIONS,
+    PARTITION,
+    make_manifest_rows,
+    make_transcript_rows,
+    stage_run,
+    write_run_files,
+)
 
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.operators.discover import DiscoverAudioOperator
 from airflow_whisper.operators.register import RegisterTranscriptsOperator
+from airflow_whisper.report.write import write_report
 from airflow_whisper.table.errors import RegistrationError, TableMismatchError
 from airflow_whisper.table.publish import register_run, result_of
-from airflow_whisper.table.read import current_rows, partition_rows
+from airflow_whisper.table.read import current_rows, current_snapshot_id, partition_rows
 from airflow_whisper.validation.run import validate_run
-from whisper_spark.contract import Run, earlier_transcript_schema, transcript_schema
+from whisper_spark.contract import Run, WhisperOptions, earlier_transcript_schema, transcript_schema
 from whisper_spark.storage.objects import ObjectStorage
 from whisper_spark.storage.parquet import open_parquet, read_run
 
@@ -138,7 +146,7 @@ def test_stray_files_in_staging_are_not_registered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("report.json", "no validation report"), ("result.json", "run the transcribe task")],
+    [("report.json", "no validation report"), ("result.json", "clear the transcribe task")],
 )
 def test_run_that_is_not_ready_is_refused(tmp_path: Path, missing: str, message: str) -> None:
     run = stage_run(tmp_path, ["a"])
@@ -314,6 +322,74 @@ def test_run_is_taken_from_where_its_manifest_lies(tmp_path: Path) -> None:
     pq.write_table(manifest.replace_schema_metadata(foreign.to_metadata()), folder(run) / "manifest.parquet")
     register(run)
     assert uris() == ["a"]
+
+
+@pytest.mark.parametrize("missing", ["report.json", "result.json", "removed.parquet"])
+def test_run_that_needs_another_task_is_not_retried_and_says_which(tmp_path: Path, missing: str) -> None:
+    first = register(stage_run(tmp_path, ["a", "b"]))
+    run = stage_run(tmp_path, ["c"], removed=["a"], base_snapshot_id=first["snapshot_id"])
+    (folder(run) / missing).unlink()
+    task = {"report.json": "validate", "result.json": "transcribe", "removed.parquet": "discover"}[missing]
+    with pytest.raises(AirflowFailException, match=f"clear the {task} task"):
+        register(run)
+    assert uris() == ["a", "b"]
+
+
+def test_rows_that_were_staged_after_the_validation_are_not_registered(tmp_path: Path) -> None:
+    """Only the transcribe task was cleared, and has tried again what failed."""
+    run = stage_run(tmp_path, ["a", "b"], passed=None)
+    write_report(validate_run(run, ObjectStorage(), max_error_rate=0.0), run, ObjectStorage())
+    manifest, rows = make_manifest_rows(["a", "b"]), make_transcript_rows(["a", "b"], attempt=2)
+    write_run_files(run, manifest, [rows])
+    with pytest.raises(AirflowFailException, match=r"about other rows.*clear the validate task"):
+        register(run)
+    assert open_catalog(None).list_namespaces() == []
+    write_report(validate_run(run, ObjectStorage(), max_error_rate=0.0), run, ObjectStorage())
+    assert register(run)["rows"] == 2
+
+
+@pytest.mark.parametrize("change", ["stale", "changed", "retry"])
+def test_row_of_audio_that_expired_before_it_was_read_again_stays(tmp_path: Path, change: str) -> None:
+    first = register(stage_run(tmp_path, ["a", "b"], options=WhisperOptions(model="tiny")))
+    rows = make_transcript_rows(
+        ["a", "b", "c"],
+        status=lambda uri: "ok" if uri == "b" else "error",
+        error_code=lambda uri: None if uri == "b" else "not_found",
+        audio_etag="e2",
+        attempt=2,
+    )
+    manifest = make_manifest_rows(
+        ["a", "b", "c"],
+        change=lambda uri: "new" if uri == "c" else change,
+        audio_etag="e2",
+        attempt=2,
+    )
+    base = first["snapshot_id"]
+    run = stage_run(tmp_path, ["a", "b", "c"], base_snapshot_id=base, change=change, etag="e2", attempt=2)
+    write_run_files(run, manifest, [rows], error_codes={"not_found": 2})
+    assert register(run)["rows"] == 2
+    found = {
+        row["audio_uri"]: (row["audio_etag"], row["status"])
+        for batch in current_rows(open_catalog(None), TABLE, PARTITION)
+        for row in batch.to_pylist()
+    }
+    assert found == {"a": ("e1", "ok"), "b": ("e2", "ok"), "c": ("e2", "error")}
+    assert register(run)["snapshot_id"] == current_snapshot_id(open_catalog(None), TABLE)
+
+
+def test_run_whose_audio_has_all_expired_changes_nothing(tmp_path: Path) -> None:
+    first = register(stage_run(tmp_path, ["a"]))
+    rows = make_transcript_rows(["a"], status="error", error_code="not_found", audio_etag="e2")
+    run = stage_run(tmp_path, ["a"], base_snapshot_id=first["snapshot_id"], change="changed", etag="e2")
+    write_run_files(
+        run,
+        make_manifest_rows(["a"], change="changed", audio_etag="e2"),
+        [rows],
+        error_codes={"not_found": 1},
+    )
+    with pytest.raises(AirflowSkipException, match="the audio was gone"):
+        register(run)
+    assert current_snapshot_id(open_catalog(None), TABLE) == first["snapshot_id"]
 
 
 def test_staging_that_expired_asks_to_clear_discover(tmp_path: Path) -> None:

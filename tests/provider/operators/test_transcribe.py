@@ -36,7 +36,7 @@ from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from whisper_spark.contract import Run, WhisperOptions
 from whisper_spark.progress import reports as progress_reports
 from whisper_spark.spark.cluster import standalone_workers, why_no_executor
-from whisper_spark.staging.result import StagingError, read_result, staged_files
+from whisper_spark.staging.result import RunResult, StagingError, read_result, staged_files
 from whisper_spark.storage.objects import ObjectStorage
 
 OPTIONS = WhisperOptions(model="base")
@@ -396,6 +396,41 @@ def test_manifest_of_removals_needs_no_spark(local_spark: None, tmp_path: Path, 
     assert operator.execute({})["files"] == 0
     assert read_result(run, ObjectStorage()).staged == ()
     assert not (recorder.folder / "argv").exists()
+
+
+def test_missing_manifest_asks_to_clear_discover_and_starts_no_spark(
+    local_spark: None, run: Run, recorder: Recorder
+) -> None:
+    Path(run.manifest_uri.removeprefix("file://")).unlink()
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, spark_binary=str(recorder.binary)
+    )
+    with pytest.raises(
+        AirflowFailException, match=r"manifest\.parquet does not exist.*clear the discover task"
+    ):
+        operator.execute({})
+    assert not (recorder.folder / "argv").exists()
+
+
+def test_files_without_tries_left_are_told_with_the_way_to_try_them_again(
+    local_spark: None, run: Run, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = RunResult(
+        manifest_uri=run.manifest_uri,
+        manifest_id=run.manifest_id,
+        fingerprint=run.options.fingerprint(),
+        attempt_id="1",
+        files=3,
+        errors=2,
+        error_codes={"corrupt": 1, "forbidden": 1},
+    )
+    ObjectStorage().write_bytes(run.result_uri, result.to_json().encode())
+    WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, spark_binary=str(recorder.binary)
+    ).execute({})
+    log = capsys.readouterr().out
+    assert "1 of them failed with errors that may pass" in log
+    assert "raise max_attempts of the discover task" in log
 
 
 @pytest.mark.parametrize("damage", ["garbage", "another table"])

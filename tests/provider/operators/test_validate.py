@@ -23,7 +23,6 @@ from whisper_spark.contract import (
 )
 from whisper_spark.staging.result import staged_file_uri
 from whisper_spark.staging.rows import write_table
-from whisper_spark.storage.objects import ObjectNotFound
 
 
 class TaskInstance:
@@ -158,9 +157,9 @@ def test_blocking_flag_fails_the_task(tmp_path: Path) -> None:
         validate(run, block_on=["repetitive"])
 
 
-def test_missing_manifest_is_no_verdict_but_an_error(tmp_path: Path) -> None:
+def test_missing_manifest_asks_to_clear_discover(tmp_path: Path) -> None:
     operator = ValidateTranscriptsOperator(task_id="validate", manifest=f"file://{tmp_path}/manifest.parquet")
-    with pytest.raises(ObjectNotFound, match=r"manifest\.parquet"):
+    with pytest.raises(AirflowFailException, match=r"manifest\.parquet.*clear the discover task"):
         operator.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
 
 
@@ -296,6 +295,15 @@ def test_lost_staged_file_fails(tmp_path: Path) -> None:
     lost = sorted(Path(run.rows_uri.removeprefix("file://")).iterdir())[0]
     lost.unlink()
     assert failed_checks(run) == ["staged files", "completeness"]
+    with pytest.raises(AirflowFailException, match="Clear the transcribe task"):
+        validate(run)
+
+
+def test_validation_before_the_transcription_asks_to_clear_it(tmp_path: Path) -> None:
+    run = staged_run(tmp_path, ["a.wav"])
+    Path(run.result_uri.removeprefix("file://")).unlink()
+    with pytest.raises(AirflowFailException, match="Clear the transcribe task"):
+        validate(run)
 
 
 def test_file_with_another_schema_fails_and_the_others_are_still_checked(tmp_path: Path) -> None:
