@@ -138,7 +138,9 @@ def _is_alike(path: Path, uri: str, storage: ObjectStorage) -> bool:
 
     def parts(file: pq.ParquetFile) -> Iterator[object]:
         schema = file.schema_arrow
-        yield schema.metadata and dataclasses.replace(Run.from_metadata(schema.metadata), counts={})
+        if schema.metadata:
+            run = Run.from_metadata(schema.metadata)
+            yield dataclasses.replace(run, counts={}), list(run.partition)
         for batch in file.iter_batches(batch_size=ROW_GROUP):
             names = [name for name in batch.schema.names if name != "last_modified"]
             yield batch.select(names).replace_schema_metadata()

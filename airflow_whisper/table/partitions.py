@@ -59,14 +59,19 @@ def _parse(kind: str, text: str) -> Any:
 
 
 def canonical_partition(table: Table | None, partition: Mapping[str, str]) -> dict[str, str]:
-    """Return the partition with canonical values: ``07`` in a column of numbers becomes ``7``.
+    """Return the partition as the table spells it: ``07`` in a column of numbers becomes ``7``.
+
+    Its keys have the order of the table's partition fields, because a database may have changed that of a
+    mapping which came as an XCom or in an event.
 
     :param table: the table; ``None`` if it does not exist yet, in which case its columns will be strings.
     :raises TableMismatchError: if a value does not fit its column's type.
     """
     if table is None:
         return dict(partition)
-    return {key: str(value) for key, value in partition_values(table, partition).items()}
+    values = {key: str(value) for key, value in partition_values(table, partition).items()}
+    names = [table.schema().find_column_name(field.source_id) for field in table.spec().fields]
+    return {name: values[name] for name in names if name in values}
 
 
 def partition_filter(table: Table, partition: Mapping[str, str]) -> BooleanExpression:

@@ -138,7 +138,8 @@ class Run:
         """Key-value metadata for the schema of the manifest."""
         values = dataclasses.asdict(self)
         values["options"] = json.loads(self.options.to_json())
-        return {_RUN_METADATA_KEY: json.dumps(values, sort_keys=True).encode()}
+        # Not sorted: the order of the partition's keys is part of the names of folders.
+        return {_RUN_METADATA_KEY: json.dumps(values).encode()}
 
     @classmethod
     def from_metadata(cls, metadata: typing.Mapping[bytes, bytes] | None) -> Run:

@@ -29,6 +29,7 @@ from airflow_whisper.errors import ConfigurationError
 from airflow_whisper.hooks.catalog import open_catalog
 from airflow_whisper.hooks.object_storage import InvalidConnectionError
 from airflow_whisper.operators.discover import DiscoverAudioOperator
+from airflow_whisper.operators.run_manifest import read_own_manifest
 from airflow_whisper.table.read import current_snapshot_id
 from airflow_whisper.table.schema import ensure_table
 from airflow_whisper.templates import optional
@@ -720,6 +721,11 @@ def test_order_of_partition_keys_and_odd_values(place: SimpleNamespace) -> None:
     row = manifest(place, result)[0]
     assert list(row)[-2:] == ["region", "dt"]
     assert row["region"] == "eu/west"
+    run, _ = read_own_manifest(result["manifest_uri"], place.storage)
+    assert list(run.partition.items()) == list(partition.items())
+    # The table decides as soon as there is one.
+    again = discover(place, partition=dict(reversed(partition.items())))
+    assert again["manifest_uri"] == result["manifest_uri"]
 
 
 # --- what is not audio -------------------------------------------------------------------------------------

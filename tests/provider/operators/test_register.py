@@ -227,6 +227,13 @@ def test_partition_is_spelled_as_its_columns_are_from_the_template_to_the_asset_
         discover("noon")
 
 
+def test_partition_by_year_month_and_day_is_validated_and_registered(tmp_path: Path) -> None:
+    partition = {"year": "2026", "month": "11", "day": "01"}
+    run = stage_run(tmp_path, ["a"], partition=partition, passed=None)
+    write_report(validate_run(run, ObjectStorage(), max_error_rate=0.0), run, ObjectStorage())
+    assert register(run)["partition"] == "year=2026/month=11/day=01"
+
+
 # --- the operator ----------------------------------------------------------------------------------------
 
 

@@ -398,6 +398,17 @@ def test_manifest_of_removals_needs_no_spark(local_spark: None, tmp_path: Path, 
     assert not (recorder.folder / "argv").exists()
 
 
+def test_partition_keys_need_no_alphabetical_order(
+    local_spark: None, tmp_path: Path, recorder: Recorder
+) -> None:
+    partition = {"year": "2026", "month": "11", "day": "01"}
+    run = write_run(f"file://{tmp_path}/staging", [], OPTIONS, partition=partition)
+    operator = WhisperTranscribeOperator(
+        task_id="t", manifest=run.manifest_uri, spark_binary=str(recorder.binary)
+    )
+    assert operator.execute({})["manifest_uri"] == run.manifest_uri
+
+
 def test_missing_manifest_asks_to_clear_discover_and_starts_no_spark(
     local_spark: None, run: Run, recorder: Recorder
 ) -> None:
