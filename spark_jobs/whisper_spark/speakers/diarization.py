@@ -81,8 +81,9 @@ def speakers_of(speech: Speech, likeness: float, least: int | None, most: int | 
     decision = _decision(groups, typical, smallest, least or 1, most)
     found = after(groups, decision.merges)
     large = found.weights >= smallest
-    if int(large.sum()) < min(least or 1, len(large)):
-        large = found.weights >= np.sort(found.weights)[-min(least or 1, len(large))]
+    if int(large.sum()) < (least or 1):
+        # So many do not speak long enough: take the largest groups.
+        large = np.sort(np.argsort(-found.weights, kind="stable")[: least or 1])
     evidence = _evidence(speech, weights * full if full.any() else weights, found.means[large])
     return ChannelSpeakers(speech.starts, speech.ends, evidence / np.float32(unit), decision.sure)
 
@@ -165,6 +166,8 @@ def _decision(groups: Groups, typical: float, smallest: float, least: int, most:
         cut += 1
     while speakers[cut] < least and cut > 0:
         cut -= 1
+    if speakers[cut] < least:
+        cut = max(len(groups.weights) - least, 0)
     return _Decision(merges[:cut], not close or least == most)
 
 

@@ -91,6 +91,14 @@ def test_a_known_number_of_speakers_is_kept() -> None:
     assert speakers_of(speech_of([0] * 10), 0.8, None, 1).evidence.shape[1] == 1
 
 
+@pytest.mark.parametrize("turns", [[0] * 10, [0, 1] * 5])
+def test_more_speakers_than_there_can_be_are_as_many_as_were_demanded(turns: list[int]) -> None:
+    """Each of 20 speakers would have three seconds at most, so no group is large enough for one."""
+    speech = speech_of(turns)
+    for least, most in ((20, 20), (20, 100), (20, None)):
+        assert speakers_of(speech, 0.8, least, most).evidence.shape[1] == 20
+
+
 def test_voices_that_differ_little_are_uncertain() -> None:
     turns = [0, 1] * 10
     # As far apart as the limit allows.
