@@ -203,6 +203,12 @@ def _check_speakers(values: Mapping[str, Any]) -> None:
             f"unknown speaker_model {shown(model)}: use a hub repository 'org/name', an absolute path, or a "
             f"URI such as 's3://bucket/models/speakers/'. {_SPEAKER_MODELS}"
         )
+    if model is not None and model.endswith(".onnx") and not _HUB_REPO.fullmatch(model):
+        folder = f"{model.rpartition('/')[0]}/"
+        raise ValueError(
+            f"speaker_model {shown(model)} is a file: name the folder that holds this .onnx file and no "
+            f"other, such as {shown(folder)}"
+        )
     _check_revision("speaker_model_revision", values["speaker_model_revision"])
     _check_sha256("speaker_model_sha256", values["speaker_model_sha256"], "the .onnx file")
     if least is not None and most is not None and least > most:

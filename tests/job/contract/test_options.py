@@ -70,6 +70,10 @@ from whisper_spark.contract.options import KNOWN_MODELS
             "speaker_model: no model is shipped.*WeSpeaker.*CC BY 4.0.*3D-Speaker.*Apache-2.0",
         ),
         ({"speaker_model": "resnet34"}, "unknown speaker_model 'resnet34'.*WeSpeaker"),
+        (
+            {"speaker_model": "s3://b/models/cam.onnx"},
+            "is a file: name the folder .* such as 's3://b/models/'",
+        ),
         ({"diarize": "yes"}, "diarize must be bool"),
         ({"diarize": True, "speaker_model": "/m", "vad": False}, "diarize=True needs vad=True"),
         (
