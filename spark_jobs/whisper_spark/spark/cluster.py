@@ -231,7 +231,7 @@ def why_no_executor(conf: Mapping[str, str]) -> str:
     if workers is None:
         return (
             f"an executor needs {need}: compare that with what one machine of the cluster offers, and look "
-            "whether other applications use it all"
+            f"whether other applications use it all{_unread_page(conf)}"
         )
     if any(need.fits(worker.free) for worker in workers):
         return (
@@ -239,6 +239,17 @@ def why_no_executor(conf: Mapping[str, str]) -> str:
             "of the master"
         )
     return f"an executor needs {need}, and the workers that are large enough are busy with other applications"
+
+
+def _unread_page(conf: Mapping[str, str]) -> str:
+    """What to do where the page of a standalone master, which knows the workers, cannot be read."""
+    if not conf.get("spark.master", "").startswith("spark://"):
+        return ""
+    port = conf.get("spark.master.ui.port", _DEFAULT_MASTER_UI_PORT)
+    return (
+        f". The master's page, which shows the workers, is not on port {port}: spark.master.ui.port in conf "
+        "names another one"
+    )
 
 
 def executor_count(context: SparkContext) -> int:

@@ -103,12 +103,17 @@ def test_master_knows_why_no_executor_starts(
 @pytest.mark.parametrize("content", [b"<html>Airflow</html>", b"[]", b'{"status": "STANDBY"}'])
 def test_page_of_something_else_says_nothing(content: bytes) -> None:
     with master(content) as place:
-        assert "compare that with what one machine of the cluster offers" in why_no_executor(place)
+        reason = why_no_executor(place)
+    assert "compare that with what one machine of the cluster offers" in reason
+    port = place["spark.master.ui.port"]
+    assert f"is not on port {port}: spark.master.ui.port in conf names another one" in reason
 
 
 def test_other_clusters_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.urllib.request, "urlopen", lambda *_, **__: pytest.fail("asked"))
-    assert "an executor needs 1 core, 1,024 MiB" in why_no_executor({"spark.master": "yarn"})
+    reason = why_no_executor({"spark.master": "yarn"})
+    assert "an executor needs 1 core, 1,024 MiB" in reason
+    assert "ui.port" not in reason
 
 
 @pytest.mark.parametrize(
