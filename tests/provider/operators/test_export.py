@@ -271,7 +271,10 @@ def test_exports_in_object_storage_use_their_own_connection(s3: Any, monkeypatch
         ({"formats": []}, "formats must be"),
         ({"table": "transcripts"}, "namespace.table"),
         ({"partition": "dt=2026-11-01"}, "partition must be a dict"),
-        ({"max_line_count": 0}, "max_line_count must be positive"),
+        ({"formats": None}, "formats must be"),
+        ({"max_line_count": 0}, "max_line_count must be a positive whole number"),
+        ({"max_line_count": None}, "max_line_count must be a positive whole number"),
+        ({"speakers": "Agent"}, "speakers must be True, False, or names"),
     ],
 )
 def test_wrong_argument_is_refused_when_the_dag_is_parsed(wrong: dict[str, Any], says: str) -> None:
