@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import av
+
+from whisper_spark.audio.look_alikes import changed_as_text, look_alike
 
 # A corrupt file would otherwise write hundreds of lines into the executor's log.
 av.logging.set_level(None)
@@ -47,6 +51,9 @@ _SIGNATURES = (
     (8, b"WAVE"),
 )
 
+# Bytes at the beginning that show whether a file was changed as if it were text.
+_TRANSFER = 64 * 1024
+
 # Length in bytes of the longest pattern that recognises the beginning of a container.
 _LONGEST_BEGINNING = 24
 
@@ -67,6 +74,22 @@ class AudioError(Exception):
         self.message = message
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Recognises the beginning of containers.
+
+    :param pattern: pattern of it.
+    :param markers: each match contains one of these, for which searching is much faster.
+    """
+
+    pattern: re.Pattern[bytes]
+    markers: tuple[bytes, ...]
+
+    def found(self, data: bytes) -> Iterator[re.Match[bytes]]:
+        """The matches in some bytes."""
+        return self.pattern.finditer(data) if any(marker in data for marker in self.markers) else iter(())
+
+
 class Bytes:
     """A byte range of a file, in the form of a file object for FFmpeg.
 
@@ -75,16 +98,26 @@ class Bytes:
 
     :param start: offset of the first byte.
     :param end: offset behind the last byte.
-    :param other: pattern of the beginning of another container. Reading stops before the first match.
+    :param other: the beginning of other containers. Reading stops before the first one.
+    :param own: offset of the first byte that may belong to another container.
+    :param fixes: bytes to read instead of those in the file, by offset.
     """
 
     def __init__(
-        self, stream: BinaryIO, start: int, end: int, other: re.Pattern[bytes] | None = None
+        self,
+        stream: BinaryIO,
+        start: int,
+        end: int,
+        other: Beginning | None = None,
+        own: int = 1,
+        fixes: Mapping[int, bytes] | None = None,
     ) -> None:
         self._stream = stream
         self.start = start
         self.end = end
         self._other = other
+        self._own = own
+        self._fixes = fixes or {}
         self._before = b""
         self._at = 0
         stream.seek(start)
@@ -97,14 +130,16 @@ class Bytes:
         data = self._stream.read(max(0, min(size, len(self) - self._at)))
         if self._other is not None:
             data = self._until_other(data, self._other)
+        for offset, right in self._fixes.items():
+            data = _overwritten(data, offset - self._at, right)
         self._at += len(data)
         return data
 
-    def _until_other(self, data: bytes, other: re.Pattern[bytes]) -> bytes:
+    def _until_other(self, data: bytes, other: Beginning) -> bytes:
         seen = self._before + data
-        for match in other.finditer(seen):
+        for match in other.found(seen):
             beginning = self._at - len(self._before) + match.start()
-            if beginning > 0:
+            if beginning >= self._own:
                 self.end = self.start + beginning
                 return data[: max(beginning - self._at, 0)]
         self._before = seen[-_LONGEST_BEGINNING:]
@@ -129,9 +164,13 @@ class Bytes:
         """A part of this range; ``start`` and ``end`` are relative to it."""
         return Bytes(self._stream, self.start + start, self.start + end)
 
-    def until(self, other: re.Pattern[bytes]) -> Bytes:
-        """The same range, cut where another container begins."""
-        return Bytes(self._stream, self.start, self.end, other)
+    def until(self, other: Beginning, own: int = 1) -> Bytes:
+        """The same range, cut where another container begins, at or behind offset ``own``."""
+        return Bytes(self._stream, self.start, self.end, other, own, self._fixes)
+
+    def fixed(self, fixes: Mapping[int, bytes]) -> Bytes:
+        """The same range with other bytes at some offsets."""
+        return Bytes(self._stream, self.start, self.end, fixes=fixes)
 
     def at(self, offset: int, size: int) -> bytes:
         """Read at most ``size`` bytes from ``offset`` without moving the position."""
@@ -140,6 +179,13 @@ class Bytes:
         data = self.read(size)
         self.seek(before)
         return data
+
+
+def _overwritten(data: bytes, offset: int, right: bytes) -> bytes:
+    if not -len(right) < offset < len(data):
+        return data
+    first, last = max(offset, 0), min(offset + len(right), len(data))
+    return data[:first] + right[first - offset : last - offset] + data[last:]
 
 
 def open_container(file: Bytes, options: dict[str, str] | None = None) -> Any:
@@ -190,12 +236,23 @@ def _check_audio(container: Any) -> None:
 
 def _unopened(head: bytes, error: Exception) -> AudioError:
     if not any(head[at:].startswith(signature) for at, signature in _SIGNATURES):
-        return AudioError("not_audio", f"no audio container that FFmpeg knows: {first_line(error)}")
+        kind = look_alike(head)
+        return AudioError(
+            "not_audio", f"no recording but {kind}" if kind else "no audio container that FFmpeg knows"
+        )
     if isinstance(error, av.error.EOFError) or len(head) < 4096:
         return AudioError("empty", "an audio container that ends before the first sample")
     return AudioError("corrupt", f"an audio container that cannot be opened: {first_line(error)}")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message of an error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of the message of an error, without the number and the file name that PyAV adds."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def check_transfer(file: Bytes) -> None:
+    """Raise ``AudioError`` for a file that was changed as if it were text."""
+    change = changed_as_text(file.at(0, _TRANSFER))
+    if change is not None:
+        raise AudioError("corrupt", change)

@@ -8,7 +8,7 @@ from itertools import count
 from typing import BinaryIO
 
 from whisper_spark.audio.channels import Samples
-from whisper_spark.audio.container import AudioError, Bytes, open_container
+from whisper_spark.audio.container import AudioError, Bytes, check_transfer, open_container
 from whisper_spark.audio.demuxer import Demuxer
 from whisper_spark.audio.joined import first_container, next_container
 from whisper_spark.audio.length import declared_length
@@ -94,6 +94,10 @@ class DecodedAudio:
             try:
                 yield from self._of_container(demuxer)
                 following = next_container(self._file, demuxer)
+                # An exact length that is reached shows that nothing is missing at the end.
+                if following is None and self._length.slack is None:
+                    demuxer.losses.finish(demuxer.end)
+                self._damaged = self._damaged or self._is_damaged(demuxer)
             finally:
                 demuxer.container.close()
             demuxer = following
@@ -108,9 +112,15 @@ class DecodedAudio:
         for track, stream in zip(tracks, demuxer.streams, strict=True):
             track.start(stream, zero, at, demuxer.format)
         for number, frame in demuxer.frames():
-            yield from tracks[number].push(frame)
-        heard = [number for number, track in enumerate(tracks) if track in self._heard()]
-        self._damaged = self._damaged or demuxer.damaged(heard)
+            track = tracks[number]
+            before = track.gaps_s
+            yield from track.push(frame)
+            if track.gaps_s != before:
+                demuxer.losses.explain(track.gaps_s - before)
+
+    def _is_damaged(self, demuxer: Demuxer) -> bool:
+        heard = self._heard()
+        return demuxer.damaged([n for n, track in enumerate(self._tracks_for(demuxer)) if track in heard])
 
     def _tracks_for(self, demuxer: Demuxer) -> list[Track]:
         """The track of each stream of a container. Its default stream continues the default track so far."""
@@ -151,6 +161,7 @@ def open_audio(
     file = Bytes(stream, 0, stream.seek(0, os.SEEK_END))
     if not len(file):
         raise AudioError("empty", "zero bytes")
+    check_transfer(file)
     part, options = first_container(file)
     container = open_container(part, options)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import av
 
 from whisper_spark.audio.container import Bytes, first_line
+from whisper_spark.audio.losses import Losses
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Demuxer:
     :ivar same_clock: whether the timestamps continue those of the part before.
     :ivar zero: timestamp of the start of the container, in seconds; ``None`` when unknown.
     :ivar end: position behind the last packet so far, in bytes.
+    :ivar losses: the audio that FFmpeg skipped.
     """
 
     def __init__(self, file: Bytes, container: Any, known: frozenset[int] | None = None) -> None:
@@ -60,6 +62,8 @@ class Demuxer:
         self._contexts = [_decoder(stream) for stream in self.streams]
         self.channels = [_without_names(context) for context in self._contexts]
         self._lost = [0.0 for _ in self.streams]
+        self.losses = Losses(file, self.format)
+        self._clocks = [_Clock(context.sample_rate) for context in self._contexts]
         self._broken = False
         self._frames = 0
 
@@ -75,15 +79,26 @@ class Demuxer:
         # Without a frame, this part is only the remainder of the last packet.
         if self.same_clock and not self._frames:
             return False
-        return self._broken or any(self._lost[number] > _UNHEARD for number in numbers)
+        return self._broken or self.losses.damaged or any(self._lost[number] > _UNHEARD for number in numbers)
 
     def frames(self) -> Iterator[tuple[int, Any]]:
         """The decoded frames of all streams, each with the position of its stream."""
         numbers = {stream.index: number for number, stream in enumerate(self.streams)}
+        ticks = [float(stream.time_base) for stream in self.streams]
         for packet in self._packets():
-            number = numbers[packet.stream_index]
+            number = numbers.get(packet.stream_index)
+            seconds = (packet.duration or 0) * ticks[0] if number == 0 else 0.0
+            self.losses.see(packet, seconds)
+            if number is None:
+                continue
+            clock = self._clocks[number]
+            clock.see(packet)
+            if self.losses.seconds and packet.pts is not None:
+                packet.pts += round(self.losses.seconds / ticks[number])
             for frame in self._decoded(number, packet):
                 self._frames += 1
+                if clock.errs(frame):
+                    frame.pts = None
                 yield number, frame
         for number in range(len(self.streams)):
             for frame in self._decoded(number, None):
@@ -105,7 +120,7 @@ class Demuxer:
         tries = 0
         while tries < _TRIES:
             try:
-                for packet in self.container.demux(self.streams):
+                for packet in self.container.demux():
                     if packet.size:
                         end = (packet.pos or 0) + packet.size
                         if end > self.end:
@@ -120,6 +135,32 @@ class Demuxer:
                 self._broken = self._broken or self.end + _TAGS < len(self.file)
             else:
                 return
+
+
+class _Clock:
+    """Recognises wrong timestamps: FFmpeg computes those that are not in the file with the sample rate at the
+    start of the stream.
+
+    :param rate: sample rate at the start of the stream, in Hz; 0 when unknown.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._changed = False
+        self._next: int | None = None
+        self._computed = False
+
+    def see(self, packet: Any) -> None:
+        """Look at the next packet of the stream."""
+        pts = packet.pts
+        # FFmpeg rounds.
+        self._computed = pts is not None and self._next is not None and abs(pts - self._next) <= 2
+        self._next = pts + packet.duration if pts is not None and packet.duration else None
+
+    def errs(self, frame: Any) -> bool:
+        """Whether the timestamp of a frame of the last packet is wrong."""
+        self._changed = self._changed or 0 < self._rate != frame.sample_rate
+        return self._changed and self._computed
 
 
 def _decoder(stream: Any) -> Any:

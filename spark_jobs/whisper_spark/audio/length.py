@@ -9,6 +9,7 @@ from typing import Any, Literal
 import av
 
 from whisper_spark.audio.container import Bytes
+from whisper_spark.audio.losses import id3_bytes
 
 # Seconds that may be missing although the declared length is exact: MP3 and AAC include the encoder's
 # padding.
@@ -81,32 +82,42 @@ def declared_length(file: Bytes, container: Any, stream: Any) -> Length:
     if length is None:
         return Length(None, None, False, cut_short)
     seconds = start + length
-    of_all = not stream.duration and len(container.streams) > 1
-    if name in _ESTIMATED_FORMATS or of_all or not _is_exact(name, file):
+    # ASF declares one length, which FFmpeg takes for that of each stream.
+    of_all = (not stream.duration or name in ("asf", "asf_o")) and len(container.streams) > 1
+    if name in _ESTIMATED_FORMATS or of_all or not _is_exact(name, file, length, stream.rate):
         return Length(seconds, None, False, cut_short)
     slack = _EXACT if name in _EXACT_FORMATS or name == "mp3" else max(_ROUGH[0], _ROUGH[1] * seconds)
     return Length(seconds, slack, len(file) > seconds * _LEAST_BYTES_PER_SECOND, cut_short)
 
 
-def _is_exact(name: str, file: Bytes) -> bool:
-    """Whether the length is exact, in formats whose headers may or may not contain one."""
+def _is_exact(name: str, file: Bytes, length: float, rate: int) -> bool:
+    """Whether the length is exact, in formats whose headers may or may not contain one.
+
+    :param length: the length in seconds.
+    :param rate: sample rate in Hz.
+    """
     if name == "mp3":
-        tags = _id3_bytes(file.at(0, 10))
-        return _XING.search(file.at(tags, 4096)) is not None
+        return _is_length_of_mp3(file, length, rate)
     if name == "flac":
-        head = file.at(_id3_bytes(file.at(0, 10)), 26)
+        head = file.at(id3_bytes(file.at(0, 10)), 26)
         return head[:4] == b"fLaC" and int.from_bytes(head[21:26], "big") & 0xF_FFFF_FFFF > 0
     return True
 
 
-def _id3_bytes(head: bytes) -> int:
-    """Size in bytes of the ID3v2 tag at the start of a file; 0 without one."""
-    if head[:3] != b"ID3" or len(head) < 10:
-        return 0
-    size = 0
-    for byte in head[6:10]:
-        size = size << 7 | byte & 0x7F
-    return 10 + size
+def _is_length_of_mp3(file: Bytes, length: float, rate: int) -> bool:
+    """Whether the header of an MP3 file tells its length. FFmpeg estimates that of concatenated files."""
+    head = file.at(id3_bytes(file.at(0, 10)), 4096)
+    found = _XING.search(head)
+    if found is None or not rate:
+        return False
+    if found.group() == b"VBRI":
+        frames = int.from_bytes(head[found.start() + 14 : found.start() + 18], "big")
+    elif any(head[found.end() + 3 : found.end() + 4]) and head[found.end() + 3] & 1:
+        frames = int.from_bytes(head[found.end() + 4 : found.end() + 8], "big")
+    else:
+        return False
+    samples = 1152 if rate >= 32_000 else 576
+    return abs(frames * samples / rate - length) < max(1.0, 0.01 * length)
 
 
 def _matroska_length(file: Bytes, container: Any, stream: Any) -> float | None:

@@ -113,10 +113,12 @@ class Track:
     :param channels: number of channels that the container declares.
     :param longest_s: longest possible length, in seconds.
     :ivar channels: largest number of channels so far.
+    :ivar gaps_s: silence that was inserted for gaps so far, in seconds.
     """
 
     def __init__(self, outlet: Outlet, channels: int, longest_s: float) -> None:
         self.outlet = outlet
+        self.gaps_s = 0.0
         self.channels = max(channels, 1)
         self._timeline = Timeline(longest_s)
         self._scale = Scale()
@@ -167,6 +169,7 @@ class Track:
         """Add a frame after a gap, or one with another format than the frames before it."""
         yield from self.finish()
         if gap:
+            self.gaps_s += gap
             self._timeline.end += gap
             missing = round(self._timeline.end * SAMPLE_RATE) - self._samples
             yield from self._blocks(silence(max(missing, 0)))

@@ -1,0 +1,45 @@
+"""Headers that FFmpeg misreads, and what it should read instead."""
+
+from __future__ import annotations
+
+from whisper_spark.audio.container import Bytes
+
+# WAVE_FORMAT_PCM and WAVE_FORMAT_EXTENSIBLE.
+_PCM, _EXTENSIBLE = 1, 0xFFFE
+
+# Chunks to look at for the format of a WAV file.
+_CHUNKS = 100
+
+
+def header_fixes(file: Bytes) -> dict[int, bytes]:
+    """Bytes to read instead of those in the header of a WAV or AU file, by offset."""
+    if file.at(0, 4) == b".snd":
+        # Size of the samples. Recorders to a pipe leave 0, where FFmpeg expects the value for unknown.
+        return {8: b"\xff\xff\xff\xff"} if file.at(8, 4) == bytes(4) else {}
+    position = 12
+    for _ in range(_CHUNKS):
+        chunk = file.at(position, 8 + 40)
+        size = int.from_bytes(chunk[4:8], "little")
+        if chunk[:4] == b"fmt " and len(chunk) >= 24:
+            return _sample_size_fixes(position + 8, chunk[8 : 8 + size])
+        if len(chunk) < 8 or chunk[:4] == b"data":
+            break
+        position += 8 + size + size % 2
+    return {}
+
+
+def _sample_size_fixes(position: int, form: bytes) -> dict[int, bytes]:
+    """FFmpeg takes the number of valid bits for the size of a sample: 24 bits may be stored in 32.
+
+    :param position: offset of the contents of the chunk ``fmt``.
+    """
+    tag, channels, block, bits = (int.from_bytes(form[at : at + 2], "little") for at in (0, 2, 12, 14))
+    if tag not in (_PCM, _EXTENSIBLE) or not channels or block % channels:
+        return {}
+    stored = 8 * block // channels
+    valid = int.from_bytes(form[18:20], "little") if tag == _EXTENSIBLE and len(form) >= 20 else bits
+    read = -(-(valid or bits) // 8) * 8
+    if stored not in (16, 24, 32) or not 8 < read < stored:
+        return {}
+    right = stored.to_bytes(2, "little")
+    return {position + 14: right, **({position + 18: right} if tag == _EXTENSIBLE else {})}
