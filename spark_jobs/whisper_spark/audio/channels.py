@@ -24,11 +24,26 @@ _MANY = 0.05
 _FULL_SCALES = (2.0**15, 2.0**23, 2.0**31)
 
 
+# A channel may be unheard in the mix when its loudest parts are this much quieter than those of the loudest
+# channel, in decibels. Below the floor there is no speech in it.
+_UNHEARD_DB = 15.0
+_FLOOR_DB = -80.0
+
+
 class Mixer:
     """Mixes channels to their average, or takes the loudest channel where they cancel each other out."""
 
     def __init__(self) -> None:
         self._loudest = 0
+        # Mean square of each channel in its loudest step.
+        self._peaks = np.zeros(0, np.float32)
+
+    @property
+    def quiet_channels(self) -> list[int]:
+        """Channels so much quieter than the loudest one that their speech may be unheard in the mix."""
+        levels = 10 * np.log10(self._peaks + 1e-20)
+        quiet = (levels > _FLOOR_DB) & (levels < levels.max(initial=_FLOOR_DB) - _UNHEARD_DB)
+        return [int(channel) for channel in np.flatnonzero(quiet)]
 
     def mix(self, samples: Samples, rate: int) -> Samples:
         """Mix a block of shape (samples, channels) at ``rate`` Hz to mono."""
@@ -41,11 +56,17 @@ class Mixer:
             part = samples[start : start + step]
             products = part.T @ part
             energies = products.diagonal()
+            self._note(energies / np.float32(len(part)))
             if products.sum() < _CANCELLED * energies.sum():
                 if self._loudest >= channels or 2 * energies[self._loudest] < energies.max():
                     self._loudest = int(energies.argmax())
                 mono[start : start + step] = part[:, self._loudest]
         return mono
+
+    def _note(self, levels: Samples) -> None:
+        if len(levels) > len(self._peaks):
+            self._peaks = np.pad(self._peaks, (0, len(levels) - len(self._peaks)))
+        self._peaks[: len(levels)] = np.maximum(self._peaks[: len(levels)], levels)
 
 
 class Scale:

@@ -70,6 +70,15 @@ class DecodedAudio:
         found = [(outlet.peak, n) for outlet, n in outlets if isinstance(outlet, Ignore) and outlet.audible]
         return [number for _, number in sorted(found, reverse=True)]
 
+    @property
+    def quiet_channels(self) -> list[int]:
+        """Channels whose speech may be unheard in the mix, as :meth:`blocks` numbers them when it splits.
+
+        Known after the last block. Files of several tracks have none.
+        """
+        mixer = self._tracks[self._main].outlet.mixer
+        return mixer.quiet_channels if mixer is not None and len(self._tracks) == 1 else []
+
     def blocks(self) -> Iterator[Block]:
         """The decoded samples, about 10 seconds at a time; the blocks of each channel are in order.
 

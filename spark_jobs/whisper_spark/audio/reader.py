@@ -11,8 +11,9 @@ from typing import BinaryIO, Protocol
 from whisper_spark.audio.decode import AudioError, Block, DecodedAudio, open_audio
 from whisper_spark.audio.features import LogMel
 from whisper_spark.audio.files import AudioFile, FileError
+from whisper_spark.audio.vad import Region, SpeechSegmenter
 from whisper_spark.audio.windows import Window, WindowPacker
-from whisper_spark.contract import WhisperOptions
+from whisper_spark.contract import SAMPLE_RATE, WhisperOptions
 from whisper_spark.progress.counters import stage, timed
 from whisper_spark.storage.objects import ObjectChanged, ObjectForbidden, ObjectNotFound, ObjectStorage
 
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 # and reacquires the GIL, so many threads mostly wait for it. On 16 cores, phone calls were read at 526 times
 # real time without a limit, and at 980, 1,171 and 568 with a limit of one, two and four.
 _DECODING = 2
+
+
+# Seconds of speech in quiet channels that may be missing in the mix without a flag.
+_MISSED = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +131,28 @@ class FileReader:
             if heard.seconds:
                 audio, speech, others = again, heard, [other for other in others if other != track]
         flags = [*(["truncated"] if audio.truncated else []), *(["other_tracks"] if others else [])]
+        if self._options.vad and self._misses_channel(stream, audio.quiet_channels, speech):
+            flags.append("missed_speech")
         yield Finished(audio.decoded_s, speech.seconds, audio.channels, tuple(flags))
 
-    def _opened(self, stream: BinaryIO, track: int | None) -> DecodedAudio:
-        split = self._options.channels == "split"
+    def _misses_channel(self, stream: BinaryIO, channels: list[int], speech: _Speech) -> bool:
+        """Whether somebody speaks in channels that are too quiet to be heard in the mix."""
+        if not channels:
+            return False
+        detectors = {channel: SpeechSegmenter(self._options) for channel in channels}
+        blocks = self._in_turn(self._opened(stream, None, split=True).blocks())
+        regions = [
+            region
+            for block in timed("decode", blocks)
+            if block.channel in detectors
+            for region in timed("vad", detectors[block.channel].push(block.samples))
+        ]
+        regions += [region for detector in detectors.values() for region in detector.finish()]
+        return sum(map(speech.seconds_outside, regions)) > _MISSED
+
+    def _opened(self, stream: BinaryIO, track: int | None, split: bool | None = None) -> DecodedAudio:
+        if split is None:
+            split = self._options.channels == "split"
         with stage("decode"), self._turns:
             return open_audio(stream, split=split, max_duration_s=self._options.max_duration_s, track=track)
 
@@ -152,6 +175,8 @@ class _Speech:
         self._options = options
         self._features = features
         self._packers: dict[int, WindowPacker] = {}
+        # Start and end of each part that is in the windows, in seconds.
+        self._heard: list[tuple[float, float]] = []
 
     @property
     def seconds(self) -> float:
@@ -163,9 +188,21 @@ class _Speech:
         for samples, channel in blocks:
             if channel not in self._packers:
                 self._packers[channel] = WindowPacker(self._options, self._features, channel)
-            yield from timed("vad", self._packers[channel].push(samples))
+            yield from self._noted(timed("vad", self._packers[channel].push(samples)))
         for packer in self._packers.values():
-            yield from timed("vad", packer.finish())
+            yield from self._noted(timed("vad", packer.finish()))
+
+    def seconds_outside(self, region: Region) -> float:
+        """Seconds of the speech in a region that are in no window."""
+        start = (region.start + region.lead) / SAMPLE_RATE
+        end = (region.start + len(region.samples) - region.tail) / SAMPLE_RATE
+        inside = sum(max(min(end, last) - max(start, first), 0.0) for first, last in self._heard)
+        return max(end - start - inside, 0.0)
+
+    def _noted(self, windows: Iterable[Window]) -> Iterator[Window]:
+        for window in windows:
+            self._heard += [(chunk.start, chunk.start + chunk.length) for chunk in window.map.chunks]
+            yield window
 
 
 def opened_from(storage: ObjectStorage) -> Callable[[AudioFile], tuple[BinaryIO, int | None]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from whisper_spark.audio.channels import Samples
 from whisper_spark.audio.silero import FRAME, Probabilities, VoiceDetector
@@ -21,6 +22,14 @@ _LEAST_DB = -85.0
 # Decay of the peak level, in decibels per frame: 0.5 dB per second. So pauses between speakers of normal
 # loudness are not amplified, but a quiet speaker a minute later is.
 _FORGOTTEN_DB = 0.5 * FRAME / SAMPLE_RATE
+
+
+# Share by which a constant offset follows the mean of a frame: it takes about a second.
+_ADAPTION = FRAME / SAMPLE_RATE
+
+# An offset is removed when it is above this, and its energy above this share of that of the loudest frames.
+_LEAST_OFFSET = 0.001
+_DISTURBING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +233,16 @@ class SpeechSegmenter:
 
 
 class _Level:
-    """Amplifies quiet audio for the voice detector, frame by frame, according to the frames so far."""
+    """Amplifies quiet audio for the voice detector, frame by frame, according to the frames so far.
+
+    A constant offset, which cheap converters have, is no sound: it does not count as level, and is removed.
+    """
 
     def __init__(self) -> None:
         # Peak level of the frames so far in decibels, reduced by _FORGOTTEN_DB per frame.
         self._loudest = -np.inf
+        # Offset of the last frames.
+        self._offset: float | None = None
         self._rest = np.zeros(0, np.float32)
 
     def push(self, samples: Samples) -> Samples:
@@ -245,12 +259,29 @@ class _Level:
     def _raised(self, frames: Samples) -> Samples:
         if not len(frames):
             return np.zeros(0, np.float32)
+        means = frames.mean(axis=1, dtype=np.float64)
+        offsets = self._offsets(means)
         energy = np.einsum("ij,ij->i", frames, frames) / frames.shape[1]
+        energy = np.maximum(energy - 2 * offsets * means + np.square(offsets), 0.0)
         forgotten = _FORGOTTEN_DB * np.arange(1, len(frames) + 1)
         levels = 10 * np.log10(energy + 1e-20) + forgotten
         loudest = np.maximum(np.maximum.accumulate(levels), self._loudest) - forgotten
         self._loudest = float(loudest[-1])
+        squares = np.square(offsets)
+        disturbing = (squares > _LEAST_OFFSET**2) & (squares > _DISTURBING * 10 ** (loudest / 10))
+        if disturbing.any():
+            frames = frames - np.where(disturbing, offsets, 0.0)[:, None].astype(np.float32)
         if float(loudest.min()) >= _QUIET_DB:
             return frames.reshape(-1)
         gains = 10 ** ((_QUIET_DB - np.clip(loudest, _LEAST_DB, _QUIET_DB)) / 20)
         return np.asarray(frames * gains[:, None].astype(np.float32)).reshape(-1)
+
+    def _offsets(self, means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The offset at each frame: a moving average of the means of the frames."""
+        offset = float(means[0]) if self._offset is None else self._offset
+        offsets = []
+        for mean in means.tolist():
+            offset += _ADAPTION * (mean - offset)
+            offsets.append(offset)
+        self._offset = offset
+        return np.array(offsets)

@@ -41,7 +41,10 @@ QUALITY_FLAGS: dict[str, str] = {
     "truncated": "not all of the file could be decoded",
     "other_tracks": "the file has more tracks with sound; only one is in the text",
     "empty_text_over_speech": "the voice detector found speech, but the text is empty",
-    "missed_speech": "more than a second of detected speech has no word in the text",
+    "missed_speech": (
+        "more than a second of detected speech has no word in the text: it was not understood, "
+        "or its channel is too quiet to be heard in the mix"
+    ),
     "low_confidence": "average log probability of the text below log_prob_threshold",
     "repetitive": "compression ratio above compression_ratio_threshold, or a repeated phrase",
     "unlikely_speech_rate": (

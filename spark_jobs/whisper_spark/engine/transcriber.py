@@ -199,7 +199,7 @@ def _engine_flags(work: FileWork, spoken: list[WindowText]) -> tuple[str, ...]:
     flags += work.flags
     if any(text.capped for text in spoken):
         flags.append("token_limit")
-    if said and any(_misses_speech(text) for text in spoken):
+    if "missed_speech" not in flags and said and any(_misses_speech(text) for text in spoken):
         flags.append("missed_speech")
     return tuple(flags)
 
