@@ -15,7 +15,7 @@ from typing import Any
 
 import ctranslate2
 import pytest
-from docs_blocks import commands, named_block
+from docs_blocks import named_block
 
 from whisper_spark import WhisperOptions
 from whisper_spark.doctor.__main__ import main
@@ -200,11 +200,33 @@ def test_check_that_breaks_does_not_stop_the_others() -> None:
 # --- docs/gpus.md ---
 
 
-def test_check_of_the_docs_has_arguments_that_the_job_takes() -> None:
+def test_check_of_the_docs_packs_the_job_and_has_arguments_that_it_takes(tmp_path: Path) -> None:
     from whisper_spark.job import parser
 
-    [words] = commands(named_block("check of a cluster"))
-    arguments = parser().parse_args(words[words.index("job.py") + 1 :])
+    block = named_block("check of a cluster")
+    # In place of Spark.
+    (tmp_path / "spark-submit").write_text(
+        '#!/bin/sh\nprintf "%s\\n" "$PWD" "$@" > "$(dirname "$0")/words"\n'
+    )
+    (tmp_path / "spark-submit").chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    script = block.text.replace("/tmp/", f"{tmp_path}/")
+    subprocess.run(["bash", "-e", "-c", script], check=True, env={**os.environ, "PATH": path})
+    folder, *words = (tmp_path / "words").read_text().splitlines()
+    job = words.index("whisper_spark/job.py")
+    assert Path(folder, words[job]).is_file()
+    archive = words[words.index("--py-files") + 1]
+    packed = "import whisper_spark as w; print(w.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", packed],
+        env={"PYTHONPATH": archive},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(archive)
+    arguments = parser().parse_args(words[job + 1 :])
     assert arguments.check
     assert WhisperOptions(**json.loads(arguments.options)).device == "cuda"
 
