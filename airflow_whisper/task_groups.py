@@ -90,9 +90,9 @@ def transcribe_partition(
     :param table: ``namespace.table``; created when it does not exist.
     :param staging: URI prefix for manifests, finished rows and reports. Executors write to it.
     :param options: transcription options as :class:`WhisperOptions`, as a mapping, or as JSON.
-        ``None``: the defaults of :class:`WhisperOptions`. With Params, write JSON, where numbers stay numbers:
-        ``'{"model": "{{ params.model }}", "beam_size": {{ params.beam_size }}}'``, or
-        ``"{{ params.options }}"`` for a Param that is an object.
+        ``None``: the defaults of :class:`WhisperOptions`. With Params, write JSON: numbers stay numbers in
+        ``'{"model": "{{ params.model }}", "beam_size": {{ params.beam_size }}}'``. A Param that is an object
+        may be all of them: ``"{{ params.options }}"``.
     :param source_conn_id: Airflow connection for ``source``; ``None``: ambient credentials.
     :param staging_conn_id: Airflow connection for ``staging``; ``None``: the same as ``source_conn_id``.
     :param catalog_conn_id: Airflow connection of type ``iceberg``; ``None``: an embedded SQLite catalog
