@@ -75,8 +75,17 @@ def pending_events(
 def _entries(events: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
     for event in events:
         payload = (event.extra or {}).get("payload")
-        if isinstance(payload, Mapping):
-            yield from payload.get("partitions", ())
+        entries = payload.get("partitions") if isinstance(payload, Mapping) else None
+        for entry in entries if isinstance(entries, list | tuple) else ():
+            if _is_entry(entry):
+                yield entry
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a :class:`NewAudioTrigger` may have written this: anybody can create events of an asset."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("partition"), Mapping):
+        return False
+    return isinstance(entry.get("source"), str) and bool(entry["partition"])
 
 
 def check_map_length(partitions: list[dict[str, Any]]) -> None:

@@ -10,12 +10,13 @@ from functools import cached_property
 from typing import Literal
 
 # Extensions of files that accompany recordings: metadata, transcripts, subtitles, annotations, checksums,
-# playlists, logs and pictures. Compressed ones (`.json.gz`) count as well.
+# playlists, logs, pictures, and uploads that are not complete. Compressed ones (`.json.gz`) count as well.
 SIDECAR_EXTENSIONS = frozenset(
     "json jsonl ndjson xml yaml yml toml ini properties csv tsv txt text md rtf html htm pdf doc docx "
     "xls xlsx srt vtt ass ssa sub sbv ttml dfxp lrc textgrid eaf rttm ctm stm trs cha lab "
     "md5 sha sha1 sha256 sha512 crc crc32 sfv asc sig "
-    "cue m3u m3u8 pls xspf nfo log bak jpg jpeg png gif webp bmp svg".split()
+    "cue m3u m3u8 pls xspf nfo log bak db jpg jpeg png gif webp bmp svg "
+    "tmp temp part partial filepart crdownload download".split()
 )
 
 # A character class of a glob, as in `fnmatch`: a `]` at its beginning does not close it.

@@ -113,7 +113,7 @@ class Rules:
         if (
             not isinstance(self.max_attempts, int)
             or isinstance(self.max_attempts, bool)
-            or self.max_attempts < 1
+            or not 1 <= self.max_attempts < 2**31
         ):
             raise ValueError(f"max_attempts must be a whole number of at least 1, got {self.max_attempts!r}")
         rate = self.max_removed_rate

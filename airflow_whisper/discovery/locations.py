@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_whisper.errors import ConfigurationError
+from whisper_spark.contract import partition_path
 from whisper_spark.storage.objects import ObjectForbidden, ObjectNotFound, folder_uri
 
 if TYPE_CHECKING:
     from airflow_whisper.discovery.audio_filter import AudioFilter
     from whisper_spark.storage.objects import ObjectStorage
+
+
+# Longest name of a file or folder on common file systems, longest key of an object in S3, Google Cloud
+# Storage and Azure, and what staging and the table append to the name of a folder.
+_NAME_BYTES, _KEY_BYTES, _FILE_NAME_BYTES = 255, 1024, 80
 
 
 def check_locations(locations: Mapping[str, str]) -> None:
@@ -62,6 +68,24 @@ def check_table_outside(source: str, table_location: str, audio_filter: AudioFil
             "files to transcribe. Keep the warehouse outside of the source, or select the audio with "
             "`extensions` or `pattern`"
         )
+
+
+def check_lengths(staging_folder: str, table_location: str, partition: Mapping[str, str]) -> None:
+    """Check that the files of a run fit into the names of their stores: better now than after the job.
+
+    :param staging_folder: URI of a run's folder in staging.
+    :param table_location: URI of the table's folder.
+    :raises ConfigurationError: if a name would be too long.
+    """
+    for folder in (staging_folder, f"{table_location}/data/{partition_path(partition)}"):
+        parts = folder.split("/")
+        longest = max(len(part.encode()) for part in parts)
+        key = len("/".join(parts[3:]).encode()) + _FILE_NAME_BYTES
+        if longest > _NAME_BYTES if folder.startswith("file://") else key > _KEY_BYTES:
+            raise ConfigurationError(
+                f"the names of files in {folder} would be longer than their store allows: choose shorter "
+                "values for the partition, or a shorter folder"
+            )
 
 
 def check_source_exists(storage: ObjectStorage, source: str, root: str) -> None:

@@ -37,6 +37,11 @@ class Target:
     base_snapshot_id: int | None
     max_attempts: int = 3
 
+    def run_uri(self, manifest_id: str) -> str:
+        """URI of a run's folder in staging."""
+        fingerprint = self.options.fingerprint()
+        return run_folder(self.staging, self.table, self.partition, fingerprint, manifest_id)
+
 
 def write_run(comparison: Comparison, counts: Counts, target: Target, storage: ObjectStorage) -> Run:
     """Write the manifest, and the rows to delete if there are any, to staging.
@@ -46,13 +51,12 @@ def write_run(comparison: Comparison, counts: Counts, target: Target, storage: O
     :param storage: storage of the staging URI.
     """
     manifest_id = _manifest_id(comparison, counts, target)
-    fingerprint = target.options.fingerprint()
     run = Run(
         table=target.table,
         partition=target.partition,
         source=target.source,
         options=target.options,
-        run_uri=run_folder(target.staging, target.table, target.partition, fingerprint, manifest_id),
+        run_uri=target.run_uri(manifest_id),
         manifest_id=manifest_id,
         base_snapshot_id=target.base_snapshot_id,
         counts={**counts.files, "unchanged_errors": counts.unchanged_errors},

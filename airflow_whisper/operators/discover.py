@@ -13,6 +13,7 @@ from airflow_whisper.discovery.errors import DiscoveryError
 from airflow_whisper.discovery.estimate import work_text
 from airflow_whisper.discovery.guards import check_removals, check_some_match
 from airflow_whisper.discovery.locations import (
+    check_lengths,
     check_locations,
     check_source_exists,
     check_table_outside,
@@ -79,8 +80,8 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
     table's latest runs, how long that takes: see :class:`airflow_whisper.discovery.estimate.Estimate`.
 
     Files and folders whose names start with ``_`` or ``.`` are ignored. So are sidecar files, such as
-    ``.json``, ``.txt`` or ``.srt``, unless ``extensions`` selects them. The log and the XCom ``left_out``
-    give the number of ignored objects.
+    ``.json``, ``.txt`` or ``.srt``, and uploads that are not complete, such as ``.part``, unless
+    ``extensions`` selects them. The log and the XCom ``left_out`` give the number of ignored objects.
 
     :param source: folder with the partition's audio, listed recursively: ``s3://``, ``gs://``, ``az://``,
         ``abfss://``, ``file://`` or a local path on the worker.
@@ -276,7 +277,7 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
         with Comparison() as comparison:
             target = self._target(table)
             if table is not None:
-                check_table_outside(target.source, table.location(), self._audio_filter())
+                self._check_table_location(table, target)
             root = source_root(target.source, self.partition)
             rows = add_rows(comparison, table, target)
             belongs = modified_in(self.partition_from_modified or {}, self.partition)
@@ -340,7 +341,11 @@ class DiscoverAudioOperator(TextTemplates, BaseOperator):
             conn_id = optional(self.catalog_conn_id)
             name = f"connection {conn_id!r}" if conn_id else "this machine"
             created = prepare_new_table(catalog, target.table, target.partition, name)
-            check_table_outside(target.source, created.location(), self._audio_filter())
+            self._check_table_location(created, target)
+
+    def _check_table_location(self, table: Table, target: Target) -> None:
+        check_table_outside(target.source, table.location(), self._audio_filter())
+        check_lengths(target.run_uri("0" * 32), table.location(), target.partition)
 
     def _skip(self, context: Context, reason: str) -> NoReturn:
         push_outcome(context, reason)

@@ -310,6 +310,8 @@ class _Replacement:
     def _conflict(self, table: Table, verdict: Verdict) -> str:
         culprit = next(iter(self._newer_snapshots(table)), None)
         who = f" (snapshot {culprit.snapshot_id})" if culprit else ""
+        if not self._base_known(table):
+            who += ", or may have done so, because the snapshot that discovery saw has expired"
         return (
             f"another run registered {verdict.touched} of these {verdict.wanted} files in {self._name} since "
             f"they were discovered{who}, for example {verdict.examples[0]}. Nothing was written. Clear the "

@@ -35,7 +35,8 @@ CREATE TABLE found (
 # A row is `done` if it already is as this run wants it, because another run did the same work. It `stands` if
 # it is still as discovery saw it, so that this run may replace it. What discovery saw is known exactly as
 # long as its snapshot exists. Afterwards, a row stands if discovery would still add it to the manifest for
-# the same reason. If either side lacks an etag, the etags count as equal.
+# the same reason; of a row to remove nothing tells whether its audio has come back since. If either side
+# lacks an etag, the etags count as equal.
 _VERDICT = """
 WITH state AS (
 SELECT wanted.uri AS uri,
@@ -50,6 +51,7 @@ SELECT wanted.uri AS uri,
              SELECT 1 FROM found AS base WHERE base.uri = wanted.uri AND base.state = 0
              AND base.etag IS now.etag AND base.status IS now.status
              AND base.attempt IS now.attempt AND base.fingerprint IS now.fingerprint)
+         WHEN change = 'removed' THEN 0
          WHEN change = 'changed' THEN coalesce(now.etag <> wanted.etag, 0)
          WHEN change = 'stale' THEN now.fingerprint IS NOT :fingerprint
          WHEN change = 'retry' THEN now.status = 'error' AND now.attempt = wanted.attempt - 1

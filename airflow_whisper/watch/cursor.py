@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,32 +162,43 @@ class Cursor:
 
         :raises StorageError: if staging cannot be reached. An object that no longer exists counts as empty.
         """
-        # Version 1 called the watermark "floor", and had either `files` or `files_uri`.
-        if values.get("version") not in (1, _VERSION):
+        try:
+            watermark, saved, uri, files = _parsed(values)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             self._log.warning("The cursor of this watch has an unknown format: everything counts as new.")
             return
-        watermark = values["watermark"] if "watermark" in values else values["floor"]
-        self._pending.watermark = max(self._pending.watermark, int(watermark))
+        self._pending.watermark = max(self._pending.watermark, watermark)
         # The cursor does not contain modification times. The time at which it was saved is an upper bound.
-        saved = int(values["saved"])
-        if uri := values.get("files_uri"):
+        if uri:
             self._pending.add_reported((self._root + key, etag, saved) for key, etag in self._read(uri))
             self._object = _Object(uri, self._pending.generation)
-        files = values.get("files") or {}
         self._pending.start_generation()
         self._pending.add_reported((self._root + key, etag, saved) for key, etag in files.items())
 
     def _read(self, uri: str) -> Iterator[tuple[str, str | None]]:
+        again = "files of the last hours are reported again"
         try:
             file = self._watched.staging_storage().open(uri)
         except ObjectNotFound:
-            self._log.warning(
-                "%s is gone: files of the last hours are reported again. Keep objects in staging for some "
-                "days.",
-                uri,
-            )
+            self._log.warning("%s is gone: %s. Keep objects in staging for some days.", uri, again)
             return
-        with file, gzip.open(file, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                key, etag = json.loads(line)
-                yield key, etag
+        try:
+            with file, gzip.open(file, "rt", encoding="utf-8") as lines:
+                for line in lines:
+                    key, etag = json.loads(line)
+                    yield key, etag
+        except (EOFError, OSError, TypeError, ValueError, zlib.error) as error:
+            self._log.warning("%s is damaged: %s (%s).", uri, again, error)
+
+
+def _parsed(values: Mapping[str, Any]) -> tuple[int, int, str, dict[str, str | None]]:
+    """Watermark, time of saving, URI of the object in staging if there is one, and files.
+
+    :raises Exception: several kinds, if the values are no cursor.
+    """
+    # Version 1 called the watermark "floor", and had either `files` or `files_uri`.
+    if values.get("version") not in (1, _VERSION):
+        raise ValueError("unknown version")
+    watermark = values["watermark"] if "watermark" in values else values["floor"]
+    files = dict(values.get("files") or {})
+    return int(watermark), int(values["saved"]), str(values.get("files_uri") or ""), files

@@ -54,6 +54,11 @@ def test_kind_by_pattern_and_extensions_together(key: str, kind: Kind) -> None:
     assert AudioFilter("calls/*", ("wav", ".MP3", "txt")).kind(key) == kind
 
 
+@pytest.mark.parametrize("name", ["a.wav.part", "a.tmp", "a.wav.filepart", "a.mp3.crdownload", "Thumbs.db"])
+def test_upload_that_is_not_complete_is_no_audio(name: str) -> None:
+    assert AudioFilter().kind(name) == "sidecar"
+
+
 @pytest.mark.parametrize("extensions", [("",), (".",), (" ",), (3,)])
 def test_wrong_extension_is_refused(extensions: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="must be a list such as"):

@@ -675,6 +675,26 @@ def test_table_inside_the_source_is_refused_unless_its_files_are_left_out(
     assert discover(place, extensions=["wav"])["counts"]["new"] == 1
 
 
+def test_names_that_would_be_too_long_are_refused_before_the_job(
+    s3: S3Server, tmp_path: Path, catalog_env: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_SEAWEED", s3.connection)
+    monkeypatch.setenv("AIRFLOW_CONN_LAKE", s3.lake().connection)
+    bucket = f"s3://{s3.bucket('long')}"
+    place = SimpleNamespace(
+        storage=ObjectStorage(s3.config),
+        source=f"{bucket}/raw",
+        staging=f"{bucket}/staging",
+        conn_id="seaweed",
+    )
+    place.storage.write_bytes(f"{place.source}/a.wav", b"x")
+    lake = {"catalog_conn_id": "lake"}
+    assert discover(place, partition={"dt": "v" * 500}, **lake)["counts"]["new"] == 1
+    for too_long in ({"partition": {"dt": "v" * 900}, **lake}, {"partition": {"dt": "é" * 50}}):
+        with pytest.raises(ConfigurationError, match="longer than their store allows"):
+            discover(place, **too_long)
+
+
 @pytest.mark.parametrize("column", ["audio_uri", "status"])
 def test_row_of_another_writer_without_the_values_of_a_transcript_is_named(
     place: SimpleNamespace, column: str

@@ -101,9 +101,6 @@ def test_second_run_from_the_same_snapshot(
         # Without the old snapshot the run cannot know more than this: the row is stale, as discovery said.
         assert run(second) is not None
         return
-    elif expired and second.get("removed"):
-        assert run(second) is not None
-        return
     else:
         with pytest.raises(PartitionConflictError):
             run(second)

@@ -475,6 +475,25 @@ def test_events_that_no_run_was_made_for_are_worked_on_too() -> None:
     assert arrived_partitions({}, {asset: inlet}) == []
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "text",
+        {"partitions": None},
+        {"partitions": "text"},
+        {"partitions": [None, {"source": "s3://calls/"}, {"source": 1, "partition": {"dt": "1"}}]},
+        {"partitions": [{"source": "s3://calls/", "partition": {}}]},
+    ],
+)
+def test_events_of_others_are_ignored_whatever_is_in_them(payload: Any) -> None:
+    entry = {"source": "s3://calls/dt=1/", "partition": {"dt": "1"}}
+    events = [
+        SimpleNamespace(extra={"payload": found}, timestamp=datetime(2026, 11, 1, tzinfo=UTC))
+        for found in (payload, {"partitions": [entry]})
+    ]
+    assert arrived_partitions({"audio": events}) == [entry]
+
+
 def test_too_many_partitions_for_one_run_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="max_map_length"):
         arrived_partitions({Asset("a"): [event(*map(str, range(1025)))]})

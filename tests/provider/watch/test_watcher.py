@@ -451,6 +451,23 @@ def test_long_cursor_without_staging_keeps_the_newest_and_says_so(bucket: Bucket
     assert any("`staging`" in line for line in bucket.log.lines)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        [],
+        {"version": 2},
+        {"version": 2, "watermark": "x", "saved": 1},
+        {"version": 2, "watermark": 1, "saved": 1, "files": [1]},
+    ],
+)
+def test_cursor_that_is_damaged_repeats_instead_of_failing(bucket: Bucket, values: Any) -> None:
+    bucket.put("dt=2026-11-01/a.wav")
+    with bucket.watch() as watch:
+        watch.cursor.restore(values)
+        assert len(watch.poll()) == 1
+
+
 def test_lost_object_in_staging_repeats_instead_of_failing(bucket: Bucket) -> None:
     bucket.put(f"dt={day(0)}/a.wav")
     with bucket.watch() as watch:
