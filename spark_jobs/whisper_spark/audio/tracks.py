@@ -20,6 +20,12 @@ _BLOCK_SAMPLES = 10 * SAMPLE_RATE
 _AUDIBLE = 1e-4
 
 
+# Number of samples of a constant value that are no sound, the least such value, and what resampling adds.
+_STUCK = SAMPLE_RATE // 2
+_CONSTANT = 0.1
+_RIPPLE = 1e-4
+
+
 class Block(NamedTuple):
     """The next samples of a channel: float32, mono, 16 kHz, about 10 seconds.
 
@@ -114,11 +120,14 @@ class Track:
     :param longest_s: longest possible length, in seconds.
     :ivar channels: largest number of channels so far.
     :ivar gaps_s: silence that was inserted for gaps so far, in seconds.
+    :ivar stuck: whether some part is one constant value that is not zero. No sound is: it is what bytes that
+        were never written decode to, in formats with 8 bits.
     """
 
     def __init__(self, outlet: Outlet, channels: int, longest_s: float) -> None:
         self.outlet = outlet
         self.gaps_s = 0.0
+        self.stuck = False
         self.channels = max(channels, 1)
         self._timeline = Timeline(longest_s)
         self._scale = Scale()
@@ -180,7 +189,20 @@ class Track:
     def _blocks(self, blocks: Iterable[Samples]) -> Iterator[Block]:
         for samples in blocks:
             self._samples += len(samples)
+            self.stuck = self.stuck or _is_stuck(samples)
             yield from self.outlet.blocks(samples)
+
+
+def _is_stuck(samples: Samples) -> bool:
+    """Whether a channel has a constant value, which is not zero, for half a second."""
+    step = _STUCK // 2
+    looks = samples[: len(samples) // step * step : step]
+    same = np.abs(np.diff(looks, axis=0)) < _RIPPLE
+    for row, channel in np.argwhere(same & (np.abs(looks[1:]) > _CONSTANT)):
+        part = samples[row * step : row * step + _STUCK, channel]
+        if len(part) == _STUCK and np.ptp(part) < _RIPPLE:
+            return True
+    return False
 
 
 class _Chunk:

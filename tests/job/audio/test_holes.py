@@ -115,3 +115,19 @@ def ape(size: int) -> bytes:
 )
 def test_tags_at_the_end_are_no_loss(name: str, tags: bytes, sound: Samples) -> None:
     assert not decoded(encode(form(name), sound[None]) + tags)[1].truncated
+
+
+@pytest.mark.parametrize("name", ["wav-mulaw", "wav-u8"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_bytes_that_were_never_written_are_no_silence(name: str, channels: int, sound: Samples) -> None:
+    data = encode(form(name), np.repeat(sound[None], channels, axis=0))
+    start, end = hole(data, (4.0, 6.0), len(sound) / RATE)
+    assert not decoded(data)[1].truncated
+    for split in (False, True):
+        assert decoded(data[:start] + bytes(end - start) + data[end:], split=split)[1].truncated
+
+
+def test_clipped_sound_and_a_muted_converter_are_no_loss() -> None:
+    square = np.sign(np.sin(np.arange(5 * RATE) * 2 * np.pi * 10 / RATE)).astype(np.float32)
+    for samples in (square, np.full(5 * RATE, 0.01, np.float32)):
+        assert not decoded(encode(form("wav"), samples[None]))[1].truncated
