@@ -10,6 +10,7 @@ from typing import BinaryIO
 from whisper_spark.audio.channels import Samples
 from whisper_spark.audio.container import AudioError, Bytes, check_transfer, open_container
 from whisper_spark.audio.demuxer import Demuxer
+from whisper_spark.audio.headers import is_encrypted
 from whisper_spark.audio.joined import first_container, next_container
 from whisper_spark.audio.length import declared_length
 from whisper_spark.audio.tracks import Block, Ignore, Mix, Outlet, Split, Track
@@ -175,6 +176,12 @@ def open_audio(
     part, options = first_container(file)
     container = open_container(part, options)
     try:
+        if (
+            container.format.name.startswith("mov")
+            and len(container.streams.audio) == 1
+            and is_encrypted(part)
+        ):
+            raise AudioError("corrupt", "its sound is encrypted: decrypt it, or export it without protection")
         return DecodedAudio(file, Demuxer(part, container), split, max_duration_s, track)
     except BaseException:
         container.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from whisper_spark.audio.container import Bytes
 
 # WAVE_FORMAT_PCM and WAVE_FORMAT_EXTENSIBLE.
@@ -9,6 +11,30 @@ _PCM, _EXTENSIBLE = 1, 0xFFFE
 
 # Chunks to look at for the format of a WAV file.
 _CHUNKS = 100
+
+
+# Boxes of an MP4 file to look at for its description, and the largest description in bytes.
+_BOXES = 1000
+_LARGEST = 64 * 1024 * 1024
+
+# The first sound of an MP4 file that is encrypted: Common Encryption, FairPlay, Audible.
+_ENCRYPTED = re.compile(rb"stsd\x00{4}\x00\x00\x00[\x01-\x08].{4}(?:enca|drms|aavd)", re.DOTALL)
+
+
+def is_encrypted(file: Bytes) -> bool:
+    """Whether the sound of an MP4 file is encrypted. FFmpeg decodes it to noise, or not at all."""
+    position = 0
+    for _ in range(_BOXES):
+        box = file.at(position, 16)
+        size = int.from_bytes(box[:4], "big")
+        if size == 1:
+            size = int.from_bytes(box[8:], "big")
+        if len(box) < 16 or size < 8:
+            return False
+        if box[4:8] == b"moov":
+            return _ENCRYPTED.search(file.at(position, min(size, _LARGEST))) is not None
+        position += size
+    return False
 
 
 def header_fixes(file: Bytes) -> dict[int, bytes]:

@@ -128,3 +128,23 @@ def test_bytes_of_a_header_may_be_replaced_wherever_reading_begins() -> None:
         b"678",
         b"78",
     ]
+
+
+@pytest.mark.parametrize("scheme", [b"enca", b"drms", b"aavd"])
+def test_encrypted_sound_is_named(scheme: bytes) -> None:
+    data = encode(form("m4a-faststart"), SOUND[None])
+    at = data.index(b"mp4a", data.index(b"stsd"))
+    with pytest.raises(AudioError, match="encrypted") as raised:
+        open_audio(io.BytesIO(data[:at] + scheme + data[at + 4 :]))
+    assert raised.value.code == "corrupt"
+
+
+def test_sound_that_common_encryption_turned_into_noise_is_named() -> None:
+    options = {
+        "encryption_scheme": "cenc-aes-ctr",
+        "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
+        "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
+    }
+    data = encode(Format("mp4", "mp4", "libopus", 48_000, options), SOUND[None])
+    with pytest.raises(AudioError, match="encrypted"):
+        open_audio(io.BytesIO(data))
