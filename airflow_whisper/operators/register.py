@@ -119,7 +119,7 @@ class RegisterTranscriptsOperator(BaseOperator):
         if registered is None:
             raise AirflowSkipException(
                 f"Nothing left to do for {name}, which holds every row as this run wants it: another run did "
-                "the same work, or the audio was gone before it could be transcribed."
+                "the same work, or the audio was gone or replaced before it could be transcribed."
             )
         self._registered = run, registered
         result = result_of(run, registered, self.report)

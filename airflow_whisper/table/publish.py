@@ -13,7 +13,7 @@ from airflow_whisper.table.data_files import batch_rows
 from airflow_whisper.table.errors import RunNotReadyError
 from airflow_whisper.table.history import cost_properties
 from airflow_whisper.table.replace import MANIFEST_URI, REPORT_URI, PartitionChange, Registered, replace_rows
-from whisper_spark.contract import Run, partition_path
+from whisper_spark.contract import GONE_ERRORS, Run, partition_path
 from whisper_spark.contract.text import visible
 from whisper_spark.staging.result import RunResult, StagingError, read_result
 from whisper_spark.storage.objects import ObjectNotFound, StorageError
@@ -185,12 +185,15 @@ def _batches(uri: str, storage: ObjectStorage, columns: Sequence[str]) -> Iterat
 
 
 def _gone(run: Run, result: RunResult | None, storage: ObjectStorage) -> Iterator[pa.RecordBatch]:
-    """The files that were gone when the job came to read them, in one column ``audio_uri``."""
+    """The files that were gone or replaced when the job came to read them, in one column ``audio_uri``."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    if result is not None and "not_found" in result.error_codes:
+    if result is not None and GONE_ERRORS & set(result.error_codes):
+        codes = pa.array(sorted(GONE_ERRORS), pa.string())
         for rows in _staged_rows(run, result, storage, columns=("audio_uri", "error_code")):
-            yield rows.filter(pc.equal(rows.column("error_code"), "not_found")).select(["audio_uri"])
+            gone = pc.is_in(rows.column("error_code").cast(pa.string()), value_set=codes)
+            yield rows.filter(gone).select(["audio_uri"])
 
 
 def _staged_rows(

@@ -57,8 +57,8 @@ class PartitionChange:
     :param manifest: files to write: ``audio_uri``, ``audio_etag``, ``change`` and ``attempt`` of
         ``contract.manifest_schema``.
     :param removed: files whose rows to delete, with one column ``audio_uri``.
-    :param gone: files that were gone when the job came to read them, with one column ``audio_uri``. Where the
-        table has a row of such a file, it stays.
+    :param gone: files that were gone or replaced when the job came to read them, with one column
+        ``audio_uri``. Where the table has a row of such a file, it stays.
     :param rows: exactly one row per row of the manifest, as ``contract.transcript_schema``.
     :param properties: additional properties for the snapshot's summary.
     """

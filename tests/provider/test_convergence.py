@@ -140,6 +140,13 @@ def play(spark: SparkSession, folder: Path, history: list[Step]) -> None:
             id="a transcript stays if its audio expires before it is made again",
         ),
         pytest.param(
+            [
+                *(Put("a.wav", "yes"), Put("b.wav", "no"), Run(), Options(1), Run(until="discover")),
+                *(Put("a.wav", "no"), Resume()),
+            ],
+            id="a transcript stays if its audio is replaced before it is made again",
+        ),
+        pytest.param(
             [Put("a.wav", "yes"), Run(until="transcribe"), Expire("staging"), Resume(), Run()],
             id="a run whose staging has expired starts over",
         ),

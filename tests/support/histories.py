@@ -27,7 +27,7 @@ from airflow_whisper.operators.register import RegisterTranscriptsOperator
 from airflow_whisper.operators.validate import ValidateTranscriptsOperator
 from airflow_whisper.table.read import current_snapshot_id, partition_rows
 from airflow_whisper.table.schema import load_table
-from whisper_spark.contract import FINAL_ERRORS, WhisperOptions
+from whisper_spark.contract import FINAL_ERRORS, GONE_ERRORS, WhisperOptions
 from whisper_spark.spark.run import JobRun
 from whisper_spark.spark.task import JobSpec
 from whisper_spark.staging.result import StagingError
@@ -294,7 +294,8 @@ class World:
         changed = {uri for uri in before.keys() | after.keys() if before.get(uri) != after.get(uri)}
         assert changed <= run.uris, "a run changed rows that are not in its manifest"
         for uri in changed & after.keys():
-            assert after[uri]["error_code"] != "not_found" or uri not in before, f"{uri} lost its transcript"
+            gone = after[uri]["error_code"] in GONE_ERRORS
+            assert not gone or uri not in before, f"{uri} lost its transcript"
             if after[uri]["error_code"] == "internal" and after[uri]["attempt"] < MAX_ATTEMPTS:
                 self._check_fails(uri)
 

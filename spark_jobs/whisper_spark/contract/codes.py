@@ -29,6 +29,9 @@ FINAL_ERRORS: frozenset[str] = frozenset({"empty", "not_audio", "no_audio_stream
 TRANSIENT_ERRORS: frozenset[str] = frozenset(ERROR_CODES) - FINAL_ERRORS
 """Transient errors: the file is tried again, up to ``max_attempts`` times for one etag."""
 
+GONE_ERRORS: frozenset[str] = frozenset({"not_found", "changed_during_read"})
+"""Errors which say that the version of the audio that a manifest lists does not exist any more."""
+
 CHANGES: tuple[str, ...] = ("new", "changed", "stale", "retry")
 """Why a file is in a manifest. ``new``: not in the table; ``changed``: the etag differs; ``stale``: its row
 was made with other options; ``retry``: its row is a transient error, and tries are left."""

@@ -168,7 +168,8 @@ def walk(folder: str, unreadable: Callable[[str], None]) -> Iterator[tuple[str, 
 
     :param unreadable: called with the path of each file or folder whose name is not UTF-8, because such a
         name cannot be stored in a table.
-    :raises PermissionError: when a folder may not be listed.
+    :raises PermissionError: when a folder may not be listed, unless it is one of the system, such as
+        ``lost+found`` and ``.Trash-0``, whose files nobody looks for.
     """
     # Folders to visit, each with its parents, in order to detect cyclic links.
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder.rstrip("/") or "/", frozenset())]
@@ -182,6 +183,10 @@ def walk(folder: str, unreadable: Callable[[str], None]) -> Iterator[tuple[str, 
             entries = os.scandir(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except PermissionError:
+            if path != folder.rstrip("/") and _is_private(os.path.basename(path)):  # noqa: PTH119
+                continue
+            raise
         with entries:
             for entry in entries:
                 if not _is_utf8(entry.name):
@@ -204,6 +209,10 @@ def _file(entry: os.DirEntry[str]) -> Iterator[tuple[str, os.stat_result]]:
 
 def _is_temporary(name: str) -> bool:
     return name.startswith(_TEMPORARY) and name.endswith(".tmp")
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith(".") or name in ("lost+found", "System Volume Information")
 
 
 def _is_utf8(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -428,18 +429,24 @@ for name, action in {"open": lambda: ObjectStorage().open(sys.argv[1] + "/secret
         action()
     except ObjectForbidden as error:
         outcome[name] = str(error)
+listed = ObjectStorage().list(sys.argv[1] + "/raw")
+outcome["raw"] = [uri for batch in listed for uri in batch.column("audio_uri").to_pylist()]
 print(json.dumps(outcome))
 """
 
 
-def test_local_file_without_permission_is_forbidden(tmp_path: Path) -> None:
+def test_local_file_without_permission_is_forbidden_and_folders_of_the_system_are_left_out() -> None:
     # A process of its own, which gives up being root if it is; pytest's folders are closed to others.
     folder = Path("/tmp", f"whisper-permission-{uuid.uuid4().hex}")
-    (folder / "closed").mkdir(parents=True)
+    closed = [folder / "closed", folder / "raw" / "lost+found", folder / "raw" / ".Trash-0"]
+    for path in closed:
+        path.mkdir(parents=True)
+    (folder / "raw" / "a.wav").write_bytes(b"x")
     folder.chmod(0o755)
     (folder / "secret.wav").write_bytes(b"x")
     (folder / "secret.wav").chmod(0)
-    (folder / "closed").chmod(0)
+    for path in closed:
+        path.chmod(0)
     try:
         done = subprocess.run(
             [sys.executable, "-c", AS_NOBODY, str(folder)],
@@ -451,11 +458,11 @@ def test_local_file_without_permission_is_forbidden(tmp_path: Path) -> None:
         outcome = json.loads(done.stdout)
         assert "secret.wav" in outcome["open"]
         assert "closed" in outcome["list"]
+        assert outcome["raw"] == [f"file://{folder}/raw/a.wav"]
     finally:
-        (folder / "closed").chmod(0o755)
-        (folder / "closed").rmdir()
-        (folder / "secret.wav").unlink()
-        folder.rmdir()
+        for path in closed:
+            path.chmod(0o755)
+        shutil.rmtree(folder)
 
 
 def test_store_that_does_not_answer_fails_in_bounded_time(s3: S3Server) -> None:

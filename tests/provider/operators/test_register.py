@@ -355,13 +355,16 @@ def test_rows_that_were_staged_after_the_validation_are_not_registered(tmp_path:
     assert register(run)["rows"] == 2
 
 
+@pytest.mark.parametrize("code", ["not_found", "changed_during_read"])
 @pytest.mark.parametrize("change", ["stale", "changed", "retry"])
-def test_row_of_audio_that_expired_before_it_was_read_again_stays(tmp_path: Path, change: str) -> None:
+def test_row_of_audio_that_was_gone_when_it_was_read_again_stays(
+    tmp_path: Path, change: str, code: str
+) -> None:
     first = register(stage_run(tmp_path, ["a", "b"], options=WhisperOptions(model="tiny")))
     rows = make_transcript_rows(
         ["a", "b", "c"],
         status=lambda uri: "ok" if uri == "b" else "error",
-        error_code=lambda uri: None if uri == "b" else "not_found",
+        error_code=lambda uri: None if uri == "b" else code,
         audio_etag="e2",
         attempt=2,
     )
@@ -373,7 +376,7 @@ def test_row_of_audio_that_expired_before_it_was_read_again_stays(tmp_path: Path
     )
     base = first["snapshot_id"]
     run = stage_run(tmp_path, ["a", "b", "c"], base_snapshot_id=base, change=change, etag="e2", attempt=2)
-    write_run_files(run, manifest, [rows], error_codes={"not_found": 2})
+    write_run_files(run, manifest, [rows], error_codes={code: 2})
     assert register(run)["rows"] == 2
     found = {
         row["audio_uri"]: (row["audio_etag"], row["status"])
@@ -394,7 +397,7 @@ def test_run_whose_audio_has_all_expired_changes_nothing(tmp_path: Path) -> None
         [rows],
         error_codes={"not_found": 1},
     )
-    with pytest.raises(AirflowSkipException, match="the audio was gone"):
+    with pytest.raises(AirflowSkipException, match="the audio was gone or replaced"):
         register(run)
     assert current_snapshot_id(open_catalog(None), TABLE) == first["snapshot_id"]
 
