@@ -141,8 +141,12 @@ class ValidateTranscriptsOperator(BaseOperator):
                 f". {len(report.damaged)} damaged files were deleted: clear the transcribe task, which makes "
                 "them again"
             )
-        elif any(check.check == "staged files" for check in report.failed):
-            again = ". Clear the transcribe task, which makes what is missing"
+        else:
+            failed = {check.check for check in report.failed}
+            if "manifest" in failed:
+                again = ". Clear the discover task, which writes the manifest again"
+            elif "staged files" in failed:
+                again = ". Clear the transcribe task, which makes what is missing"
         raise AirflowFailException(
             f"{len(report.failed)} of {len(report.checks)} checks failed for {run.table} "
             f"{report.partition} ({', '.join(check.check for check in report.failed)}); "

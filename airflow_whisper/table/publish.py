@@ -122,7 +122,7 @@ def _result(run: Run, storage: ObjectStorage) -> RunResult | None:
     except ObjectNotFound:
         return None
     except StagingError as error:
-        raise RunNotReadyError(f"{visible(error)}: clear the transcribe task") from error
+        raise RunNotReadyError(f"{visible(error)}. Clear the transcribe task") from error
 
 
 def _cost(run: Run, result: RunResult | None) -> dict[str, str]:

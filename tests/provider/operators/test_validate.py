@@ -281,6 +281,14 @@ def test_staging_that_is_not_what_the_job_left_fails(
     assert failed_checks(run) == failed
 
 
+def test_manifest_of_another_run_asks_to_clear_discover(tmp_path: Path) -> None:
+    run = staged_run(tmp_path / "one", ["a.wav"], [row("a.wav")])
+    other = staged_run(tmp_path / "other", ["a.wav"], [row("a.wav")])
+    STORAGE.write_bytes(run.manifest_uri, STORAGE.read_bytes(other.manifest_uri))
+    with pytest.raises(AirflowFailException, match="Clear the discover task"):
+        validate(run)
+
+
 def test_what_other_jobs_leave_in_the_folder_is_not_judged(tmp_path: Path) -> None:
     run = staged_run(tmp_path, ["a.wav"], [row("a.wav")])
     table = pa.Table.from_pylist([row("a.wav"), error("b.wav")], schema=transcript_schema(PARTITION))

@@ -302,6 +302,36 @@ def test_data_file_with_several_partition_values_is_refused_before_the_job(sqlit
         list(current_rows(catalog, TABLE, PARTITION))
 
 
+def test_row_that_another_engine_deleted_by_its_position_stays_deleted(sqlite: Lake) -> None:
+    catalog = sqlite.open()
+    replace_rows(catalog, TABLE, change(["a", "b", "c"]))
+    table = catalog.load_table(TABLE)
+    (path,) = table.inspect.data_files()["file_path"].to_pylist()
+    deletes = f"{table.location()}/data/deletes.parquet"
+    ids = {"file_path": (pa.string(), "2147483546"), "pos": (pa.int64(), "2147483545")}
+    schema = pa.schema(
+        [pa.field(name, kind, False, {"PARQUET:field_id": number}) for name, (kind, number) in ids.items()]
+    )
+    with table.io.new_output(deletes).create() as file:
+        pq.write_table(pa.table([[path], [0]], schema=schema), file)
+    file = DataFile.from_args(
+        content=DataFileContent.POSITION_DELETES,
+        file_path=deletes,
+        file_format=FileFormat.PARQUET,
+        partition=Record(PARTITION["dt"]),
+        record_count=1,
+        file_size_in_bytes=len(table.io.new_input(deletes)),
+        spec_id=table.spec().spec_id,
+    )
+    with table.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
+        append.append_data_file(file)
+    assert uris(catalog) == ["b", "c"]
+    base = current_snapshot_id(catalog, TABLE)
+    replace_rows(catalog, TABLE, change(["b"], why="changed", etag="e2", base=base))
+    assert uris(catalog) == ["b", "c"]
+    assert catalog.load_table(TABLE).scan().count() == 2
+
+
 def test_equality_deletes_are_refused_before_the_job(sqlite: Lake) -> None:
     catalog = sqlite.open()
     replace_rows(catalog, TABLE, change(["a"]))
