@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 
+from airflow_whisper.discovery.locations import check_locations
 from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.hooks.object_storage import storage_config
 from airflow_whisper.hooks.spark_submit import Submission, check_spark_connection
 from airflow_whisper.operators.transcribe import WhisperTranscribeOperator
 from airflow_whisper.templates import is_final, optional, whisper_options
 from whisper_spark.contract import WhisperOptions
-from whisper_spark.storage.objects import folder_uri
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -67,9 +67,9 @@ class CheckClusterOperator(WhisperTranscribeOperator):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        for uri in (self.source, self.staging):
+        for argument, uri in (("source", self.source), ("staging", self.staging)):
             if optional(uri) and is_final(uri):
-                folder_uri(str(uri))
+                check_locations({argument: str(uri)})
         if is_final(self.options):
             whisper_options(self.options)
 

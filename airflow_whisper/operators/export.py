@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_whisper.discovery.locations import check_locations
 from airflow_whisper.errors import wrong_configuration
 from airflow_whisper.templates import TextTemplates, is_final, optional, text
 from whisper_spark.contract import check_partition, partition_path
@@ -124,6 +125,7 @@ class ExportTranscriptsOperator(TextTemplates, BaseOperator):
             )
         check_partition({key: v if is_final(v) else "template" for key, v in self.partition.items()})
         if is_final(self.uri_template):
+            check_locations({"uri_template": self.uri_template})
             ExportNames(self.uri_template, self.partition)
 
     def _settings(self) -> ExportSettings:

@@ -180,17 +180,25 @@ class PurgeStagingOperator(TextTemplates, BaseOperator):
         self.older_than = older_than
         self.staging_conn_id = staging_conn_id
         _check_age("older_than", older_than)
+        self._check_templates()
+
+    def _check_templates(self) -> None:
+        """Check the arguments that are not templates, or already rendered."""
+        from airflow_whisper.table.schema import check_table_name
+
+        if is_final(self.table):
+            check_table_name(self.table)
+        if is_final(self.staging):
+            check_locations({"staging": self.staging})
 
     def execute(self, context: Context) -> dict[str, Any]:
         """List the table's folder in staging and delete the runs that are old enough."""
         from airflow_whisper.discovery.purge import purge_staging
         from airflow_whisper.hooks.object_storage import object_storage
-        from airflow_whisper.table.schema import check_table_name
 
         partition = None
         with wrong_configuration():
-            check_table_name(self.table)
-            check_locations({"staging": self.staging})
+            self._check_templates()
             if self.partition:
                 partition = check_partition({key: text(value) for key, value in self.partition.items()})
         runs, files = purge_staging(

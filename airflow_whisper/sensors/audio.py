@@ -140,7 +140,8 @@ class NewAudioSensor(TextTemplates, BaseSensorOperator):
             min_age=self.min_age,
             min_files=self.min_files,
             max_wait=self.max_file_wait,
-            max_files=max(self.min_files, BatchRules.max_files),
+            # The rules refuse a minimum that is no number.
+            max_files=max(self.min_files, BatchRules.max_files) if isinstance(self.min_files, int) else 1,
         )
 
     def _watched(self) -> WatchedSource:

@@ -100,6 +100,7 @@ def test_check_that_fails_fails_the_task(tmp_path: Path) -> None:
         ({"options": '{"model": "bse"}'}, "unknown model"),
         ({"source": "ftp://host/raw"}, "not supported"),
         ({"staging": "s3://calls/staging//"}, "Did you mean"),
+        ({"staging": "staging"}, "staging: 'staging' is a relative path"),
         ({"deploy_mode": "clutser"}, "deploy_mode must be"),
     ],
 )

@@ -267,6 +267,7 @@ def test_exports_in_object_storage_use_their_own_connection(s3: Any, monkeypatch
     ("wrong", "says"),
     [
         ({"uri_template": "s3://b/{stem}.{format}"}, "same file"),
+        ({"uri_template": "subtitles/{name}.{format}"}, "is a relative path"),
         ({"formats": ["srt", "sub"]}, "formats must be some of srt, vtt, txt, json"),
         ({"formats": []}, "formats must be"),
         ({"table": "transcripts"}, "namespace.table"),

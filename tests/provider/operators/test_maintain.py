@@ -40,7 +40,8 @@ def purge(folder: Path, **kwargs: Any) -> dict[str, Any]:
 def test_wrong_table_and_staging_are_not_retried(tmp_path: Path) -> None:
     with pytest.raises(AirflowFailException, match=r"there is no table speech\.transcripts in catalog"):
         maintain()
-    operator = PurgeStagingOperator(task_id="purge", staging="ftp://host/staging", table=TABLE)
+    operator = PurgeStagingOperator(task_id="purge", staging="{{ params.staging }}", table=TABLE)
+    operator.staging = "ftp://host/staging"
     with pytest.raises(AirflowFailException, match=r"staging: .*not supported"):
         operator.execute({})
 
@@ -110,6 +111,16 @@ def test_run_is_registered_again_after_maintenance_expired_its_snapshot(tmp_path
 def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         MaintainTableOperator(task_id="maintain", table=TABLE, **arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"staging": "staging"}, {"staging": "ftp://host/s"}, {"table": "transcripts"}, {"older_than": 30}],
+    ids=str,
+)
+def test_wrong_place_to_purge_is_refused_when_the_dag_is_parsed(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PurgeStagingOperator(task_id="purge", **{"staging": "s3://calls/staging/", "table": TABLE, **wrong})
 
 
 def age(run: Run, days: float) -> None:

@@ -354,6 +354,7 @@ def test_deferral_ends_with_the_timeout(local: Place) -> None:
         ({"source": "s3://calls/raw/"}, "which partition"),
         ({"partition": {"dt": "1"}}, "more than once"),
         ({"min_files": 0}, "min_files"),
+        ({"min_files": "ten"}, "min_files must be a whole number"),
         ({"extensions": "wav"}, "must be a list"),
         ({"since": "yesterday"}, "since"),
     ],
