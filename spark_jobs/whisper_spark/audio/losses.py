@@ -42,6 +42,10 @@ _STEP = 16
 _TRANSPORT = (188, 192, 204)
 _PROBE = 8 * 204
 
+# What each packet of a program stream begins with, and twice the bytes of the largest usual ones.
+_START_CODE = b"\x00\x00\x01"
+_PACK = 8192
+
 _SEARCHED = 64 * 1024 * 1024
 _BLOCK = 1024 * 1024
 
@@ -147,7 +151,10 @@ class Losses:
         self._end = position + size
 
     def _is_filler(self, skipped: int) -> bool:
-        """Whether the bytes between two packets are packets of no stream."""
+        """Whether the bytes between two packets are packets, of no stream or of one that comes later."""
+        if self._format == "mpeg":
+            half = self._file.at(self._end + skipped // 4, min(skipped // 2, _BLOCK))
+            return skipped < _PACK or _START_CODE in half
         middle = self._end + skipped // 2
         return self._format == "mpegts" and _is_transport_stream(self._file.at(middle, _PROBE))
 

@@ -131,3 +131,13 @@ def test_clipped_sound_and_a_muted_converter_are_no_loss() -> None:
     square = np.sign(np.sin(np.arange(5 * RATE) * 2 * np.pi * 10 / RATE)).astype(np.float32)
     for samples in (square, np.full(5 * RATE, 0.01, np.float32)):
         assert not decoded(encode(form("wav"), samples[None]))[1].truncated
+
+
+WITH_VIDEO = [form for form in FORMATS if form.video and form.name != "mp4-fragments"]
+
+
+@pytest.mark.parametrize("form", WITH_VIDEO, ids=str)
+def test_muted_part_of_a_video_is_no_loss(form: Format, sound: Samples) -> None:
+    seconds = len(sound) / RATE
+    muted = encode(form, sound[None], lambda time: None if 2.9 < time < 6 else time, video=seconds)
+    assert not decoded(muted)[1].truncated
