@@ -18,7 +18,7 @@ from airflow_whisper.table.commit import (
     until_committed,
 )
 from airflow_whisper.table.data_files import DataFileWriter, read_rows
-from airflow_whisper.table.partitions import canonical_partition
+from airflow_whisper.table.partitions import canonical_partition, is_void
 from airflow_whisper.table.read import file_identity, partition_files, scan_partition
 from airflow_whisper.table.requirements import TARGET_SIZE
 from airflow_whisper.table.schema import TABLE_PROPERTIES, check_table
@@ -128,12 +128,14 @@ def partitions_with_small_files(table: Table, *, min_files: int = 5) -> Iterator
     """Yield the partitions that :func:`compact_partition` would compact. Reads manifests, but no data."""
     target = int({**TABLE_PROPERTIES, **table.properties}[TARGET_SIZE])
     spec, schema = table.spec(), table.schema()
-    names = [schema.find_column_name(field.source_id) or "" for field in spec.fields]
+    fields = [(i, field) for i, field in enumerate(spec.fields) if not is_void(field)]
+    names = [schema.find_column_name(field.source_id) or "" for _, field in fields]
     small: dict[tuple[str, ...], int] = defaultdict(int)
     for task in table.scan().plan_files():
         file = task.file
         if file.spec_id == spec.spec_id and (task.delete_files or file.file_size_in_bytes < _SMALL * target):
-            values = [_text(str(schema.find_type(n)), file.partition[i]) for i, n in enumerate(names)]
+            places = zip(names, (i for i, _ in fields), strict=True)
+            values = [_text(str(schema.find_type(name)), file.partition[i]) for name, i in places]
             small[tuple(values)] += 1
     for key, count in sorted(small.items()):
         partition = dict(zip(names, key, strict=True))

@@ -11,7 +11,7 @@ from airflow_whisper.table.errors import TableMismatchError
 
 if TYPE_CHECKING:
     from pyiceberg.expressions import BooleanExpression
-    from pyiceberg.partitioning import PartitionKey
+    from pyiceberg.partitioning import PartitionField, PartitionKey
     from pyiceberg.table import Table
 
 PARTITION_TYPES = ("string", "date", "int", "long")
@@ -85,6 +85,13 @@ def partition_filter(table: Table, partition: Mapping[str, str]) -> BooleanExpre
     return expression
 
 
+def is_void(field: PartitionField) -> bool:
+    """Whether a partition field has no value any more: format version 1 keeps fields that were removed."""
+    from pyiceberg.transforms import VoidTransform
+
+    return isinstance(field.transform, VoidTransform)
+
+
 def partition_key(table: Table, partition: Mapping[str, str]) -> PartitionKey:
     """Return PyIceberg's key of a partition, which determines a data file's metadata and location."""
     from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
@@ -92,7 +99,9 @@ def partition_key(table: Table, partition: Mapping[str, str]) -> PartitionKey:
     spec, schema = table.spec(), table.schema()
     values = partition_values(table, partition)
     fields = [
-        PartitionFieldValue(field, values[schema.find_column_name(field.source_id) or ""])
+        PartitionFieldValue(
+            field, None if is_void(field) else values[schema.find_column_name(field.source_id) or ""]
+        )
         for field in spec.fields
     ]
     return PartitionKey(fields, spec, schema)

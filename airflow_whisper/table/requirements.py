@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from airflow_whisper.table.columns import moved_columns
-from airflow_whisper.table.partitions import PARTITION_TYPES
+from airflow_whisper.table.partitions import PARTITION_TYPES, is_void
 from whisper_spark.contract import transcript_schema
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def _holds(theirs: pa.DataType, ours: pa.DataType) -> bool:
 def _partition_problems(table: Table, keys: list[str]) -> Iterator[str]:
     schema = table.schema()
     actual = [
-        f"{field.transform}({schema.find_column_name(field.source_id)})" for field in table.spec().fields
+        f"{field.transform}({schema.find_column_name(field.source_id)})"
+        for field in table.spec().fields
+        if not is_void(field)
     ]
     if sorted(actual) != sorted(f"identity({key})" for key in keys):
         expected = ", ".join(f"identity({key})" for key in keys)

@@ -29,6 +29,7 @@ from pyiceberg.types import (
 )
 from transcripts import PARTITION, make_transcript_rows
 
+from airflow_whisper.table.compaction import compact_partition, partitions_with_small_files
 from airflow_whisper.table.errors import TableMismatchError
 from airflow_whisper.table.read import current_rows, current_snapshot_id, partition_rows, table_partition
 from airflow_whisper.table.replace import replace_rows
@@ -288,6 +289,31 @@ def test_table_of_format_version_1_is_written(sqlite: Lake) -> None:
 
 
 # --- data files -------------------------------------------------------------------------------------------
+
+
+def test_table_of_format_version_1_may_have_lost_a_partition_field(sqlite: Lake) -> None:
+    catalog = sqlite.open()
+    catalog.create_namespace("speech")
+    schema = transcript_schema(PARTITION)
+    properties = {"format-version": "1"}
+    with (
+        catalog.create_table_transaction(TABLE, schema, properties=properties) as transaction,
+        transaction.update_spec() as spec,
+    ):
+        spec.add_identity("dt")
+    replace_rows(catalog, TABLE, change(["a"]))
+    for edit in (lambda spec: spec.add_identity("language"), lambda spec: spec.remove_field("language")):
+        with catalog.load_table(TABLE).update_spec() as spec:
+            edit(spec)
+    assert [str(field.transform) for field in catalog.load_table(TABLE).spec().fields] == ["identity", "void"]
+    for uri in ("b", "c"):
+        replace_rows(catalog, TABLE, change([uri], base=current_snapshot_id(catalog, TABLE)))
+    base = current_snapshot_id(catalog, TABLE)
+    replace_rows(catalog, TABLE, change(["a"], why="changed", etag="e2", base=base))
+    assert [key[:2] for key in row_keys(catalog)] == [("a", "e2"), ("b", "e1"), ("c", "e1")]
+    assert list(partitions_with_small_files(catalog.load_table(TABLE), min_files=2)) == [PARTITION]
+    assert compact_partition(catalog, TABLE, PARTITION, min_files=2) == 3
+    assert catalog.load_table(TABLE).scan("dt = '2026-11-01'").count() == 3
 
 
 def test_data_file_with_several_partition_values_is_refused_before_the_job(sqlite: Lake) -> None:
