@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from whisper_spark.subtitles.script import characters, may_break
+from whisper_spark.subtitles.script import characters, may_break, width
 from whisper_spark.subtitles.tokens import Token, clean, plain_row, tokens_by_channel
 
 # The limits below are those of the Netflix Timed Text Style Guides: General Requirements, and the guide of
@@ -168,6 +168,7 @@ def _groups(
     tokens: Sequence[Token], layout: Layout, columns: int, labelled: bool
 ) -> Iterator[tuple[list[Token], _Room]]:
     current: list[Token] = []
+    tokens = list(_whole(tokens))
     for token, following in itertools.zip_longest(tokens, tokens[1:]):
         current.append(token)
         name = layout.name_of(token.voice) if labelled else None
@@ -179,11 +180,25 @@ def _groups(
             current = []
             continue
         while current and not _fits([*current, following], room):
-            cut = _best_cut(current, following, room)
-            if cut is None:
-                break
+            cut = _best_cut(current, following)
             yield current[:cut], room
             current = current[cut:]
+
+
+def _whole(tokens: Sequence[Token]) -> Iterator[Token]:
+    """The tokens, where those that no line may end between are one."""
+    group: list[Token] = []
+    for token, following in itertools.zip_longest(tokens, tokens[1:]):
+        group.append(token)
+        if following and following.voice == token.voice and not may_break(token.text, following.text):
+            continue
+        yield group[0] if len(group) == 1 else _joined(group)
+        group = []
+
+
+def _joined(tokens: Sequence[Token]) -> Token:
+    text = "".join(token.text for token in tokens)
+    return Token(text, width(text.strip()), tokens[0].start, tokens[-1].end, tokens[0].voice)
 
 
 def _ends_cue(current: list[Token], following: Token, columns: int) -> bool:
@@ -191,7 +206,7 @@ def _ends_cue(current: list[Token], following: Token, columns: int) -> bool:
     if following.voice != last.voice:
         return True
     # Else the cue would be gone before it is read.
-    if following.start - current[0].start < MIN_CUE_SECONDS or not may_break(last.text, following.text):
+    if following.start - current[0].start < MIN_CUE_SECONDS:
         return False
     if following.start - last.end >= PAUSE_SECONDS:
         return True
@@ -209,10 +224,9 @@ def _fits(tokens: list[Token], room: _Room) -> bool:
     return _columns(tokens) <= room.first or len(_filled(tokens, room)) <= room.lines
 
 
-def _best_cut(current: list[Token], following: Token, room: _Room) -> int | None:
+def _best_cut(current: list[Token], following: Token) -> int:
     """How many tokens make the next cue: up to the end of a sentence or clause, or a pause, near its end."""
     after = [*current[1:], following]
-    cuts = [n for n in range(1, len(current) + 1) if may_break(current[n - 1].text, after[n - 1].text)]
 
     def score(cut: int) -> float:
         last, next_ = current[cut - 1], after[cut - 1]
@@ -221,7 +235,7 @@ def _best_cut(current: list[Token], following: Token, room: _Room) -> int | None
         shown = next_.start - current[0].start
         return stop + pause + 2.5 * cut / len(current) - (3.0 if shown < MIN_CUE_SECONDS else 0.0)
 
-    return max(cuts, key=score, default=None)
+    return max(range(1, len(current) + 1), key=score)
 
 
 def _ends_clause(text: str) -> bool:
@@ -239,13 +253,11 @@ def _columns(tokens: Sequence[Token]) -> int:
 def _filled(tokens: Sequence[Token], room: _Room) -> list[int]:
     """Fill line after line. Returns the number of tokens after each line."""
     ends: list[int] = []
-    start, possible = 0, 0
-    for end in range(1, len(tokens) + 1):
-        if possible > start and _columns(tokens[start:end]) > room.of(len(ends)):
-            ends.append(possible)
-            start = possible
-        if end == len(tokens) or may_break(tokens[end - 1].text, tokens[end].text):
-            possible = end
+    start = 0
+    for end in range(2, len(tokens) + 1):
+        if end - start > 1 and _columns(tokens[start:end]) > room.of(len(ends)):
+            start = end - 1
+            ends.append(start)
     return [*ends, len(tokens)]
 
 
@@ -263,9 +275,8 @@ def _lines(tokens: Sequence[Token], room: _Room) -> tuple[str, ...]:
         ]
         for end in range(start + 1, len(tokens)):
             cost = _line_cost(tokens[start:end], room.of(line))
-            if may_break(tokens[end - 1].text, tokens[end].text):
-                rest, ends = best(end, line + 1)
-                options.append((cost + _break_cost(tokens[end - 1], tokens[end]) + rest, (end, *ends)))
+            rest, ends = best(end, line + 1)
+            options.append((cost + _break_cost(tokens[end - 1], tokens[end]) + rest, (end, *ends)))
             if cost > _TOO_WIDE:
                 break
         return min(options)

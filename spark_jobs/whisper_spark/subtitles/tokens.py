@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whisper_spark.contract import Transcript
-from whisper_spark.subtitles.script import pieces, width
+from whisper_spark.subtitles.script import is_spaceless, pieces, width
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,33 +86,53 @@ def tokens_by_channel(row: Mapping[str, Any]) -> list[list[Token]]:
     for segment in segments_of(row):
         tokens = channels.setdefault(segment.get("channel"), [])
         low = tokens[-1].end if tokens else 0.0
-        for token in _tokens(segment, first=not tokens):
+        for token in _tokens(segment, before=tokens[-1].text if tokens else ""):
             start = max(token.start, low)
             low = max(token.end, start)
             tokens.append(Token(token.text, token.columns, start, low, token.voice))
     return list(channels.values())
 
 
-def _tokens(segment: Mapping[str, Any], *, first: bool) -> Iterator[Token]:
-    """The tokens of a segment. The first one gets a space unless the text before it needs none."""
+def _tokens(segment: Mapping[str, Any], *, before: str) -> Iterator[Token]:
+    """The tokens of a segment. The first one gets a space unless the text before it needs none.
+
+    :param before: text of the last token before the segment; empty if there is none.
+    """
     words = [word for word in items(segment.get("words")) if clean(word["word"]).strip()]
     start, end = _times_of(segment)
     if words:
-        for word in words:
+        texts = _with_spaces([word["word"] for word in words], segment["text"], before)
+        for word, spelled in zip(words, texts, strict=True):
             known = _known(word.get("start")), _known(word.get("end"))
             start = start if known[0] is None else known[0]
             end = start if known[1] is None else known[1]
-            yield _token(word["word"], start, end, voice_of(word, segment))
+            yield _token(spelled, start, end, voice_of(word, segment))
             start = end
         return
     text = clean(segment["text"]).strip()
-    found = pieces(text if first else " " + text)
+    found = pieces(" " + text if before else text)
     total = sum(map(width, found)) or 1
     done = 0
     for piece in found:
         begin = start + (end - start) * done / total
         done += width(piece)
         yield _token(piece, begin, start + (end - start) * done / total, voice_of(segment, segment))
+
+
+def _with_spaces(words: list[str], text: str, before: str) -> Iterator[str]:
+    """Words with the spaces before them that stand in the text: who changes words may have left them out."""
+    place = 0
+    for word in words:
+        bare = word.strip()
+        found = text.find(bare, place)
+        if found < 0 or word[:1].isspace():
+            spaced = False
+        elif found == 0:
+            spaced = before != "" and not (is_spaceless(before[-1]) or is_spaceless(bare[0]))
+        else:
+            spaced = text[found - 1].isspace()
+        place = max(place, found + len(bare))
+        yield f" {word}" if spaced else word
 
 
 def _token(text: str, start: float, end: float, voice: str | None) -> Token:

@@ -325,6 +325,21 @@ def test_words_without_times_stand_between_their_neighbours() -> None:
     assert found == [(0, "In 2026 we"), (4000, "Good bye")]
 
 
+def test_words_have_the_spaces_of_their_text() -> None:
+    """A function that changes words may leave out the space that Whisper has before each."""
+    bare = segment([("my", 0.0, 0.3), ("[name],", 0.3, 0.6), (" is", 0.6, 0.9)], text="my [name], is")
+    following = segment([("[name]", 1.0, 1.3), ("'s", 1.3, 1.5)], text="[name]'s")
+    assert texts(cues(row(bare, following))) == ["my [name], is [name]'s"]
+    chinese = segment([("我", 0.0, 0.3), ("的", 0.3, 0.6)])
+    assert texts(cues(row(chinese, segment([("号", 0.7, 1.0)]), language="zh"))) == ["我的号"]
+
+
+def test_text_without_a_space_takes_no_longer_than_other_text() -> None:
+    said = segment([("word", n * 0.3, n * 0.3 + 0.3) for n in range(20_000)])
+    (cue,) = cues(row(said))
+    assert cue.text == "word" * 20_000
+
+
 def test_a_name_that_cannot_be_seen_is_none() -> None:
     blank = segment(words_of("hello"), speaker=" \n")
     odd = segment(words_of("bye", 3.0), speaker="A\nB\x00 --> C")
