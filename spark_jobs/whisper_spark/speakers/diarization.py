@@ -32,6 +32,10 @@ _DOUBT = 0.12
 # Seconds of speech from which on a group tells more about the similarity of its own stretches than the file.
 _ENOUGH_SECONDS = 2.0
 
+# Shorter stretches tell more about a sound than about who makes it: they found no speaker where there are
+# others. Many people say no more than "yes" and "thank you" at a time, so the limit is not higher.
+_LEAST_STRETCH = 0.6
+
 # Overlapping stretches from which on a file tells more about typical similarity than the model's clip does.
 _ENOUGH_PAIRS = 6
 
@@ -69,9 +73,10 @@ def speakers_of(speech: Speech, likeness: float, least: int | None, most: int | 
     :param most: largest number of speakers, ``None``: as many as there are.
     """
     weights = _seconds(speech)
-    full = speech.ends - speech.starts > STRETCH - 0.01
-    # Short stretches are less reliable. They are used only where there is nothing else.
-    chosen = np.flatnonzero(full if full.any() else np.ones(len(full), bool))
+    reliable = speech.ends - speech.starts >= _LEAST_STRETCH
+    if not reliable.any():
+        reliable[:] = True
+    chosen = np.flatnonzero(reliable)
     typical = _typical_similarity(speech, likeness)
     unit = max((1 - typical) / 4, 1e-3)
     # Where a number of speakers is demanded, even what is alike may have to be divided.
@@ -84,7 +89,7 @@ def speakers_of(speech: Speech, likeness: float, least: int | None, most: int | 
     if int(large.sum()) < (least or 1):
         # So many do not speak long enough: take the largest groups.
         large = np.sort(np.argsort(-found.weights, kind="stable")[: least or 1])
-    evidence = _evidence(speech, weights * full if full.any() else weights, found.means[large])
+    evidence = _evidence(speech, weights * reliable, found.means[large])
     return ChannelSpeakers(speech.starts, speech.ends, evidence / np.float32(unit), decision.sure)
 
 

@@ -86,6 +86,22 @@ def test_words_have_the_right_speakers(
     assert right_words(transcript, dialogue[1]) >= 0.95
 
 
+def test_somebody_who_only_gives_short_answers_is_a_speaker(
+    speech: list[Clip], librivox: list[Clip], tmp_path: Path, options: WhisperOptions
+) -> None:
+    answers = [c for c in speech if c.language == "en" and 1.0 < c.seconds < 1.4][: 2 * len(librivox)]
+    order = [c for n, c in enumerate(librivox) for c in (c, *answers[2 * n : 2 * n + 2])]
+    pieces, turns, position = [silence(0.5)], [], 0.5
+    for clip in order:
+        samples = samples_of(clip.path)
+        pieces += [samples * np.float32(0.05 / np.sqrt(np.mean(samples**2))), silence(0.7)]
+        turns.append((position, position + len(samples) / RATE, int(clip in answers)))
+        position += len(samples) / RATE + 0.7
+    found = one_of(write(tmp_path / "answers.wav", np.concatenate(pieces)), options)
+    assert found.speakers == 2
+    assert right_words(found, turns) >= 0.95
+
+
 def test_each_segment_has_one_speaker_and_the_text_is_that_without_speakers(
     transcript: Transcript, mixed: Path, options: WhisperOptions
 ) -> None:

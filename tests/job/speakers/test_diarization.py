@@ -106,6 +106,24 @@ def test_voices_that_differ_little_are_uncertain() -> None:
     assert speakers_of(speech_of(turns, within=0.8, between=0.7), 0.8, 2, 2).sure
 
 
+def test_a_speaker_who_only_gives_short_answers_is_counted() -> None:
+    # Each turn of the second one is a single stretch of a second.
+    turns = [0, 1] * 8
+    whole = speech_of(turns)
+    kept = np.concatenate([np.arange(7) + 7 * n if voice == 0 else [7 * n] for n, voice in enumerate(turns)])
+    starts, regions = whole.starts[kept], whole.regions[kept]
+    answers = np.array(turns)[regions] == 1
+    ends = np.where(answers, starts + 1.0, whole.ends[kept])
+    found = speakers_of(Speech(starts, ends, regions, whole.embeddings[kept]), 0.8, None, None)
+    assert found.evidence.shape[1] == 2
+    labels = found.evidence.argmax(axis=1)
+    assert len({*labels[answers].tolist()}) == len({*labels[~answers].tolist()}) == 1
+    # Shorter sounds, such as coughs, still found no speaker.
+    ends = np.where(answers, starts + 0.5, ends)
+    found = speakers_of(Speech(starts, ends, regions, whole.embeddings[kept]), 0.8, None, None)
+    assert found.evidence.shape[1] == 1
+
+
 def test_a_cough_is_no_speaker() -> None:
     speech = speech_of([0, 1, 0, 1])
     vectors = speech.embeddings.copy()
