@@ -24,7 +24,13 @@ from whisper_spark.contract import WhisperOptions, speed_options
 from whisper_spark.contract.text import visible
 from whisper_spark.doctor.host import HostPlan
 from whisper_spark.progress.reports import PROGRESS_SECONDS
-from whisper_spark.spark.cluster import ExecutorWatch, MasterUnreachableError, check_master, gpu_problem
+from whisper_spark.spark.cluster import (
+    ExecutorWatch,
+    MasterUnreachableError,
+    check_master,
+    explained_master,
+    gpu_problem,
+)
 from whisper_spark.spark.conf import spark_defaults
 from whisper_spark.spark.failures import (
     CheckFailedError,
@@ -192,7 +198,8 @@ def run_job(arguments: argparse.Namespace) -> RunResult:
     run, manifest = read_manifest(normalise_uri(arguments.manifest), storage)
     options = speed_options(run.options, overrides)
     check_master(conf)
-    spark = _session(_settings(conf, options))
+    with explained_master(conf):
+        spark = _session(_settings(conf, options))
     try:
         # Imported only now, because these modules need the Python path that the session sets.
         from whisper_spark.spark.run import JobRun
@@ -234,7 +241,8 @@ def run_check(arguments: argparse.Namespace) -> None:
         options = WhisperOptions.from_dict(overrides)
         plan = HostPlan(options, arguments.source, arguments.staging, credentials)
     check_master(conf)
-    spark = _session(_settings(conf, plan.options) | check_conf(conf))
+    with explained_master(conf):
+        spark = _session(_settings(conf, plan.options) | check_conf(conf))
     try:
         check_cluster(spark, plan)
     finally:

@@ -9,7 +9,8 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def gpu_problem(conf: Mapping[str, str]) -> str | None:
 
 
 class MasterUnreachableError(RuntimeError):
-    """Nothing answers at the address of a standalone master. The message says what to check."""
+    """No master answers at the address of a standalone master. The message says what to check."""
 
 
 def check_master(
@@ -100,6 +101,24 @@ def check_master(
         "machine reach it? Otherwise correct host and port in the Spark connection: the page of the master "
         "shows its address"
     )
+
+
+@contextmanager
+def explained_master(conf: Mapping[str, str]) -> Iterator[None]:
+    """Use it around the creation of a session: Spark's error names neither the master nor what to do.
+
+    :raises MasterUnreachableError: if Spark gave up on a standalone master that accepts connections.
+    """
+    try:
+        yield
+    except Exception as error:
+        master = conf.get("spark.master", "")
+        if not master.startswith("spark://") or "stopped SparkContext" not in str(error):
+            raise
+        raise MasterUnreachableError(
+            f"{master} accepts connections, but does not answer as a Spark master of this version. The page "
+            "of the master, by default on port 8080, shows the address to use, by default with port 7077"
+        ) from error
 
 
 def _unreachable(address: str) -> str | None:

@@ -20,6 +20,7 @@ from whisper_spark.spark.cluster import (
     MasterUnreachableError,
     check_master,
     executor_size,
+    explained_master,
     gpu_problem,
     why_no_executor,
 )
@@ -221,6 +222,28 @@ def test_master_that_answers_is_found_among_several() -> None:
         closed.bind(("127.0.0.1", 0))
         down, up = closed.getsockname()[1], page["spark.master.ui.port"]
         check_master({"spark.master": f"spark://127.0.0.1:{down},127.0.0.1:{up}"}, tries=1)
+
+
+# What Spark says about the port of the master's page, after a minute.
+GAVE_UP = """An error occurred while calling None.org.apache.spark.sql.classic.SparkSession.
+: java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.
+This stopped SparkContext was created at:"""
+
+
+def test_master_that_spark_gives_up_on_is_named_with_its_usual_port() -> None:
+    told = r"^spark://h:8080 accepts connections, but does not answer as a Spark master.*7077"
+    with (
+        pytest.raises(MasterUnreachableError, match=told),
+        explained_master({"spark.master": "spark://h:8080"}),
+    ):
+        raise RuntimeError(GAVE_UP)
+
+
+@pytest.mark.parametrize(("master", "message"), [("yarn", GAVE_UP), ("spark://h:7077", "no such class")])
+def test_other_errors_of_a_session_are_told_as_they_are(master: str, message: str) -> None:
+    with pytest.raises(RuntimeError) as caught, explained_master({"spark.master": master}):
+        raise RuntimeError(message)
+    assert str(caught.value) == message
 
 
 def test_master_that_does_not_answer_is_named_with_the_reason() -> None:
