@@ -62,7 +62,7 @@ class DecodedAudio:
     def truncated(self) -> bool:
         """Whether the audio is damaged or shorter than the file declares. Known after the last block."""
         end = self._tracks[self._main].clock_s
-        damaged = self._damaged or any(track.stuck for track in self._heard())
+        damaged = self._damaged or any(track.damaged for track in self._heard())
         return self.decoded_s > 0 and (damaged or self._length.missed_by(end))
 
     @property

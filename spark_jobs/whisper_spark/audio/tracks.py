@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,8 @@ from whisper_spark.audio.channels import Mixer, Samples, Scale
 from whisper_spark.audio.timeline import Timeline
 from whisper_spark.contract import SAMPLE_RATE
 
+log = logging.getLogger(__name__)
+
 # Long enough to keep Python's overhead per block small, short enough to keep memory use small.
 _BLOCK_SAMPLES = 10 * SAMPLE_RATE
 
@@ -22,7 +25,7 @@ _AUDIBLE = 1e-4
 
 # Number of samples of a constant value that are no sound, the least such value, and what resampling adds.
 _STUCK = SAMPLE_RATE // 2
-_CONSTANT = 0.1
+_CONSTANT = 0.9
 _RIPPLE = 1e-4
 
 
@@ -120,14 +123,14 @@ class Track:
     :param longest_s: longest possible length, in seconds.
     :ivar channels: largest number of channels so far.
     :ivar gaps_s: silence that was inserted for gaps so far, in seconds.
-    :ivar stuck: whether some part is one constant value that is not zero. No sound is: it is what bytes that
-        were never written decode to, in formats with 8 bits.
+    :ivar damaged: whether some part is in a format that cannot be, or one constant value near full scale. No
+        sound is: it is what bytes that were never written decode to, in formats with 8 bits.
     """
 
     def __init__(self, outlet: Outlet, channels: int, longest_s: float) -> None:
         self.outlet = outlet
         self.gaps_s = 0.0
-        self.stuck = False
+        self.damaged = False
         self.channels = max(channels, 1)
         self._timeline = Timeline(longest_s)
         self._scale = Scale()
@@ -187,10 +190,15 @@ class Track:
         self._timeline.end += frame.samples / frame.sample_rate
 
     def _blocks(self, blocks: Iterable[Samples]) -> Iterator[Block]:
-        for samples in blocks:
-            self._samples += len(samples)
-            self.stuck = self.stuck or _is_stuck(samples)
-            yield from self.outlet.blocks(samples)
+        try:
+            for samples in blocks:
+                self._samples += len(samples)
+                self.damaged = self.damaged or _is_stuck(samples)
+                yield from self.outlet.blocks(samples)
+        except av.error.FFmpegError as error:
+            # A damaged frame may claim a sample rate or a layout that no resampler takes.
+            log.debug("resampling failed: %s", error)
+            self.damaged = True
 
 
 def _is_stuck(samples: Samples) -> bool:

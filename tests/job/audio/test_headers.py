@@ -148,3 +148,11 @@ def test_sound_that_common_encryption_turned_into_noise_is_named() -> None:
     data = encode(Format("mp4", "mp4", "libopus", 48_000, options), SOUND[None])
     with pytest.raises(AudioError, match="encrypted"):
         open_audio(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_header_with_more_channels_than_can_be_resampled_is_no_crash(split: bool) -> None:
+    description = struct.pack("<HHIIHH", 1, 134, RATE, 268 * RATE, 268, 16)
+    audio = open_audio(io.BytesIO(wav(description, bytes(268 * RATE))), split=split)
+    assert not list(audio.blocks())
+    assert audio.truncated
