@@ -23,11 +23,12 @@ _MANY = 0.05
 # Full scale of 16, 24 and 32 bit.
 _FULL_SCALES = (2.0**15, 2.0**23, 2.0**31)
 
-
 # A channel may be unheard in the mix when its loudest parts are this much quieter than those of the loudest
-# channel, in decibels. Below the floor there is no speech in it.
-_UNHEARD_DB = 15.0
+# channel, in decibels: of two speakers in turns, the quieter one is found down to 20 to 30 dB. Below the
+# floor there is no speech in it, nor if its own level varies by less than speech does.
+_UNHEARD_DB = 20.0
 _FLOOR_DB = -80.0
+_LEAST_RANGE_DB = 10.0
 
 
 class Mixer:
@@ -35,14 +36,16 @@ class Mixer:
 
     def __init__(self) -> None:
         self._loudest = 0
-        # Mean square of each channel in its loudest step.
+        # Mean square of each channel in its loudest and in its quietest step.
         self._peaks = np.zeros(0, np.float32)
+        self._lows = np.zeros(0, np.float32)
 
     @property
     def quiet_channels(self) -> list[int]:
         """Channels so much quieter than the loudest one that their speech may be unheard in the mix."""
-        levels = 10 * np.log10(self._peaks + 1e-20)
+        levels, lows = (10 * np.log10(energies + 1e-20) for energies in (self._peaks, self._lows))
         quiet = (levels > _FLOOR_DB) & (levels < levels.max(initial=_FLOOR_DB) - _UNHEARD_DB)
+        quiet &= levels - lows > _LEAST_RANGE_DB
         return [int(channel) for channel in np.flatnonzero(quiet)]
 
     def mix(self, samples: Samples, rate: int) -> Samples:
@@ -56,7 +59,8 @@ class Mixer:
             part = samples[start : start + step]
             products = part.T @ part
             energies = products.diagonal()
-            self._note(energies / np.float32(len(part)))
+            if 2 * len(part) > step:
+                self._note(energies / np.float32(len(part)))
             if products.sum() < _CANCELLED * energies.sum():
                 if self._loudest >= channels or 2 * energies[self._loudest] < energies.max():
                     self._loudest = int(energies.argmax())
@@ -64,9 +68,12 @@ class Mixer:
         return mono
 
     def _note(self, levels: Samples) -> None:
-        if len(levels) > len(self._peaks):
-            self._peaks = np.pad(self._peaks, (0, len(levels) - len(self._peaks)))
-        self._peaks[: len(levels)] = np.maximum(self._peaks[: len(levels)], levels)
+        if (more := len(levels) - len(self._peaks)) > 0:
+            self._peaks = np.pad(self._peaks, (0, more))
+            self._lows = np.pad(self._lows, (0, more), constant_values=np.inf)
+        heard = slice(len(levels))
+        self._peaks[heard] = np.maximum(self._peaks[heard], levels)
+        self._lows[heard] = np.minimum(self._lows[heard], levels)
 
 
 class Scale:

@@ -11,6 +11,7 @@ from recordings import samples_of
 from speech import Clip
 
 from whisper_spark import WhisperOptions
+from whisper_spark.audio.channels import Mixer
 from whisper_spark.audio.features import LogMel
 from whisper_spark.audio.files import AudioFile
 from whisper_spark.audio.reader import FileReader, Finished
@@ -64,6 +65,13 @@ def test_quiet_channels_that_add_nothing_are_not_flagged(sentence: Samples) -> N
     # Noise, silence, and the other speaker's voice through the air.
     for other in (noise, np.zeros_like(sentence), 0.01 * sentence + noise):
         assert read(np.stack([sentence, other]))[1].flags == ()
+
+
+def test_channel_of_steady_noise_is_not_read_again(sentence: Samples) -> None:
+    noise = np.random.default_rng(1).normal(0, 0.0005, len(sentence)).astype(np.float32)
+    mixer = Mixer()
+    mixer.mix(np.stack([sentence, noise, 0.01 * sentence], axis=1), RATE)
+    assert mixer.quiet_channels == [2]
 
 
 def test_channel_of_usual_level_is_heard_in_the_mix(sentence: Samples) -> None:
