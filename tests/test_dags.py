@@ -53,7 +53,9 @@ def test_every_example_has_a_test_that_runs_it() -> None:
 # Each program is a child of one process that has imported what the DAG processor has already.
 LOADING = """
 import importlib, importlib.util, json, os, sys, time
+began = time.process_time()  # seconds of this process, whatever else the machine does
 import airflow.sdk
+print(json.dumps(time.process_time() - began), flush=True)
 
 def load(name):
     if name.endswith(".py"):
@@ -65,7 +67,7 @@ def load(name):
 for names in json.loads(sys.argv[1]):
     child = os.fork()
     if not child:
-        began = time.process_time()  # seconds of this process, whatever else the machine does
+        began = time.process_time()
         for name in names:
             load(name)
         print(json.dumps([time.process_time() - began, sorted(sys.modules)]), flush=True)
@@ -79,8 +81,8 @@ for names in json.loads(sys.argv[1]):
 class Load:
     """What it takes to import modules and DAG files."""
 
-    seconds: float
-    """Of processor time."""
+    share: float
+    """Processor time, as a share of what importing ``airflow.sdk`` took before."""
     modules: set[str]
     """All that are loaded in the end."""
 
@@ -92,9 +94,10 @@ def loaded(*groups: list[str]) -> list[Load]:
     command = [sys.executable, "-c", LOADING, json.dumps(groups)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    airflow, *lines = done.stdout.splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("[")]
     assert len(found) == len(groups)
-    return [Load(seconds, set(modules)) for seconds, modules in found]
+    return [Load(seconds / float(airflow), set(modules)) for seconds, modules in found]
 
 
 def public_modules() -> list[str]:
@@ -117,13 +120,13 @@ def test_what_airflow_parses_stays_light(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_airflow_parses_imports_in_under_a_second() -> None:
+def test_what_airflow_parses_imports_faster_than_airflow_itself() -> None:
     def too_slow(names: list[str]) -> list[str]:
         loads = zip(names, loaded(*([name] for name in names)), strict=True)
-        return [name for name, load in loads if load.seconds >= 1]
+        return [name for name, load in loads if load.share >= 1]
 
-    # Airflow parses DAG files again and again. A second import finds compiled what the first had to compile,
-    # and a busy host has slow moments.
+    # Airflow parses DAG files again and again: 0.4 s on usual machines; on slow ones everything takes longer.
+    # A second import finds compiled what the first had to compile, and a busy host has slow moments.
     slow = too_slow([*map(str, EXAMPLES), *public_modules()])
     assert not slow or too_slow(slow) == []
 

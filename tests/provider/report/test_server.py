@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from airflow.api_fastapi.core_api import security
+from airflow.models.connection import Connection
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 from staged_runs import STORAGE, row, staged_run
@@ -292,8 +293,12 @@ def test_no_connection_to_the_database_is_held_while_the_store_answers(
 @pytest.mark.slow
 def test_connection_of_the_team_is_used(monkeypatch: pytest.MonkeyPatch, reported: Run) -> None:
     asked: list[Any] = []
-    connection = SimpleNamespace(
-        conn_type="aws", login="k", password="s", extra_dejson={"endpoint_url": "http://127.0.0.1:1"}
+    connection = Connection(
+        conn_id="calls",
+        conn_type="aws",
+        login="k",
+        password="s",
+        extra='{"endpoint_url": "http://127.0.0.1:1"}',
     )
 
     def get(conn_id: str, team_name: str | None = None) -> Any:
