@@ -850,7 +850,7 @@ def test_check_of_a_cluster_names_what_each_executor_lacks(
     # The cluster may be put right, or be busy: a retry may help.
     assert not isinstance(caught.value, AirflowFailException)
     log = "".join(capfd.readouterr())
-    assert "executors            2 on 1 hosts, each with 1 core, 512 MiB of memory and 1 GPU" in log
+    assert "executors            2 on 1 hosts, each with 1 core, 512 MiB of memory and 1 GPU" in log, log
     assert "host 127.0.0.1: executor 0 (GPU 7), executor 1 (GPU 7)" in log
     assert re.search(r"ok +packages +pyspark 4", log)
     assert re.search(r"ok +staging .* can be written, read and deleted from", log)
