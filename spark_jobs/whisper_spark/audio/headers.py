@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from whisper_spark.audio.container import Bytes
 
@@ -21,19 +22,28 @@ _LARGEST = 64 * 1024 * 1024
 _ENCRYPTED = re.compile(rb"stsd\x00{4}\x00\x00\x00[\x01-\x08].{4}(?:enca|drms|aavd)", re.DOTALL)
 
 
-def is_encrypted(file: Bytes) -> bool:
-    """Whether the sound of an MP4 file is encrypted. FFmpeg decodes it to noise, or not at all."""
+def boxes(file: Bytes, most: int = _BOXES) -> Iterator[tuple[bytes, int, int]]:
+    """Name, offset and size in bytes of the boxes at the top of an MP4 file, until one has no valid size.
+
+    :param most: number of boxes to look at.
+    """
     position = 0
-    for _ in range(_BOXES):
+    for _ in range(most):
         box = file.at(position, 16)
         size = int.from_bytes(box[:4], "big")
         if size == 1:
             size = int.from_bytes(box[8:], "big")
         if len(box) < 16 or size < 8:
-            return False
-        if box[4:8] == b"moov":
-            return _ENCRYPTED.search(file.at(position, min(size, _LARGEST))) is not None
+            return
+        yield box[4:8], position, size
         position += size
+
+
+def is_encrypted(file: Bytes) -> bool:
+    """Whether the sound of an MP4 file is encrypted. FFmpeg decodes it to noise, or not at all."""
+    for name, position, size in boxes(file):
+        if name == b"moov":
+            return _ENCRYPTED.search(file.at(position, min(size, _LARGEST))) is not None
     return False
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from whisper_spark.audio.container import AudioError, Beginning, Bytes, open_container
 from whisper_spark.audio.demuxer import Demuxer
-from whisper_spark.audio.headers import header_fixes
+from whisper_spark.audio.headers import boxes, header_fixes
 from whisper_spark.audio.length import wav_data
 from whisper_spark.audio.losses import id3_bytes
 
@@ -103,18 +103,8 @@ def _own_bytes(file: Bytes, head: bytes) -> int:
 
 def _end_of_samples(file: Bytes) -> int:
     """Offset behind the first box of samples in an MP4 file; 0 when its size is not known."""
-    position = 0
-    for _ in range(_BOXES):
-        box = file.at(position, 16)
-        size = int.from_bytes(box[:4], "big")
-        if size == 1:
-            size = int.from_bytes(box[8:], "big")
-        if len(box) < 16 or size < 8:
-            break
-        position += size
-        if box[4:8] == b"mdat":
-            return position
-    return 0
+    found = (position + size for name, position, size in boxes(file, _BOXES) if name == b"mdat")
+    return next(found, 0)
 
 
 def next_container(file: Bytes, before: Demuxer) -> Demuxer | None:
