@@ -1,4 +1,4 @@
-"""Headers that FFmpeg misreads, and what it should read instead."""
+"""Walks through the headers of files, and corrects those that FFmpeg misreads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ _PCM, _EXTENSIBLE = 1, 0xFFFE
 # Chunks to look at for the format of a WAV file.
 _CHUNKS = 100
 
-
 # Boxes of an MP4 file to look at for its description, and the largest description in bytes.
 _BOXES = 1000
 _LARGEST = 64 * 1024 * 1024
 
 # The first sound of an MP4 file that is encrypted: Common Encryption, FairPlay, Audible.
 _ENCRYPTED = re.compile(rb"stsd\x00{4}\x00\x00\x00[\x01-\x08].{4}(?:enca|drms|aavd)", re.DOTALL)
+
+
+def id3_bytes(head: bytes) -> int:
+    """Size in bytes of the ID3v2 tag that begins with ``head``; 0 without one."""
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    size = 0
+    for byte in head[6:10]:
+        size = size << 7 | byte & 0x7F
+    return 10 + size
 
 
 def boxes(file: Bytes, most: int = _BOXES) -> Iterator[tuple[bytes, int, int]]:

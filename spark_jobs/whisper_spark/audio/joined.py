@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 
 from whisper_spark.audio.container import AudioError, Beginning, Bytes, open_container
 from whisper_spark.audio.demuxer import Demuxer
-from whisper_spark.audio.headers import boxes, header_fixes
+from whisper_spark.audio.headers import boxes, header_fixes, id3_bytes
 from whisper_spark.audio.length import wav_data
-from whisper_spark.audio.losses import id3_bytes
 
 # Broadcast formats, which can be opened at any position, and the size in bytes that the rest of the last
 # packet may have.

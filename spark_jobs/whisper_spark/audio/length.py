@@ -9,7 +9,7 @@ from typing import Any, Literal
 import av
 
 from whisper_spark.audio.container import Bytes
-from whisper_spark.audio.losses import id3_bytes
+from whisper_spark.audio.headers import id3_bytes
 
 # Seconds that may be missing although the declared length is exact: MP3 and AAC include the encoder's
 # padding.

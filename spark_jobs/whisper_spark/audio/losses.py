@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from whisper_spark.audio.container import Bytes
+from whisper_spark.audio.headers import id3_bytes
 
 # FFmpeg's names of streams of frames without timestamps, and the largest frame of each in bytes. FFmpeg puts
 # bytes that it skips into the next packet.
@@ -221,16 +222,6 @@ def _before_tags(file: Bytes) -> int:
     if footer.startswith(b"APETAGEX"):
         end -= int.from_bytes(footer[12:16], "little")
     return end
-
-
-def id3_bytes(head: bytes) -> int:
-    """Size in bytes of the ID3v2 tag that begins with ``head``; 0 without one."""
-    if head[:3] != b"ID3" or len(head) < 10:
-        return 0
-    size = 0
-    for byte in head[6:10]:
-        size = size << 7 | byte & 0x7F
-    return 10 + size
 
 
 def _adts_frame(file: Bytes, position: int, size: int) -> int | None:
