@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from whisper_spark.audio.container import Bytes
 
 # WAVE_FORMAT_PCM and WAVE_FORMAT_EXTENSIBLE.
 _PCM, _EXTENSIBLE = 1, 0xFFFE
+
+# Containers have a handful of chunks. A recording that was allocated and never written is all zeros, which
+# read as millions of empty ones.
+MOST_CHUNKS = 10_000
 
 # Chunks to look at for the format of a WAV file.
 _CHUNKS = 100
@@ -56,20 +61,28 @@ def is_encrypted(file: Bytes) -> bool:
     return False
 
 
+def wav_chunks(file: Bytes) -> Iterator[tuple[int, bytes]]:
+    """Offset and first 48 bytes of each chunk of a WAV file; fewer bytes at the end of the file."""
+    position = 12
+    for _ in range(MOST_CHUNKS):
+        if len(chunk := file.at(position, 8 + 40)) < 8:
+            return
+        yield position, chunk
+        size = int.from_bytes(chunk[4:8], "little")
+        position += 8 + size + size % 2
+
+
 def header_fixes(file: Bytes) -> dict[int, bytes]:
     """Bytes to read instead of those in the header of a WAV or AU file, by offset."""
     if file.at(0, 4) == b".snd":
         # Size of the samples. Recorders to a pipe leave 0, where FFmpeg expects the value for unknown.
         return {8: b"\xff\xff\xff\xff"} if file.at(8, 4) == bytes(4) else {}
-    position = 12
-    for _ in range(_CHUNKS):
-        chunk = file.at(position, 8 + 40)
-        size = int.from_bytes(chunk[4:8], "little")
+    for position, chunk in islice(wav_chunks(file), _CHUNKS):
         if chunk[:4] == b"fmt " and len(chunk) >= 24:
+            size = int.from_bytes(chunk[4:8], "little")
             return _sample_size_fixes(position + 8, chunk[8 : 8 + size])
-        if len(chunk) < 8 or chunk[:4] == b"data":
+        if chunk[:4] == b"data":
             break
-        position += 8 + size + size % 2
     return {}
 
 

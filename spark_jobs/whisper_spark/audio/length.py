@@ -9,7 +9,7 @@ from typing import Any, Literal
 import av
 
 from whisper_spark.audio.container import Bytes
-from whisper_spark.audio.headers import id3_bytes
+from whisper_spark.audio.headers import MOST_CHUNKS, id3_bytes, wav_chunks
 
 # Seconds that may be missing although the declared length is exact: MP3 and AAC include the encoder's
 # padding.
@@ -164,11 +164,6 @@ def _asf_bytes(head: bytes) -> int:
     return int.from_bytes(properties[24:32], "little")
 
 
-# Containers have a handful of chunks. A recording that was allocated and never written is all zeros, which
-# read as millions of empty ones.
-_MOST_CHUNKS = 10_000
-
-
 def _data_end(file: Bytes, position: int, name: int, order: Literal["little", "big"], header: int) -> int:
     """End of the chunk "data", in containers whose chunks have lengths of 64 bits; 0 when it is not known.
 
@@ -177,7 +172,7 @@ def _data_end(file: Bytes, position: int, name: int, order: Literal["little", "b
     :param header: size of the name and length of a chunk, if its length includes them, else 0. Chunks that
         include them are aligned to 8 bytes.
     """
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(MOST_CHUNKS):
         if len(chunk := file.at(position, name + 8)) < name + 8:
             break
         size = int.from_bytes(chunk[name:], order)
@@ -196,15 +191,12 @@ def wav_data(file: Bytes) -> tuple[int, int] | None:
     head = file.at(0, 12)
     if not head.startswith((b"RIFF", b"RF64")) or head[8:] != b"WAVE":
         return None
-    position, long = 12, 0
-    for _ in range(_MOST_CHUNKS):
-        if len(chunk := file.at(position, 24)) < 8:
-            break
+    long = 0
+    for position, chunk in wav_chunks(file):
         size = int.from_bytes(chunk[4:8], "little")
         if chunk[:4] == b"ds64":
             long = int.from_bytes(chunk[16:24], "little")
         if chunk[:4] == b"data":
             size = long if size == 0xFFFF_FFFF else size if size < 0x7FFF_0000 else 0
             return (position + 8, position + 8 + size) if size else None
-        position += 8 + size + size % 2
     return None
